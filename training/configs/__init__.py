@@ -1,0 +1,1 @@
+"""Presets of the training scripts, as YAML files."""
