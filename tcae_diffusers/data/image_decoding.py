@@ -1,0 +1,79 @@
+"""Decode any image file to an upright 8-bit RGB `PIL.Image`.
+
+One place decides what grey, palette, CMYK, 16-bit, transparent and rotated files become, so that every image source
+agrees. A file that cannot be decoded raises [`BrokenImageError`], which a training loop may count and skip.
+"""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class BrokenImageError(ValueError):
+    """An image that cannot be decoded.
+
+    Args:
+        path (`str`): The file, or a name that finds the sample in its dataset.
+        reason (`str`): What the decoder said.
+    """
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"cannot read image {path}: {reason}; replace or remove the file")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self):
+        # Exceptions cross process borders from DataLoader workers; the default would pass one argument only.
+        return type(self), (self.path, self.reason)
+
+
+def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
+    """Decode `file` to an RGB image of 8 bits per channel.
+
+    The EXIF orientation is applied, transparency is composed on white, CMYK and grey are converted, and 16-bit grey
+    (0-65535) is scaled to 0-255.
+
+    Args:
+        file (`str`, `os.PathLike` or `bytes`): A path, or the encoded bytes.
+        name (`str`, *optional*): What error messages call the image; the path when left out.
+
+    Returns:
+        `PIL.Image.Image` of mode RGB, fully loaded (no file stays open).
+
+    Raises:
+        BrokenImageError: The file is missing, truncated, not an image, or has a pixel type without a fixed range.
+    """
+    label = name or (os.fspath(file) if not isinstance(file, bytes) else "<bytes>")
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            image.load()
+            return to_rgb(image)
+    # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError ...
+    # Memory exhaustion is not the file's fault and must not be counted as such.
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BrokenImageError(label, f"{type(error).__name__}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded PIL image of any mode to upright RGB, as [`load_rgb_image`] describes."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        # "I;16", "I;16B" and, from some formats, "I" hold 16-bit samples, which PIL's convert() would clip at 255.
+        samples = np.asarray(image).astype(np.int64)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ValueError(f"integer samples of {samples.min()}..{samples.max()}, expected 0..65535")
+        return Image.fromarray(np.round(samples / 257).astype(np.uint8), mode="L").convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point samples have no fixed range; save the image with 8 or 16 bits per channel")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        # La and RGBa (premultiplied) convert to RGBA only through their own straight form.
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
