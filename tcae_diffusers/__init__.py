@@ -1,6 +1,10 @@
 """Deep-compression tokenizers for diffusers: the TC-AE autoencoder, its training, its pipeline and its evaluation."""
 
 from .models import AUTOENCODER_TC_PRESETS, AutoencoderTC
+from .pipelines import TCDiTPipeline
+from .registration import register_with_diffusers
 from .version import __version__
 
-__all__ = ["AUTOENCODER_TC_PRESETS", "AutoencoderTC", "__version__"]
+register_with_diffusers()
+
+__all__ = ["AUTOENCODER_TC_PRESETS", "AutoencoderTC", "TCDiTPipeline", "__version__"]

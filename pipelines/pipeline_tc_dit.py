@@ -1,0 +1,483 @@
+# Copyright 2026 The TCAE-Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`TCDiTPipeline`: class-conditional image generation with a diffusion transformer in the latent space of an
+autoencoder.
+
+This file stands alone (torch and diffusers are its only imports), so that an export can carry it to people who do not
+have this package; see `tcae_diffusers.pipelines.remote_code_export`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.embeddings import LabelEmbedding
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+
+logger = logging.get_logger(__name__)
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+
+    ```py
+    >>> import torch
+    >>> import tcae_diffusers
+    >>> from diffusers import DiffusionPipeline
+
+    >>> pipe = DiffusionPipeline.from_pretrained("path/to/a/saved/pipeline")
+    >>> generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    >>> images = pipe(["flags", "food-drink"], num_images_per_label=4, guidance_scale=2.0, generator=generators).images
+    ```
+"""
+
+
+class TCDiTPipeline(DiffusionPipeline):
+    r"""
+    Draws images of given classes: noise -> diffusion transformer and scheduler -> latent -> autoencoder -> image.
+
+    The model's prediction must fit the scheduler, and the pipeline checks that it does:
+
+    - `"flow_prediction"` (flow matching): `x_t = (1 - sigma) * x_0 + sigma * noise`, the transformer is called with
+      `timestep = 1000 * sigma` (float) and predicts the velocity `v = noise - x_0`. Schedulers:
+      `FlowMatchEulerDiscrete`, `FlowMatchHeunDiscrete`, and DPM-Solver++ or UniPC with
+      `prediction_type="flow_prediction", use_flow_sigmas=True`.
+    - `"epsilon"`, `"v_prediction"`, `"sample"`: variance-preserving diffusion with DDPM, DDIM, DPM-Solver++, UniPC,
+      Euler and the other schedulers of diffusers.
+
+    Args:
+        vae ([`AutoencoderTC`] or another diffusers autoencoder):
+            Decodes latents to images in `[-1, 1]`. Latents are `(B, C, H / ratio, W / ratio)`.
+        transformer ([`~diffusers.DiTTransformer2DModel`] or a model with its signature):
+            Called as `transformer(hidden_states, timestep=, class_labels=, return_dict=)` with `hidden_states` of
+            shape `(B, C, h, w)`. The null class, which stands for "no label", is the last row of its class table. A
+            transformer without diffusers' `LabelEmbedding` names it with `null_class_id` in its config, and the number
+            of classes with `num_classes`.
+        scheduler ([`~diffusers.SchedulerMixin`]):
+            Any scheduler whose prediction type is the transformer's.
+        guidance_transformer (same type as `transformer`, *optional*):
+            A weaker transformer (smaller, or an earlier checkpoint) for autoguidance (Karras et al., 2024).
+        id2label (`dict[int, str]`, *optional*):
+            Class names. A value may list synonyms: `"tench, Tinca tinca"`. Kept in `model_index.json`.
+        prediction_type (`str`, *optional*):
+            What the transformer predicts, see above. By default what `transformer.config.prediction_type` says, else
+            what `scheduler` is configured for. Kept in `model_index.json`, so that a later change of scheduler is
+            checked against the training and not against itself.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    # Autoguidance calls both transformers in every step: moving them in turns would cost more than it saves.
+    _exclude_from_cpu_offload = ["guidance_transformer"]  # noqa: RUF012 - diffusers' own form
+    _optional_components = ["guidance_transformer"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents", "class_labels", "model_output"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        transformer: ModelMixin,
+        scheduler: SchedulerMixin,
+        guidance_transformer: ModelMixin | None = None,
+        id2label: dict | None = None,
+        prediction_type: str | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
+        )
+        prediction_type = prediction_type or transformer.config.get("prediction_type")
+        prediction_type = prediction_type or scheduler_prediction_type(scheduler)
+        # JSON has only string keys; with string keys the config is the same before and after saving.
+        names = {str(int(class_id)): str(name) for class_id, name in (id2label or {}).items()}
+        self.register_to_config(id2label=names or None, prediction_type=prediction_type)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.spatial_compression_ratio)
+
+        if scheduler.config.get("clip_sample"):
+            logger.warning(
+                f"{scheduler.__class__.__name__} has clip_sample=True, which clips the predicted latent to [-1, 1]; "
+                "latents of unit variance exceed that. Use from_config(scheduler.config, clip_sample=False)."
+            )
+
+    # --------------------------------------------------------------------------------------------- what the models say
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels per latent position along one side."""
+        ratio = getattr(self.vae, "spatial_compression_ratio", None)
+        return ratio or 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes in the transformer's table, the null class not counted; `None` if it cannot be told."""
+        config = self.transformer.config
+        return config.get("num_classes", config.get("num_embeds_ada_norm"))
+
+    @property
+    def null_class_id(self) -> int | None:
+        """Class id that stands for "no label"; `None` for a transformer trained without one."""
+        if "null_class_id" in self.transformer.config:
+            return self.transformer.config.null_class_id
+        for module in self.transformer.modules():
+            if isinstance(module, LabelEmbedding):
+                has_null_row = module.embedding_table.num_embeddings > module.num_classes
+                return module.num_classes if has_null_row else None
+        return None
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id -> name as it was given, synonyms included."""
+        return {int(class_id): name for class_id, name in (self.config.id2label or {}).items()}
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Every name and synonym -> class id, sorted by name (the form of [`~diffusers.DiTPipeline`])."""
+        pairs = ((name.strip(), class_id) for class_id, names in self.id2label.items() for name in names.split(","))
+        return dict(sorted(pairs))
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the running call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of scheduler steps of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True`, from a callback or another thread, to skip the remaining steps."""
+        return self._interrupt
+
+    # ---------------------------------------------------------------------------------------------------- class labels
+
+    def get_label_ids(self, label: str | list[str]) -> list[int]:
+        """
+        Maps class names to class ids.
+
+        Args:
+            label (`str` or `list[str]`): Names as in `pipe.labels`; upper and lower case are the same.
+
+        Raises:
+            ValueError: for a name that no class has; the message lists near matches.
+        """
+        if not self.labels:
+            raise ValueError(f"Class name {label!r} given, but this pipeline has no id2label; pass class ids instead.")
+        folded = {name.casefold(): class_id for name, class_id in self.labels.items()}
+        class_ids = []
+        for name in [label] if isinstance(label, str) else label:
+            if name.strip().casefold() not in folded:
+                near = difflib.get_close_matches(name.strip().casefold(), folded, n=5, cutoff=0.5)
+                # Suggest names as they are written, not their folded form.
+                near = [written for written in self.labels if written.casefold() in near]
+                hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see pipe.labels for all names."
+                raise ValueError(f"There is no class named {name!r}; {hint}")
+            class_ids.append(folded[name.strip().casefold()])
+        return class_ids
+
+    def _prepare_class_labels(self, class_labels: Any) -> list[int]:
+        """Ids of the classes asked for: from an id, a name, a tensor, or any nesting of them."""
+        if isinstance(class_labels, str):
+            return self.get_label_ids(class_labels)
+        if hasattr(class_labels, "tolist"):  # torch.Tensor, np.ndarray and their scalars
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, Iterable):
+            return [class_id for label in class_labels for class_id in self._prepare_class_labels(label)]
+        if isinstance(class_labels, bool) or not isinstance(class_labels, int):
+            raise ValueError(
+                f"class_labels has {class_labels!r} of type {type(class_labels).__name__}; "
+                "expected class ids (int) or names."
+            )
+        is_null = class_labels == self.null_class_id
+        if self.id2label and class_labels not in self.id2label and not is_null:
+            known = f"{min(self.id2label)} to {max(self.id2label)}"
+            raise ValueError(f"Class id {class_labels} is not in id2label, whose ids are {known}; see pipe.id2label.")
+        if self.num_classes is not None and not 0 <= class_labels < self.num_classes and not is_null:
+            raise ValueError(
+                f"Class id {class_labels} is out of range; the transformer knows 0 to {self.num_classes - 1}."
+            )
+        return [class_labels]
+
+    # ---------------------------------------------------------------------------------------------------------- checks
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Raises a `ValueError` that names the offending value for what could only fail later or draw wrong images."""
+        scheduler_type = scheduler_prediction_type(self.scheduler)
+        if scheduler_type != self.config.prediction_type:
+            fix = f'prediction_type="{self.config.prediction_type}"'
+            if self.config.prediction_type == "flow_prediction":
+                fix += ", use_flow_sigmas=True"
+            raise ValueError(
+                f"The transformer was trained for {self.config.prediction_type!r}, but "
+                f"{self.scheduler.__class__.__name__} is set up for {scheduler_type!r}. Set it up accordingly, as in "
+                f"DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, {fix})."
+            )
+        if batch_size == 0:
+            raise ValueError("class_labels is empty; pass at least one class id or name.")
+
+        patch_size = self.transformer.config.get("patch_size") or 1
+        multiple = self.spatial_compression_ratio * patch_size
+        for name, value in (("height", height), ("width", width)):
+            if value <= 0 or value % multiple:
+                raise ValueError(
+                    f"{name} {value} is not a positive multiple of {multiple} (compression ratio "
+                    f"{self.spatial_compression_ratio} x patch size {patch_size}); draw larger and crop."
+                )
+        if height != width and isinstance(self.transformer, DiTTransformer2DModel):
+            raise ValueError(f"DiTTransformer2DModel draws squares only, got height {height} and width {width}.")
+
+        if guidance_scale > 1 and self.guidance_transformer is None and self.null_class_id is None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} needs a null class, and this transformer was trained without one; "
+                "pass guidance_scale=1, or give the pipeline a guidance_transformer."
+            )
+        start, end = guidance_interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(
+                f"guidance_interval {guidance_interval} must be (start, end) with 0 <= start <= end <= 1."
+            )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"{len(generator)} generators for {batch_size} images; pass one per image, or a single one."
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r} must be one of 'pil', 'np', 'pt', 'latent'.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; "
+                f"possible are {self._callback_tensor_inputs}."
+            )
+
+    # ----------------------------------------------------------------------------------------------------------- steps
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        The starting noise `(B, C, h, w)` in fp32: the sampler's state is kept in fp32 whatever the models' dtype is,
+        so rounding does not add up over the steps and the same seed starts from the same noise.
+        """
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents has shape {tuple(latents.shape)}, expected {shape}.")
+        # Schedulers of flow matching have no init_noise_sigma: their start is plain noise.
+        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _set_timesteps(self, num_inference_steps: int, num_tokens: int, device: torch.device) -> torch.Tensor:
+        config, kwargs = self.scheduler.config, {}
+        if config.get("use_dynamic_shifting"):
+            # Resolution-dependent shift: linear in the number of tokens, as in the Flux and SD3 pipelines.
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            kwargs["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
+        self.scheduler.set_timesteps(num_inference_steps, device=device, **kwargs)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps
+
+    def _predict(
+        self, transformer: ModelMixin, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        timestep = t.to(latents.device).expand(latents.shape[0])
+        output = transformer(latents.to(transformer.dtype), timestep=timestep, class_labels=ids, return_dict=False)[0]
+        return output.float()
+
+    def _guided_prediction(
+        self, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        """The transformer's output `(B, C or 2C, h, w)`, moved away from the guiding prediction by
+        `guidance_scale`."""
+        if guidance_scale <= 1:
+            return self._predict(self.transformer, latents, t, ids)
+
+        if self.guidance_transformer is not None:
+            conditional = self._predict(self.transformer, latents, t, ids)
+            guiding = self._predict(self.guidance_transformer, latents, t, ids)
+        else:
+            null = torch.full_like(ids, self.null_class_id)
+            both = self._predict(self.transformer, torch.cat([latents, latents]), t, torch.cat([ids, null]))
+            conditional, guiding = both.chunk(2)
+        # A learned variance, if any, fills the channels after the first C and is not guided (as in DiT).
+        channels = latents.shape[1]
+        guided = guiding[:, :channels] + guidance_scale * (conditional[:, :channels] - guiding[:, :channels])
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
+        config = self.vae.config
+        latents = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
+        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        return self.image_processor.postprocess(images.float(), output_type=output_type)
+
+    # ------------------------------------------------------------------------------------------------------------ call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | list | torch.Tensor,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        num_images_per_label: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict], dict] | PipelineCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Draws images.
+
+        Args:
+            class_labels (`int`, `str`, `torch.Tensor` or lists of them):
+                Class ids or names. `[[1], [2]]` is read as `[1, 2]`. `pipe.null_class_id` draws without a class.
+            height, width (`int`, *optional*):
+                Size in pixels, multiples of the compression ratio times the patch size. Default: the size trained on.
+            num_inference_steps (`int`, defaults to 50):
+                Denoising steps. Heun calls the transformer twice in all but the last.
+            guidance_scale (`float`, defaults to 4.0):
+                1 or less: no guidance. Above 1: classifier-free guidance against the null class (Ho and Salimans,
+                2022), or autoguidance when the pipeline has a `guidance_transformer`.
+            guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`):
+                Guide only where `start <= t <= end`, with `t = timestep / 1000` the noise level: 1 is pure noise, 0 is
+                clean (Kynkäänniemi et al., 2024). For flow matching `t` is sigma. Outside, a step costs half.
+            num_images_per_label (`int`, defaults to 1):
+                Images of one label follow each other in the output.
+            generator (`torch.Generator` or one per image, *optional*):
+                With one per image, an image depends on its own seed only, not on what else is in the batch.
+            latents (`torch.Tensor` of shape `(B, C, height / ratio, width / ratio)`, *optional*):
+                Starting noise of unit variance, `B` being labels times `num_images_per_label`.
+            eta (`float`, defaults to 0.0):
+                DDIM's eta; other schedulers ignore it.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`, `"np"` (`(B, H, W, 3)` in `[0, 1]`), `"pt"` (`(B, 3, H, W)` in `[0, 1]`) or `"latent"` (`(B,
+                C, h, w)`, fp32, as the scheduler left it: what the transformer was trained on).
+            return_dict (`bool`, defaults to `True`): `ImagePipelineOutput` with `.images`, or a tuple of them.
+            callback_on_step_end (`Callable` or `PipelineCallback`, *optional*):
+                Called as `callback(pipe, step, timestep, tensors)` after each step; may return changed `latents` or
+                `class_labels`, and may set `pipe._interrupt = True` to skip the remaining steps.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
+                Which tensors it gets: of `"latents"` (default), `"class_labels"`, `"model_output"`.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or `tuple`.
+
+        Raises:
+            ValueError: for an unknown class, a size, latent or number of generators that does not fit, guidance
+            without a null
+                class, or a scheduler of another prediction type.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["latents"]
+
+        # 1. Check the request
+        ratio = self.spatial_compression_ratio
+        trained_size = self.transformer.config.sample_size * ratio
+        if latents is not None and latents.ndim == 4:
+            height, width = height or latents.shape[2] * ratio, width or latents.shape[3] * ratio
+        height, width = height or trained_size, width or trained_size
+        if num_images_per_label < 1:
+            raise ValueError(f"num_images_per_label {num_images_per_label} must be at least 1.")
+        class_ids = [i for i in self._prepare_class_labels(class_labels) for _ in range(num_images_per_label)]
+        self.check_inputs(
+            len(class_ids),
+            height,
+            width,
+            guidance_scale,
+            guidance_interval,
+            generator,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+
+        # 2. Prepare timesteps, labels and noise
+        device = self._execution_device
+        class_labels = torch.tensor(class_ids, device=device)
+        latent_shape = (len(class_ids), self.transformer.config.in_channels, height // ratio, width // ratio)
+        num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
+        timesteps = self._set_timesteps(num_inference_steps, num_tokens, device)
+        latents = self.prepare_latents(latent_shape, device, generator, latents)
+        step_parameters = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {k: v for k, v in (("generator", generator), ("eta", eta)) if k in step_parameters}
+        learned_variance = str(self.scheduler.config.get("variance_type")).startswith("learned")
+
+        # 3. Denoise
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                noise_level = float(t) / self.scheduler.config.num_train_timesteps
+                guided_here = guidance_interval[0] <= noise_level <= guidance_interval[1]
+                model_input = latents
+                if hasattr(self.scheduler, "scale_model_input"):
+                    model_input = self.scheduler.scale_model_input(latents, t)
+                model_output = self._guided_prediction(
+                    model_input, t, class_labels, self.guidance_scale if guided_here else 1.0
+                )
+                if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
+                    model_output = model_output.chunk(2, dim=1)[0]
+                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents, "class_labels": class_labels, "model_output": model_output}
+                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, i, t, asked) or {}
+                    latents = changed.pop("latents", latents)
+                    class_labels = changed.pop("class_labels", class_labels)
+                progress_bar.update()
+
+        # 4. Decode
+        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def scheduler_prediction_type(scheduler: SchedulerMixin) -> str:
+    """
+    What `scheduler` takes the model's output for: `"flow_prediction"`, `"epsilon"`, `"v_prediction"` or `"sample"`.
+
+    Raises:
+        ValueError: for `"flow_prediction"` on the noise schedule of a variance-preserving diffusion, which draws noise
+        only.
+    """
+    if scheduler.__class__.__name__.startswith("FlowMatch"):
+        return "flow_prediction"
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    if prediction_type == "flow_prediction" and not scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{scheduler.__class__.__name__} has prediction_type='flow_prediction' but not use_flow_sigmas=True; "
+            "use from_config(scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
+        )
+    return prediction_type
+
+
+TCDiTPipeline.__call__.__doc__ += EXAMPLE_DOC_STRING

@@ -1,0 +1,316 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderDC,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from tcae_diffusers.pipelines import TCDiTPipeline
+
+from .conftest import make_transformer
+
+
+def seeds(*numbers):
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+class ExactFlow(torch.nn.Module):
+    """A transformer that knows the answer: every latent flows to `target` (of its class), so `v = noise - target`."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.model = make_transformer()
+        self.config, self.target = self.model.config, target
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.calls = []
+
+    def forward(self, hidden_states, timestep, class_labels, return_dict):
+        self.calls.append((timestep[0].item(), class_labels.tolist()))
+        sigma = (timestep / 1000)[:, None, None, None]
+        noise = (hidden_states - (1 - sigma) * self.target) / sigma
+        return (noise - self.target,)
+
+
+FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FLOW_SCHEDULERS = {
+    "euler": FlowMatchEulerDiscreteScheduler(),
+    "euler-shift": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "euler-dynamic-shift": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    "heun": FlowMatchHeunDiscreteScheduler(),
+    "dpmsolver++": DPMSolverMultistepScheduler(**FLOW_SOLVER),
+    "unipc": UniPCMultistepScheduler(**FLOW_SOLVER),
+}
+
+
+@pytest.mark.parametrize("scheduler", FLOW_SCHEDULERS.values(), ids=FLOW_SCHEDULERS)
+def test_flow_matching_with_the_exact_velocity_reaches_the_target(make_pipeline, scheduler):
+    target = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(7))
+    transformer = ExactFlow(target)
+    pipeline = make_pipeline(scheduler=scheduler)
+    pipeline.transformer = transformer
+    latent = pipeline(1, num_inference_steps=4, guidance_scale=1, output_type="latent").images
+    # DPM-Solver++ and UniPC round timesteps to integers: 1/1000 of the noise level.
+    assert (latent - target).abs().max() < 0.02
+    called_at = [timestep for timestep, _ in transformer.calls]
+    assert called_at[0] > 990
+    assert called_at == sorted(called_at, reverse=True)
+
+
+DIFFUSION_SCHEDULERS = {
+    "ddpm": DDPMScheduler(clip_sample=False),
+    "ddpm-v": DDPMScheduler(clip_sample=False, prediction_type="v_prediction"),
+    "ddim": DDIMScheduler(clip_sample=False),
+    "dpmsolver++": DPMSolverMultistepScheduler(),
+    "dpmsolver++-sde": DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    "unipc": UniPCMultistepScheduler(prediction_type="v_prediction"),
+    "euler": EulerDiscreteScheduler(),
+}
+
+
+@pytest.mark.parametrize("scheduler", {**FLOW_SCHEDULERS, **DIFFUSION_SCHEDULERS}.values())
+def test_each_image_depends_on_its_own_seed_and_class_only(make_pipeline, scheduler):
+    pipeline = make_pipeline(scheduler=scheduler)
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent", "eta": 0.5}
+    batch = pipeline(["flags", "food-drink", "flags"], generator=seeds(1, 2, 3), **settings).images
+    assert torch.isfinite(batch).all()
+    for i, (label, seed) in enumerate([(0, 1), (1, 2), (0, 3)]):
+        alone = pipeline(label, generator=seeds(seed), **settings).images
+        torch.testing.assert_close(batch[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+    other_class = pipeline(2, generator=seeds(1), **settings).images
+    assert not torch.allclose(batch[:1], other_class, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "class_labels", [[1, 0], ["food-drink", "national flags"], [[1], [0]], torch.tensor([1, 0]), np.array([[1], [0]])]
+)
+def test_class_labels_may_be_ids_names_or_nested(make_pipeline, class_labels):
+    ids = make_pipeline()._prepare_class_labels(class_labels)
+    assert ids == [1, 0]
+
+
+def test_output_types_and_order_of_images(make_pipeline, tiny_vae):
+    pipeline = make_pipeline()
+    settings = {"num_inference_steps": 2, "num_images_per_label": 2}
+    images = {
+        kind: pipeline([0, 1], generator=seeds(0, 1, 2, 3), output_type=kind, **settings).images
+        for kind in ("latent", "pt", "np", "pil")
+    }
+    assert images["latent"].shape == (4, 4, 2, 2)
+    decoded = tiny_vae.decode(images["latent"]).sample
+    torch.testing.assert_close(images["pt"], (decoded / 2 + 0.5).clamp(0, 1))
+    np.testing.assert_allclose(images["np"], images["pt"].permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.asarray(images["pil"][2]), (images["np"][2] * 255).round().astype("uint8"))
+    second_of_first_label = pipeline(0, generator=seeds(1), num_inference_steps=2, output_type="latent").images
+    torch.testing.assert_close(images["latent"][1:2], second_of_first_label, rtol=1e-4, atol=1e-4)
+    as_tuple = pipeline(0, generator=seeds(1), num_inference_steps=2, output_type="latent", return_dict=False)
+    assert torch.equal(as_tuple[0], second_of_first_label)
+
+
+def test_foreign_autoencoders_are_decoded_by_their_scaling_factor(make_pipeline):
+    torch.manual_seed(0)
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    ).eval()
+    pipeline = make_pipeline(vae=vae)
+    assert pipeline.spatial_compression_ratio == 2
+    settings = {"num_inference_steps": 1, "guidance_scale": 1}
+    latent = pipeline(0, generator=seeds(0), output_type="latent", **settings).images
+    image = pipeline(0, generator=seeds(0), output_type="pt", **settings).images
+    torch.testing.assert_close(image, (vae.decode(latent / 0.4).sample / 2 + 0.5).clamp(0, 1))
+
+
+def test_other_sizes_and_given_latents(make_pipeline):
+    pipeline = make_pipeline()
+    assert pipeline(0, num_inference_steps=1, output_type="pil").images[0].size == (16, 16)
+    assert pipeline(0, num_inference_steps=1, height=32, width=32).images[0].size == (32, 32)
+    noise = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(5))
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    given = pipeline(0, latents=noise, **settings).images
+    drawn = pipeline(0, generator=seeds(5), height=24, width=24, **settings).images
+    assert torch.equal(given, drawn)
+
+
+def test_guidance_moves_away_from_the_null_class_within_the_interval_only(make_pipeline):
+    transformer = ExactFlow(torch.zeros(1, 4, 2, 2))
+    pipeline = make_pipeline()
+    pipeline.transformer = transformer
+    pipeline([0, 1], num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.3, 0.8), output_type="latent")
+    # Four steps of FlowMatchEuler are at noise levels 1, 0.667, 0.334 and 0.001. 3 is the null class of three classes.
+    assert [labels for _, labels in transformer.calls] == [[0, 1], [0, 1, 3, 3], [0, 1, 3, 3], [0, 1]]
+
+
+def test_guided_prediction_follows_its_formula(make_pipeline, tiny_transformer):
+    weaker = make_transformer(seed=1, num_layers=1)
+    x, t, ids = torch.randn(2, 4, 2, 2), torch.tensor(500.0), torch.tensor([0, 2])
+    timestep = t.expand(2)
+    with torch.no_grad():
+        conditional = tiny_transformer(x, timestep, ids).sample
+        unconditional = tiny_transformer(x, timestep, torch.tensor([3, 3])).sample
+        weak = weaker(x, timestep, ids).sample
+        for guiding, pipeline in (
+            (unconditional, make_pipeline()),
+            (weak, make_pipeline(guidance_transformer=weaker)),
+        ):
+            guided = pipeline._guided_prediction(x, t, ids, 2.5)
+            torch.testing.assert_close(guided, 2.5 * conditional - 1.5 * guiding, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_variance_reaches_the_scheduler_that_uses_it_and_no_other(make_pipeline):
+    transformer = make_transformer(out_channels=8)
+    settings = {"num_inference_steps": 3, "output_type": "latent"}
+    for scheduler in (
+        DDIMScheduler(clip_sample=False),
+        DDPMScheduler(clip_sample=False, variance_type="learned_range"),
+    ):
+        pipeline = make_pipeline(transformer=transformer, scheduler=scheduler)
+        latent = pipeline([0, 1], generator=seeds(0, 1), **settings).images
+        assert latent.shape == (2, 4, 2, 2)
+        assert torch.isfinite(latent).all()
+
+
+def test_step_end_callback_sees_and_changes_tensors_and_can_stop(make_pipeline):
+    pipeline = make_pipeline()
+    steps = []
+
+    def stop_after_two(pipe, step, timestep, tensors):
+        steps.append((step, sorted(tensors)))
+        pipe._interrupt = step == 1
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    latent = pipeline(
+        0,
+        num_inference_steps=5,
+        output_type="latent",
+        callback_on_step_end=stop_after_two,
+        callback_on_step_end_tensor_inputs=["latents", "model_output"],
+    ).images
+    assert steps == [(0, ["latents", "model_output"]), (1, ["latents", "model_output"])]
+    assert (latent == 0).all()
+    assert not pipeline(0, num_inference_steps=2, output_type="latent").images.eq(0).any(), "the next call must run"
+
+
+def test_progress_bar_counts_scheduler_steps(make_pipeline, capsys):
+    pipeline = make_pipeline(scheduler=FlowMatchHeunDiscreteScheduler())
+    pipeline.set_progress_bar_config(disable=False, mininterval=0)
+    pipeline(0, num_inference_steps=3, output_type="latent")
+    assert "5/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_fp32(make_pipeline, dtype, tiny_vae):
+    settings = {"num_inference_steps": 4, "output_type": "pt", "guidance_scale": 2.0}
+    expected = make_pipeline()(1, generator=seeds(0), **settings).images
+    half_vae = type(tiny_vae).from_config(tiny_vae.config).eval()
+    half_vae.load_state_dict(tiny_vae.state_dict())
+    pipeline = make_pipeline(vae=half_vae, transformer=make_transformer()).to(dtype=dtype)
+    image = pipeline(1, generator=seeds(0), **settings).images
+    assert image.dtype == torch.float32
+    assert (image - expected).abs().mean() < 0.02
+
+
+def test_save_and_load_keep_everything(make_pipeline, tmp_path):
+    weaker = make_transformer(seed=1, num_layers=1)
+    pipeline = make_pipeline(guidance_transformer=weaker)
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    expected = pipeline("food-drink", generator=seeds(0), **settings).images
+    pipeline.save_pretrained(tmp_path)
+    loaded = TCDiTPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.id2label == {0: "flags, national flags", 1: "food-drink", 2: "animals-nature"}
+    assert loaded.labels == pipeline.labels
+    assert loaded.config.prediction_type == "flow_prediction"
+    for name in ("vae", "transformer", "guidance_transformer"):
+        saved, kept = getattr(pipeline, name).state_dict(), getattr(loaded, name).state_dict()
+        assert saved.keys() == kept.keys()
+        assert all(torch.equal(saved[key], kept[key]) for key in saved)
+    # Not bit-equal: loaded weights are memory-mapped, and matmul kernels depend on the alignment of their memory.
+    image = loaded("food-drink", generator=seeds(0), **settings).images
+    torch.testing.assert_close(image, expected, rtol=1e-4, atol=1e-4)
+
+    without = TCDiTPipeline.from_pretrained(tmp_path, guidance_transformer=None)
+    without.set_progress_bar_config(disable=True)
+    assert without.guidance_transformer is None
+    assert not torch.allclose(without(1, generator=seeds(0), **settings).images, expected)
+    without.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["guidance_transformer"] == [None, None]
+
+
+def test_a_scheduler_of_another_prediction_type_is_refused(make_pipeline):
+    pipeline = make_pipeline()
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match=r"trained for 'flow_prediction'.*'epsilon'.*use_flow_sigmas=True"):
+        pipeline(0)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **FLOW_SOLVER)
+    pipeline(0, num_inference_steps=1)
+
+
+def test_a_model_without_a_null_class_draws_unguided_only(make_pipeline):
+    transformer = make_transformer()
+    for block in transformer.transformer_blocks:
+        embedder = block.norm1.emb.class_embedder
+        embedder.embedding_table = torch.nn.Embedding(3, 16)
+    pipeline = make_pipeline(transformer=transformer)
+    assert pipeline.null_class_id is None
+    pipeline(0, num_inference_steps=1, guidance_scale=1)
+    with pytest.raises(ValueError, match="needs a null class"):
+        pipeline(0, num_inference_steps=1, guidance_scale=2)
+
+
+def test_the_null_class_is_the_last_row_and_can_be_drawn(make_pipeline):
+    wide = make_pipeline(transformer=make_transformer(num_embeds_ada_norm=1000))
+    assert wide.null_class_id == 1000
+    assert len(wide(1000, num_inference_steps=1).images) == 1
+    assert make_pipeline().null_class_id == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"class_labels": "flag"}, r"no class named 'flag'; did you mean .*'flags'"),
+        ({"class_labels": ["Animal-natur"]}, r"did you mean 'animals-nature'"),
+        ({"class_labels": "xyzzy"}, r"see pipe.labels"),
+        ({"class_labels": 4}, r"Class id 4 is not in id2label, whose ids are 0 to 2"),
+        ({"class_labels": -1}, r"Class id -1"),
+        ({"class_labels": 1.5}, r"1.5 of type float"),
+        ({"class_labels": []}, r"class_labels is empty"),
+        ({"height": 20}, r"height 20 is not a positive multiple of 8"),
+        ({"height": 16, "width": 32}, r"squares only, got height 16 and width 32"),
+        ({"latents": torch.zeros(2, 4, 2, 2)}, r"latents has shape \(2, 4, 2, 2\), expected \(1, 4, 2, 2\)"),
+        ({"latents": torch.zeros(1, 4, 2)}, r"latents has shape"),
+        ({"generator": seeds(0, 1)}, r"2 generators for 1 images"),
+        ({"num_images_per_label": 0}, r"num_images_per_label 0"),
+        ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval \(0.5, 0.2\)"),
+        ({"output_type": "jpeg"}, r"output_type 'jpeg'"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt"]}, r"\['prompt'\]"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(make_pipeline, call, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**{"class_labels": 0, "num_inference_steps": 1, **call})
+
+
+def test_class_ids_beyond_the_table_are_refused_without_names_too(make_pipeline):
+    pipeline = make_pipeline(id2label=None)
+    with pytest.raises(ValueError, match="out of range; the transformer knows 0 to 2"):
+        pipeline(7)
+    with pytest.raises(ValueError, match="has no id2label"):
+        pipeline("flags")
