@@ -1,1 +1,23 @@
+"""What the training scripts share: arguments, checkpoints, signals, non-finite steps, progress. The loops are theirs."""
 
+from .arguments import RunArguments, parse_arguments
+from .checkpoint import CheckpointError, CheckpointManager
+from .nonfinite import NonFiniteError, NonFiniteGuard
+from .progress import TrainingProgress
+from .run import prepare_run_folder, save_model, start_accelerator, start_trackers
+from .signals import StopSignal
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointManager",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "RunArguments",
+    "StopSignal",
+    "TrainingProgress",
+    "parse_arguments",
+    "prepare_run_folder",
+    "save_model",
+    "start_accelerator",
+    "start_trackers",
+]

@@ -1,0 +1,164 @@
+"""Checkpoints that exist completely or not at all."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+logger = get_logger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, is not whole, or belongs to another run."""
+
+
+class CheckpointManager:
+    """
+    Saves and loads the accelerator's whole state under `folder/step-<n>`.
+
+    A checkpoint is written to a temporary folder beside its place, synced to disk, given a manifest (size and sha256
+    of each file), and renamed as the last act; only then are older ones removed. A kill at any moment leaves the
+    previous checkpoint as the latest.
+
+    Args:
+        accelerator (`Accelerator`): Everything prepared by it or registered with `register_for_checkpointing` is
+            saved.
+        folder (`Path`): Where the checkpoints go.
+        keep (`int`): Number of checkpoints to keep.
+        identity (`dict`): What must be equal for a checkpoint to continue this run, such as the model's configuration
+            and the seed.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, keep: int, identity: dict[str, Any]):
+        self.accelerator = accelerator
+        self.folder = Path(folder)
+        self.keep = keep
+        # Through JSON and back, so that tuples compare equal to the lists of a stored manifest.
+        self.identity = json.loads(json.dumps(identity))
+
+    def save(self, step: int, samples_seen: int) -> Path:
+        """
+        Args:
+            step (`int`): Optimizer steps done.
+            samples_seen (`int`): Training images consumed by all ranks so far.
+
+        Raises:
+            CheckpointError: if writing failed, for example because the disk is full; earlier checkpoints are intact.
+        """
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".writing-step-{step:08d}"
+        if final.exists() and _verify(final) is None:
+            return final
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".writing-*"):
+                shutil.rmtree(leftover)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self._finish(temporary, final, step, samples_seen)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            hint = "the disk is full; free some space" if full else "check that the folder is writable and has space"
+            raise CheckpointError(
+                f"could not write checkpoint {final}: {error}; {hint}. Earlier checkpoints are intact."
+            ) from error
+        self.accelerator.wait_for_everyone()
+        return final
+
+    def _finish(self, temporary: Path, final: Path, step: int, samples_seen: int) -> None:
+        files = {}
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            files[str(file.relative_to(temporary))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+            _sync(file)
+        manifest = {"step": step, "samples_seen": samples_seen, "identity": self.identity, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _sync(temporary / MANIFEST)
+        _sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(self.folder)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint whose manifest verifies, or `None`. Broken ones are named in the log."""
+        for candidate in reversed(self._all()):
+            problem = _verify(candidate)
+            if problem is None:
+                return candidate
+            logger.warning(f"checkpoint {candidate} is not whole and is passed over: {problem}")
+        return None
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """
+        Load a checkpoint into the accelerator's objects.
+
+        Returns:
+            `dict`: its manifest, with `step` and `samples_seen`.
+
+        Raises:
+            CheckpointError: if it does not exist, is not whole, or was written by a run with another identity.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"checkpoint {path} does not exist; pass --resume latest or a step-* folder.")
+        problem = _verify(path)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {path} is not whole: {problem}. Resume from an older one.")
+        manifest = json.loads((path / MANIFEST).read_text())
+        for key in sorted(self.identity.keys() | manifest["identity"].keys()):
+            stored, current = manifest["identity"].get(key), self.identity.get(key)
+            if stored != current:
+                raise CheckpointError(
+                    f"checkpoint {path} belongs to another run: its {key} is {stored}, this run's is {current}. Use"
+                    " the same setting, or start anew in another output_dir."
+                )
+        self.accelerator.load_state(str(path))
+        return manifest
+
+
+def _verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or `None`."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its manifest cannot be read ({error})"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["size"]:
+            return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} was altered (sha256 differs)"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

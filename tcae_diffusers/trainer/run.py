@@ -1,0 +1,73 @@
+"""Start and end of a run: folder, accelerator, trackers, final model."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import ModelMixin
+
+from .arguments import RunArguments, save_arguments
+
+
+def prepare_run_folder(arguments: RunArguments) -> Path:
+    """
+    Make the run's folder and check that writing into it works before anything slow begins.
+
+    Raises:
+        OSError: if it cannot be made or written; the message names it.
+        FileExistsError: if it holds another run and `--resume` was not given.
+    """
+    folder = Path(arguments.output_dir)
+    if any((folder / "checkpoints").glob("step-*")) and arguments.resume is None:
+        raise FileExistsError(
+            f"output_dir {folder} already holds checkpoints; pass --resume latest to go on, or another output_dir."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"output_dir {folder} cannot be written: {error.strerror or error}.") from error
+    return folder
+
+
+def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
+    """Build the accelerator, seed every rank alike (ranks draw alike initial weights), and save the arguments."""
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+    )
+    set_seed(arguments.seed)
+    if accelerator.is_main_process:
+        save_arguments(arguments, folder / "arguments.yaml")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str, first_step: int) -> None:
+    """Open the trackers; entries after `first_step` left by a killed process are dropped by TensorBoard."""
+    config = {
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in asdict(arguments).items()
+    }
+    # A run that starts anew in the middle of an old log would draw two curves at once.
+    kwargs = {"tensorboard": {"purge_step": first_step}} if arguments.report_to == "tensorboard" else {}
+    accelerator.init_trackers(name, config=config, init_kwargs=kwargs)
+
+
+def save_model(model: ModelMixin, folder: Path) -> None:
+    """`model.save_pretrained(folder)`, replaced as a whole: a reader sees the old model or the new one."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    model.save_pretrained(temporary)
+    os.chmod(temporary, 0o755)
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        os.rename(folder, old / "model")
+        os.rename(temporary, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(temporary, folder)
