@@ -30,7 +30,14 @@ def tiny_vae():
 def make_transformer(seed=0, **config):
     """DiT with random output layers: diffusers' init would do, but makes outputs nearly blind to class and time."""
     torch.manual_seed(seed)
-    config = {"in_channels": 4, "sample_size": 2, "num_embeds_ada_norm": 3, "num_layers": 2, **config}
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 2,
+        "num_embeds_ada_norm": 3,
+        "num_layers": 2,
+        **config,
+    }
     transformer = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, patch_size=1, **config).eval()
     with torch.no_grad():
         for parameter in transformer.parameters():

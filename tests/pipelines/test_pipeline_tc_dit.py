@@ -76,7 +76,11 @@ DIFFUSION_SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("scheduler", {**FLOW_SCHEDULERS, **DIFFUSION_SCHEDULERS}.values())
+@pytest.mark.parametrize(
+    "scheduler",
+    [*FLOW_SCHEDULERS.values(), *DIFFUSION_SCHEDULERS.values()],
+    ids=[*(f"flow-{name}" for name in FLOW_SCHEDULERS), *DIFFUSION_SCHEDULERS],
+)
 def test_each_image_depends_on_its_own_seed_and_class_only(make_pipeline, scheduler):
     pipeline = make_pipeline(scheduler=scheduler)
     settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent", "eta": 0.5}

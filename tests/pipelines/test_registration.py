@@ -1,0 +1,159 @@
+"""One test per way to load, as the package promises them; see tcae_diffusers/registration.py."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, DiTPipeline
+
+import tcae_diffusers
+from tcae_diffusers import AutoencoderTC, TCDiTPipeline
+from tcae_diffusers.registration import register_with_diffusers
+
+from .loopback_hub import LoopbackHub
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tiny_vae, tiny_transformer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved_pipeline")
+    TCDiTPipeline(tiny_vae, tiny_transformer, DDIMScheduler(clip_sample=False), id2label={0: "flags"}).save_pretrained(
+        folder, variant="fp16"
+    )
+    TCDiTPipeline(tiny_vae, tiny_transformer, DDIMScheduler(clip_sample=False), id2label={0: "flags"}).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def assert_same_weights(loaded, expected):
+    assert type(loaded) is type(expected)
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.state_dict().items())
+
+
+def test_pipelines_save_the_short_library_name(pipeline_folder):
+    index = json.loads((pipeline_folder / "model_index.json").read_text())
+    assert index["vae"] == ["tcae", "AutoencoderTC"]
+    assert index["_class_name"] == "TCDiTPipeline"
+
+
+@pytest.mark.parametrize("pipeline_class", [DiffusionPipeline, TCDiTPipeline])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_plain_and_own_pipeline_class_load_a_folder(pipeline_folder, tiny_vae, pipeline_class, variant):
+    pipeline = pipeline_class.from_pretrained(pipeline_folder, variant=variant)
+    assert type(pipeline) is TCDiTPipeline
+    assert pipeline.id2label == {0: "flags"}
+    assert_same_weights(pipeline.vae, tiny_vae)
+
+
+def test_stock_dit_pipeline_takes_the_autoencoder(tiny_vae, tmp_path):
+    """Stock DiTPipeline takes 1000 for the null class and reads `out_channels`: the transformer must have both."""
+    from .conftest import make_transformer
+
+    transformer = make_transformer(num_embeds_ada_norm=1000)
+    TCDiTPipeline(tiny_vae, transformer, DDIMScheduler(clip_sample=False), id2label={0: "flags"}).save_pretrained(
+        tmp_path
+    )
+    vae = AutoencoderTC.from_pretrained(tmp_path, subfolder="vae")
+    stock = DiTPipeline.from_pretrained(tmp_path, vae=vae)
+    ours = DiffusionPipeline.from_pretrained(tmp_path)
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"}
+    stock_images, our_images = (
+        pipeline(pipeline.get_label_ids(["flags"]), generator=torch.manual_seed(0), **settings).images
+        for pipeline in (stock, ours)
+    )
+    assert stock_images.shape == (1, 16, 16, 3)
+    torch.testing.assert_close(torch.tensor(stock_images), torch.tensor(our_images), rtol=1e-4, atol=1e-4)
+
+
+def test_auto_model_loads_the_model_alone_or_from_a_pipeline(pipeline_folder, tiny_vae):
+    assert_same_weights(AutoModel.from_pretrained(str(pipeline_folder / "vae")), tiny_vae)
+    assert_same_weights(AutoModel.from_pretrained(str(pipeline_folder), subfolder="vae"), tiny_vae)
+    assert type(AutoModel.from_config(tiny_vae.config)) is AutoencoderTC
+
+
+PROBE = """
+import json, pickle, sys
+pickled, folder, repository = sys.argv[1:]
+with open(pickled, "rb") as file:
+    model = pickle.load(file)          # before any import of ours: the pickle must bring the package by itself
+results = {"unpickled": type(model).__name__}
+
+import tcae_diffusers
+from diffusers import AutoencoderTC, AutoModel, DiffusionPipeline, DiTPipeline
+
+def loaded(pipeline):
+    weights = pipeline.vae.state_dict()
+    same = all(weights[name].equal(value) for name, value in model.state_dict().items())
+    return [type(pipeline).__name__, type(pipeline.vae) is AutoencoderTC and same]
+
+results["local"] = loaded(DiffusionPipeline.from_pretrained(folder))
+results["hub"] = loaded(DiffusionPipeline.from_pretrained(repository))
+results["hub own class"] = loaded(tcae_diffusers.TCDiTPipeline.from_pretrained(repository))
+vae = AutoencoderTC.from_pretrained(repository, subfolder="vae")
+results["hub stock"] = loaded(DiTPipeline.from_pretrained(repository, vae=vae))
+results["hub auto model"] = type(AutoModel.from_pretrained(repository, subfolder="vae")).__name__
+results["hub model alone"] = type(AutoModel.from_pretrained(repository + "-vae")).__name__
+print("RESULTS" + json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize("disable_remote_code", ["0", "1"])
+def test_a_fresh_process_loads_from_pickle_folder_and_hub(pipeline_folder, tiny_vae, tmp_path, disable_remote_code):
+    """None of these ways executes code of the repository, so forbidding that must change nothing."""
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(tiny_vae))
+    with LoopbackHub({"lab/flags": pipeline_folder, "lab/flags-vae": pipeline_folder / "vae"}) as hub:
+        finished = subprocess.run(
+            [sys.executable, "-c", PROBE, tmp_path / "model.pickle", pipeline_folder, "lab/flags"],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": hub.endpoint,
+                "HF_HOME": str(tmp_path / "hf_home"),
+                "HF_HUB_OFFLINE": "0",
+                "DIFFUSERS_DISABLE_REMOTE_CODE": disable_remote_code,
+            },
+            capture_output=True,
+            text=True,
+        )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads(finished.stdout.split("RESULTS")[1])
+    assert results == {
+        "unpickled": "AutoencoderTC",
+        "local": ["TCDiTPipeline", True],
+        "hub": ["TCDiTPipeline", True],
+        "hub own class": ["TCDiTPipeline", True],
+        "hub stock": ["DiTPipeline", True],
+        "hub auto model": "AutoencoderTC",
+        "hub model alone": "AutoencoderTC",
+    }
+    assert any("diffusion_pytorch_model.safetensors" in request for request in hub.requests)
+
+
+def test_pickle_round_trip_in_one_process(tiny_vae):
+    assert_same_weights(pickle.loads(pickle.dumps(tiny_vae)), tiny_vae)
+    assert pickle.loads(pickle.dumps(TCDiTPipeline)) is TCDiTPipeline
+
+
+def test_registering_again_changes_nothing():
+    holder = register_with_diffusers()
+    assert holder is register_with_diffusers() is diffusers.pipelines.tcae is sys.modules["diffusers.pipelines.tcae"]
+    assert diffusers.AutoencoderTC is tcae_diffusers.AutoencoderTC is holder.AutoencoderTC
+    assert sys.modules[AutoencoderTC.__module__] is sys.modules["tcae_diffusers.models.autoencoder_tc"]
+
+
+@pytest.mark.parametrize("version", ["0.41.2", "0.43.0", "1.0.0"])
+def test_an_untested_diffusers_version_is_named(monkeypatch, version):
+    monkeypatch.setattr(diffusers, "__version__", version)
+    with pytest.warns(RuntimeWarning, match=rf"tested with diffusers >=0.42.0,<0.43.0 and this is {version}"):
+        register_with_diffusers()
+
+
+def test_a_class_of_diffusers_own_is_not_replaced(monkeypatch):
+    monkeypatch.setattr(diffusers, "AutoencoderTC", torch.nn.Linear)
+    with pytest.raises(ImportError, match="has its own AutoencoderTC"):
+        register_with_diffusers()
