@@ -1,0 +1,74 @@
+"""One entry to everything that is measured: `python -m tcae_diffusers.evaluation <what> ...`, also `tcae-evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# Each module has `add_arguments(parser)` and `run(args) -> int` and is imported only when it is asked for.
+COMMANDS = {
+    "reconstruction": "PSNR, SSIM and Fréchet distance of any diffusers autoencoder on images it has not seen",
+    "generate": "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
+    "generation": "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
+    "cost": "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing "
+    "anything",
+    "report": "one HTML file with pictures, curves and figures from the results of the other commands",
+    "bench": "speed tables of this machine",
+}
+
+
+def build_overview() -> argparse.ArgumentParser:
+    """The parser of `--help`: lists the commands without importing any of them."""
+    lines = "\n".join(f"  {name:15} {description}" for name, description in COMMANDS.items())
+    return argparse.ArgumentParser(
+        prog="python -m tcae_diffusers.evaluation",
+        description="Measure autoencoders and the diffusion models trained on their latents.",
+        usage="%(prog)s COMMAND [options]",
+        epilog=f"commands:\n{lines}\n\n'%(prog)s COMMAND --help' explains one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 on success, 2 on bad input, which is printed as one line without a traceback (set `TCAE_TRACEBACK=1` to see
+        it), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overview = build_overview()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        overview.print_help()
+        return 0 if arguments else 2
+    command = arguments.pop(0)
+    if command not in COMMANDS:
+        overview.error(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}")
+
+    module = importlib.import_module(f"tcae_diffusers.evaluation.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tcae_diffusers.evaluation {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    try:
+        return module.run(args)
+    except KeyboardInterrupt:
+        print("interrupted; what is written is complete, run the same command again to go on", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        # What users get wrong raises EvaluationError or the data and model code's own ValueError, OSError,
+        # ImportError.
+        if os.environ.get("TCAE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

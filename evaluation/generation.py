@@ -1,0 +1,368 @@
+"""How close is a set of generated images to real ones? Fréchet distance, KID, Inception score, precision and recall.
+
+torch-fidelity is the engine: its extractor interface and its KID, IS and precision/recall; the Fréchet distance is our
+own float64 computation of the same quantity ([`frechet`]), tested against torch-fidelity's. Beside every figure stands
+its **floor**: the same measure between two disjoint random halves of the reference. A generator that were perfect
+would score about the floor, not zero, because both sides are finite samples.
+
+Numbers of images. With a reference of fewer than 50,000 images each sample set is compared with as many reference
+images as it has samples, drawn at random several times: the Fréchet distance is biased upwards by small numbers, and
+only equal numbers make figures and floor comparable. `--reference_count all` uses the whole reference. KID is unbiased
+at any number.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from .contact_sheet import contact_sheet, png_bytes
+from .errors import EvaluationError
+from .feature_cache import default_cache_folder, features_of
+from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
+from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from .image_sets import ImageSet, NpzImages, open_data_source, open_image_set
+from .metric_names import FULL_SAMPLE_COUNT, INCEPTION, metric_name
+from .provenance import provenance, write_bytes_atomically, write_json
+
+MEASURES = ("FID", "KID", "precision", "recall")
+_BETTER = {"FID": "lower", "KID": "lower", "precision": "higher", "recall": "higher", "IS": "higher"}
+
+
+def kid(
+    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> dict:
+    """Kernel Inception distance by torch-fidelity: `value` (mean over subsets), `std` over subsets, `subset_size`.
+
+    With fewer than `2 * subset_size` images on a side the subsets are half of that side, so that they still differ.
+    """
+    smallest = min(len(samples), len(reference))
+    size = subset_size if smallest >= 2 * subset_size else max(2, smallest // 2)
+    result = kid_features_to_metric(
+        torch.from_numpy(samples.astype(np.float64)),
+        torch.from_numpy(reference.astype(np.float64)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return {"value": result[KEY_METRIC_KID_MEAN], "std": result[KEY_METRIC_KID_STD], "subset_size": size}
+
+
+def precision_recall(samples: np.ndarray, reference: np.ndarray, neighborhood: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity, k-th neighbour balls."""
+    if min(len(samples), len(reference)) <= neighborhood:
+        raise EvaluationError(f"precision and recall need more than {neighborhood} images on each side")
+    result = prc_features_to_metric(
+        torch.from_numpy(samples),
+        torch.from_numpy(reference),
+        prc_neighborhood=neighborhood,
+        prc_batch_size=10_000,
+        save_cpu_ram=len(samples) + len(reference) > 20_000,
+        verbose=False,
+    )
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+
+
+def compare_features(samples: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, Any]]:
+    """All measures between two feature sets `(N, D)`: `{measure: {"value": ...}}`."""
+    precision, recall = precision_recall(samples, reference)
+    return {
+        "FID": {"value": frechet_distance_of_features(samples, reference)},
+        "KID": kid(samples, reference),
+        "precision": {"value": precision},
+        "recall": {"value": recall},
+    }
+
+
+def _mean_over(repeats: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over repeated draws; other entries are those of the first draw."""
+    result = {}
+    for measure, first in repeats[0].items():
+        values = np.array([repeat[measure]["value"] for repeat in repeats])
+        result[measure] = {**first, "value": float(values.mean())}
+        if len(values) > 1:
+            result[measure]["std_over_draws"] = float(values.std(ddof=1))
+    return result
+
+
+class Reference:
+    """Real images as features, and the figures that real images themselves get.
+
+    Args:
+        features (`np.ndarray`): `(M, D)`, or `None` if there are only statistics.
+        statistics ([`FrechetStatistics`], *optional*): Mean and covariance of an ADM file, used for the FID instead of
+        the features. seed, repeats: Of the random draws.
+    """
+
+    def __init__(
+        self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0, repeats: int = 3
+    ):
+        self.features, self.statistics, self.seed, self.repeats = features, statistics, seed, repeats
+        self._floors: dict[int, dict[str, dict[str, Any]]] = {}
+
+    def floor(self, count: int) -> tuple[int, dict[str, dict[str, Any]]]:
+        """`(n, figures)` between disjoint random parts of the reference with `n = min(count, half)` images each."""
+        if self.features is None or len(self.features) < 8:
+            return 0, {}
+        count = min(count, len(self.features) // 2)
+        if count not in self._floors:
+            draws = []
+            for repeat in range(self.repeats):
+                order = np.random.default_rng([self.seed, repeat, 1]).permutation(len(self.features))
+                draws.append(compare_features(self.features[order[:count]], self.features[order[count : 2 * count]]))
+            self._floors[count] = _mean_over(draws)
+        return count, self._floors[count]
+
+    def compare(self, samples: np.ndarray, count: int | None) -> tuple[int | None, dict[str, dict[str, Any]]]:
+        """Figures of `samples` against `count` reference images (`None`: all). Returns `(images used, figures)`."""
+        if self.features is None:
+            distance = frechet_distance(FrechetStatistics.from_features(samples), self.statistics)
+            return None, {"FID": {"value": distance}}
+        if count is None or count >= len(self.features):
+            draws, count = [self.features], len(self.features)
+        else:
+            orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(self.repeats)]
+            draws = [self.features[order.choice(len(self.features), count, replace=False)] for order in orders]
+        figures = _mean_over([compare_features(samples, part) for part in draws])
+        if self.statistics is not None:
+            distance = frechet_distance(FrechetStatistics.from_features(samples), self.statistics)
+            figures["FID"] = {"value": distance, "reference": "mu and sigma of the reference file"}
+        return count, figures
+
+
+def evaluate_generation(
+    samples: ImageSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    reference_count: int | str = "equal",
+    batch_size: int = 32,
+    cache_folder: Path | None = None,
+) -> list[dict[str, Any]]:
+    """All figures of one sample set, each with its name, number of images, floor and extractor.
+
+    Args:
+        samples: Generated images.
+        reference: Real ones, see [`open_reference`].
+        reference_count: `equal` (as many as samples; all from 50,000 on), `all`, or a number.
+
+    Raises:
+        EvaluationError: Fewer than 8 samples.
+    """
+    if len(samples) < 8:
+        raise EvaluationError(
+            f"{samples.name} holds {len(samples)} images; at least 8 are needed, thousands are meaningful"
+        )
+    own = features_of(samples, network, batch_size, cache_folder)
+    available = 0 if reference.features is None else len(reference.features)
+    if reference_count == "equal":
+        count = None if available >= FULL_SAMPLE_COUNT else min(len(samples), available)
+    else:
+        count = None if reference_count == "all" else int(reference_count)
+    used, compared = reference.compare(own["features"], count)
+    floor_count, floor = reference.floor(len(samples))
+    described = []
+    for measure, figure in compared.items():
+        # The FID against mu and sigma is limited by the samples alone.
+        smaller = len(samples) if used is None or "reference" in figure else min(len(samples), used)
+        described.append(
+            {
+                "name": metric_name(measure, network.name, smaller, prefix="g" if measure in ("FID", "KID") else ""),
+                **figure,
+                "samples": len(samples),
+                "reference_images": used if "reference" not in figure else None,
+                "better": _BETTER[measure],
+                "extractor": network.describe(),
+            }
+        )
+        if measure in floor:
+            described[-1]["floor"] = {**floor[measure], "images_per_half": floor_count}
+    if "logits" in own:
+        splits = 10 if len(samples) >= 100 else 1
+        score = isc_features_to_metric(torch.from_numpy(own["logits"]), splits=splits)
+        described.append(
+            {
+                "name": metric_name("IS", network.name, len(samples)),
+                "value": score[KEY_METRIC_ISC_MEAN],
+                "std": score[KEY_METRIC_ISC_STD],
+                "samples": len(samples),
+                "better": _BETTER["IS"],
+                "extractor": network.describe(),
+            }
+        )
+    return described
+
+
+def open_reference(
+    spec: str,
+    resolution: int,
+    network: FeatureNetwork,
+    batch_size: int = 32,
+    cache_folder: Path | None = None,
+    seed: int = 0,
+) -> tuple[Reference, dict[str, Any]]:
+    """Reads a reference: a data source, a folder, or an ADM `.npz` with images, statistics, or both.
+
+    Returns:
+        The [`Reference`] and its description for the result file.
+    """
+    statistics, images = None, None
+    if spec.endswith(".npz"):
+        try:
+            with np.load(spec, allow_pickle=False) as archive:
+                names = archive.files
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"cannot read reference {spec}: {error}") from error
+        if "mu" in names:
+            statistics = FrechetStatistics.from_adm_npz(spec)
+            if network.name != INCEPTION:
+                raise EvaluationError(
+                    f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
+                )
+        if "arr_0" in names:
+            images = NpzImages(spec)
+        if statistics is None and images is None:
+            raise EvaluationError(f"{spec} has arrays {names}, expected mu and sigma, or images in arr_0")
+    elif ":" in spec or any(entry.is_dir() for entry in Path(spec).glob("[!.]*")):
+        images = open_data_source(spec, resolution)
+    else:
+        images = open_image_set(spec)
+    features = None if images is None else features_of(images, network, batch_size, cache_folder)["features"]
+    description = {
+        "spec": spec,
+        "images": 0 if images is None else len(images),
+        "statistics": statistics is not None,
+        "fingerprint": None if images is None else images.fingerprint,
+        "attribution": None if images is None else images.attribution,
+    }
+    return Reference(features, statistics, seed), description
+
+
+def sample_sheet(images: ImageSet, per_class: int = 8, classes: int = 16) -> bytes:
+    """PNG with one row of samples per class (a plain grid where there are no labels)."""
+    if images.labels is None:
+        chosen = [index * len(images) // min(64, len(images)) for index in range(min(64, len(images)))]
+        rows = [chosen[start : start + 8] for start in range(0, len(chosen), 8)]
+    else:
+        rows = [
+            [index for index, label in enumerate(images.labels) if label == wanted][:per_class]
+            for wanted in sorted(set(images.labels))[:classes]
+        ]
+    return png_bytes(contact_sheet([[images[index] for index in row] for row in rows]))
+
+
+def parse_named_sets(arguments: list[str]) -> dict[str, str]:
+    """`name=path` or `path` (whose last part becomes the name) to `{name: path}`."""
+    sets: dict[str, str] = {}
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        if not separator:
+            name, path = Path(argument).stem, argument
+        if name in sets:
+            raise EvaluationError(
+                f"two sample sets are called {name!r}; give them names, as in trained=runs/a/samples"
+            )
+        sets[name] = path
+    return sets
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="folders or .npz files of generated images; several are compared with the same reference, the first is "
+        "the headline",
+    )
+    parser.add_argument(
+        "--reference",
+        required=True,
+        help="data source (openmoji:train), folder, or ADM .npz with images and/or mu and sigma",
+    )
+    parser.add_argument(
+        "--extractor",
+        default=EFFICIENTNET_LITE0,
+        choices=list(EXTRACTORS),
+        help="feature network; only inception gives an FID (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--extractor_weights", type=Path, help="weights of the feature network, if not installed or downloaded"
+    )
+    parser.add_argument(
+        "--reference_count",
+        default="equal",
+        metavar="equal|all|N",
+        help="reference images per comparison: as many as samples (default; all from 50,000 on), all, or a number",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random draws from the reference (default: %(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
+    parser.add_argument(
+        "--feature_cache", type=Path, help="folder for computed features (default: the package's cache folder)"
+    )
+    parser.add_argument("--no_feature_cache", action="store_true", help="compute features anew and keep none")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for generation.json and one grid per sample set"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.batch_size < 1:
+        raise EvaluationError(f"--batch_size {args.batch_size} must be at least 1")
+    if args.reference_count not in ("equal", "all") and not (
+        args.reference_count.isdigit() and int(args.reference_count) >= 8
+    ):
+        raise EvaluationError(f"--reference_count {args.reference_count!r} must be equal, all, or a number from 8 on")
+    state = PartialState(cpu=args.device == "cpu")
+    opened = {name: open_image_set(path) for name, path in parse_named_sets(args.samples).items()}
+    sizes = {name: images[0].shape[:2] for name, images in opened.items()}
+    if len(set(sizes.values())) > 1:
+        raise EvaluationError(
+            f"sample sets differ in size: {', '.join(f'{n} {w}x{h}' for n, (h, w) in sizes.items())}"
+        )
+    network = FeatureNetwork(args.extractor, args.extractor_weights, args.device or state.device)
+    cache_folder = None if args.no_feature_cache else args.feature_cache or default_cache_folder()
+    resolution = min(next(iter(sizes.values())))
+    reference, description = open_reference(
+        args.reference, resolution, network, args.batch_size, cache_folder, args.seed
+    )
+
+    sets = []
+    for name, images in opened.items():
+        figures = evaluate_generation(images, reference, network, args.reference_count, args.batch_size, cache_folder)
+        sets.append(
+            {
+                "name": name,
+                "path": images.name,
+                "images": len(images),
+                "classes": images.classes,
+                "fingerprint": images.fingerprint,
+                "grid": f"samples_{name}.png",
+                "figures": figures,
+            }
+        )
+    if not state.is_main_process:
+        return 0
+    for name, images in opened.items():
+        write_bytes_atomically(args.output / f"samples_{name}.png", sample_sheet(images))
+    settings = {"reference_count": args.reference_count, "seed": args.seed, "ranks": state.num_processes}
+    write_json(
+        args.output / "generation.json",
+        {"kind": "generation", "sets": sets, "reference": description, **provenance(**settings)},
+    )
+    for entry in sets:
+        for figure in entry["figures"]:
+            floor = f"  (real against real: {figure['floor']['value']:.4f})" if "floor" in figure else ""
+            print(f"{entry['name']}: {figure['name']} {figure['value']:.4f} over {figure['samples']} samples{floor}")
+    return 0

@@ -1,0 +1,279 @@
+"""How well does an autoencoder give back images that it has not seen? PSNR, SSIM, Fréchet distance.
+
+Works for any autoencoder of diffusers.
+
+Streaming: one batch is in memory at a time, feature moments are accumulated, so 50,000 images cost what 100 do.
+Reconstructions are judged as what a viewer would see: rounded and clamped to uint8 ([`image_sets.to_uint8`]).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+from tqdm.auto import tqdm
+
+from .autoencoder_access import check_image_size, decode_latent, encode_to_latent, load_autoencoder, model_fingerprint
+from .contact_sheet import contact_sheet, png_bytes
+from .distributed_ranges import gather_in_rank_order, rank_range
+from .errors import EvaluationError
+from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
+from .frechet import FrechetStatistics, frechet_distance
+from .image_sets import EvenlySpacedImages, ImageSet, open_data_source, to_signed_unit, to_uint8, uint8_batches
+from .image_similarity import psnr, ssim
+from .metric_names import metric_name
+from .provenance import provenance, write_bytes_atomically, write_json
+
+_BASELINE_IMAGES = 1000
+
+
+@dataclass
+class ReconstructionResult:
+    """Figures of one autoencoder on one image set.
+
+    Args:
+        figures (`list[dict]`): Each with `name`, `value`, `samples`, `better` (`higher` or `lower`) and, where known,
+            `interval` (half width of the 95 % confidence interval of the mean), `baseline`, `extractor`.
+        psnr, ssim (`np.ndarray`): Per image `(N,)`, in the order of the set.
+        latent_shape (`tuple[int, ...]`): `(c, h, w)`.
+    """
+
+    figures: list[dict[str, Any]]
+    psnr: np.ndarray
+    ssim: np.ndarray
+    latent_shape: tuple[int, ...]
+
+
+@torch.inference_mode()
+def reconstruct(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 `(B, 3, H, W)` through the autoencoder: `(uint8 reconstruction, latent)`, on the model's device."""
+    parameter = next(model.parameters())
+    pixels = to_signed_unit(images.to(parameter.device)).to(parameter.dtype)
+    latent = encode_to_latent(model, pixels)
+    sample = decode_latent(model, latent)
+    if sample.shape[-2:] != images.shape[-2:]:
+        raise EvaluationError(
+            f"{type(model).__name__} returned {sample.shape[-1]}x{sample.shape[-2]} pixels for images of "
+            f"{images.shape[-1]}x{images.shape[-2]}; pass --resolution {sample.shape[-1]}"
+        )
+    return to_uint8(sample), latent
+
+
+def evaluate_reconstruction(
+    model: nn.Module,
+    images: ImageSet,
+    network: FeatureNetwork | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> ReconstructionResult:
+    """PSNR, SSIM and (with a feature network) the Fréchet distance between originals and reconstructions.
+
+    Under several ranks each takes its own index range; every rank returns the result over all images.
+
+    Args:
+        model: Any diffusers autoencoder, in evaluation mode.
+        images: Originals, of a size that the compression ratio divides.
+        network: Feature network, or `None` for no Fréchet distance.
+        batch_size: Images at a time; has no influence on the result beyond float rounding.
+
+    Raises:
+        EvaluationError: Fewer than two images, or a size that does not fit.
+    """
+    if len(images) < 2:
+        raise EvaluationError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
+    height, width = images[0].shape[:2]
+    check_image_size(model, height, width)
+    state = PartialState()
+    indices = rank_range(len(images), state.process_index, state.num_processes)
+    statistics = [FrechetStatistics(network.dimensions) for _ in range(2)] if network else []
+    values: list[list[float]] = [[], []]
+    latent_shape: tuple[int, ...] = ()
+
+    bar = tqdm(total=len(indices), desc="reconstruct", unit="image", disable=not (progress and state.is_main_process))
+    for originals in uint8_batches(images, batch_size, indices):
+        output, latent = reconstruct(model, originals)
+        latent_shape = tuple(latent.shape[1:])
+        originals = originals.to(output.device)
+        values[0] += psnr(originals, output).tolist()
+        values[1] += ssim(originals, output).tolist()
+        for target, batch in zip(statistics, (originals, output), strict=False):
+            target.update(network(batch)["features"])
+        bar.update(len(originals))
+    bar.close()
+
+    gathered = gather_in_rank_order((values, statistics, latent_shape), state)
+    per_image = [np.concatenate([part[0][metric] for part in gathered]) for metric in range(2)]
+    if len(per_image[0]) != len(images):
+        raise RuntimeError(f"{len(per_image[0])} images were evaluated, expected {len(images)}")
+    figures = [
+        _mean_figure("PSNR (dB)", per_image[0], baseline=mean_image_psnr(images)),
+        _mean_figure("SSIM", per_image[1]),
+    ]
+    if network:
+        for part in gathered[1:]:
+            for target, other in zip(gathered[0][1], part[1], strict=True):
+                target.merge(other)
+        figures.append(
+            {
+                "name": metric_name("FID", network.name, len(images), prefix="r"),
+                "value": frechet_distance(*gathered[0][1]),
+                "samples": len(images),
+                "better": "lower",
+                "extractor": network.describe(),
+            }
+        )
+    latent_shape = next(part[2] for part in gathered if part[2])
+    return ReconstructionResult(figures, per_image[0], per_image[1], latent_shape)
+
+
+def _mean_figure(name: str, values: np.ndarray, baseline: float | None = None) -> dict[str, Any]:
+    figure = {"name": name, "value": float(values.mean()), "samples": len(values), "better": "higher"}
+    figure["interval"] = float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+    if baseline is not None:
+        figure["baseline"] = {"name": "the mean image for every image", "value": baseline}
+    return figure
+
+
+def mean_image_psnr(images: ImageSet) -> float:
+    """Mean PSNR in dB of answering every image with the mean image: what a reconstruction has to beat.
+
+    Over at most 1,000 evenly spaced images.
+    """
+    count = min(len(images), _BASELINE_IMAGES)
+    chosen = [index * len(images) // count for index in range(count)]
+    total = sum(batch.double().sum(dim=0) for batch in uint8_batches(images, 100, chosen))
+    mean = (total / count).round()
+    return float(
+        np.mean([value for batch in uint8_batches(images, 100, chosen) for value in psnr(batch, mean).tolist()])
+    )
+
+
+def comparison_sheet(model: nn.Module, images: ImageSet, indices: list[int], columns: int = 12) -> bytes:
+    """PNG of the chosen images: rows of originals, each over its row of reconstructions."""
+    rows = []
+    for start in range(0, len(indices), columns):
+        (originals,) = uint8_batches(images, columns, indices[start : start + columns])
+        for batch in (originals, reconstruct(model, originals)[0]):
+            rows.append(list(batch.permute(0, 2, 3, 1).cpu().numpy()))
+    return png_bytes(contact_sheet(rows))
+
+
+def spread_indices(images: ImageSet, count: int) -> list[int]:
+    """`count` indices that visit the classes in turn (evenly through the set where there are no labels)."""
+    count = min(count, len(images))
+    if images.labels is None:
+        return [index * len(images) // count for index in range(count)]
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels):
+        of_class.setdefault(label, []).append(index)
+    turns = -(-count // len(of_class))
+    # Evenly spaced within a class: neighbours in a set are often near-duplicates (skin tones, frames of a film).
+    columns = {
+        label: [of[turn * len(of) // turns] for turn in range(min(turns, len(of)))] for label, of in of_class.items()
+    }
+    chosen = [column[turn] for turn in range(turns) for column in columns.values() if turn < len(column)]
+    return chosen[:count]
+
+
+def per_image_csv(result: ReconstructionResult, images: ImageSet) -> bytes:
+    """One line per image: `index,label,psnr,ssim`."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["index", "label", "psnr", "ssim"])
+    for index, (one_psnr, one_ssim) in enumerate(zip(result.psnr, result.ssim, strict=True)):
+        label = images.classes[images.labels[index]] if images.labels is not None and images.classes else ""
+        writer.writerow([index, label, f"{one_psnr:.4f}", f"{one_ssim:.6f}"])
+    return buffer.getvalue().encode()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--autoencoder", required=True, help="saved folder, pipeline folder or Hub name of any diffusers autoencoder"
+    )
+    parser.add_argument(
+        "--data", required=True, help="openmoji:heldout, datasets:NAME:SPLIT or a folder of root/class/img.png"
+    )
+    parser.add_argument("--resolution", type=int, help="image side in pixels (default: the model's sample_size)")
+    parser.add_argument("--max_images", type=int, help="use only this many images, evenly spaced (default: all)")
+    parser.add_argument(
+        "--extractor",
+        default=EFFICIENTNET_LITE0,
+        choices=[*EXTRACTORS, "none"],
+        help="feature network of the Fréchet distance; only inception gives an rFID (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--extractor_weights", type=Path, help="weights of the feature network, if not installed or downloaded"
+    )
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for reconstruction.json, per_image.csv and the grids"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    state = PartialState(cpu=args.device == "cpu")
+    device = args.device or state.device
+    if args.batch_size < 1:
+        raise EvaluationError(f"--batch_size {args.batch_size} must be at least 1")
+    model = load_autoencoder(args.autoencoder, device)
+    resolution = args.resolution or getattr(model.config, "sample_size", None)
+    if isinstance(resolution, (list, tuple)):
+        resolution = resolution[0]
+    images: ImageSet = open_data_source(args.data, resolution)
+    if args.max_images and args.max_images < len(images):
+        images = EvenlySpacedImages(images, args.max_images)
+    network = None if args.extractor == "none" else FeatureNetwork(args.extractor, args.extractor_weights, device)
+    result = evaluate_reconstruction(model, images, network, args.batch_size)
+    if not state.is_main_process:
+        return 0
+
+    order = np.argsort(result.psnr)
+    extremes = {"worst": order[:12].tolist(), "best": order[::-1][:12].tolist()}
+    grid = spread_indices(images, 36)
+    write_bytes_atomically(args.output / "reconstruction_grid.png", comparison_sheet(model, images, grid))
+    for name, indices in extremes.items():
+        write_bytes_atomically(args.output / f"reconstruction_{name}.png", comparison_sheet(model, images, indices))
+    write_bytes_atomically(args.output / "per_image.csv", per_image_csv(result, images))
+    pixels = 3 * images[0].shape[0] * images[0].shape[1]
+    write_json(
+        args.output / "reconstruction.json",
+        {
+            "kind": "reconstruction",
+            "figures": result.figures,
+            "autoencoder": {
+                "path": args.autoencoder,
+                "class": type(model).__name__,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "latent_shape": result.latent_shape,
+                "values_per_latent_value": pixels / float(np.prod(result.latent_shape)),
+                **model_fingerprint(model),
+            },
+            "data": {
+                "spec": args.data,
+                "images": len(images),
+                "height": images[0].shape[0],
+                "width": images[0].shape[1],
+                "fingerprint": images.fingerprint,
+                "attribution": images.attribution,
+            },
+            "uint8_rule": "round(clamp((x + 1) / 2 * 255, 0, 255))",
+            "psnr_percentiles": dict(
+                zip(("5", "25", "50", "75", "95"), np.percentile(result.psnr, (5, 25, 50, 75, 95)), strict=True)
+            ),
+            "grid_indices": grid,
+            **{f"{name}_indices": indices for name, indices in extremes.items()},
+            **provenance(ranks=state.num_processes, batch_size=args.batch_size, resolution=resolution),
+        },
+    )
+    for figure in result.figures:
+        print(f"{figure['name']}: {figure['value']:.4f} over {figure['samples']} images")
+    return 0
