@@ -1,0 +1,149 @@
+"""
+Perceptual distances with gradient to the reconstruction: LPIPS, and a distance of EfficientNet-Lite features for where
+LPIPS's backbone cannot be had. The two are different measures, and their names and figures must not be mixed.
+"""
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+
+from .feature_backbones import EfficientNetLiteFeatures, FrozenNetwork
+
+PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0")
+# What lpips calls its trunks, and torchvision's weights of each.
+LPIPS_BACKBONES = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+
+
+def _load_backbone_weights(net: str, path: str | None) -> dict[str, torch.Tensor]:
+    from torchvision import models
+
+    weights = getattr(models, LPIPS_BACKBONES[net]).IMAGENET1K_V1
+    file_name = os.path.basename(weights.url)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    advice = (
+        f"LPIPS ({net}) needs torchvision's ImageNet weights {file_name}. Put the file at {cached} or pass its path "
+        "as the LPIPS backbone weights; or choose the perceptual loss efficientnet-lite0, which works offline and is "
+        "not LPIPS, or none"
+    )
+    if path is not None and not os.path.isfile(path):
+        raise FileNotFoundError(f"no file {path}. {advice}")
+    if path is not None:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}). {advice}") from error
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise FileNotFoundError(f"{file_name} is not cached and cannot be downloaded ({error}). {advice}") from error
+
+
+class LPIPSLoss(FrozenNetwork):
+    """
+    LPIPS v0.1 (Zhang et al., 2018), averaged over the batch.
+
+    The package `lpips` ships the linear heads only. Its backbone is torchvision's, from `backbone_weights`, from
+    torch's download cache or from a download; without it this raises: LPIPS on a random backbone is not LPIPS.
+
+    Args:
+        net (`str`, defaults to `"vgg"`): backbone, `"vgg"` (usual as a loss), `"alex"` (usual as a metric) or
+            `"squeeze"`.
+        backbone_weights (`str`, *optional*): file with torchvision's weights of that backbone.
+
+    Raises:
+        FileNotFoundError: no weights; the message says where to put them.
+        ValueError: unknown `net`, or a file that holds other weights.
+    """
+
+    def __init__(self, net: str = "vgg", backbone_weights: str | None = None):
+        super().__init__()
+        if net not in LPIPS_BACKBONES:
+            raise ValueError(f"LPIPS backbone is {net!r}; expected one of {', '.join(LPIPS_BACKBONES)}")
+        weights = _load_backbone_weights(net, backbone_weights)
+        import lpips
+
+        with warnings.catch_warnings():
+            # lpips still calls torchvision with `pretrained=`; the random trunk it builds is overwritten below.
+            warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        self.name = f"lpips-{net}"
+        trunk = self.network.net
+        # lpips cuts torchvision's `features.N` into `sliceK.N`.
+        sources = {key: "features." + key.split(".", 1)[1] for key in trunk.state_dict()}
+        missing = [
+            source
+            for key, source in sources.items()
+            if source not in weights or weights[source].shape != trunk.state_dict()[key].shape
+        ]
+        if missing:
+            raise ValueError(
+                f"{backbone_weights} does not hold torchvision's {LPIPS_BACKBONES[net]}: {missing[0]} is missing or "
+                "has another shape"
+            )
+        trunk.load_state_dict({key: weights[source] for key, source in sources.items()})
+        self.freeze()
+
+    def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """`sample` and `target` `(B, 3, H, W)` in [-1, 1], H and W at least 32 -> fp32 mean distance."""
+        with torch.autocast(device_type=sample.device.type, enabled=False):
+            return self.network(sample.float(), target.float()).mean()
+
+
+class EfficientNetFeatureLoss(FrozenNetwork):
+    """
+    Distance of EfficientNet-Lite0 features: at each of five depths, the squared distance of channel-normalised
+    features, averaged over positions, then over depths. Between 0 and 4.
+
+    It has LPIPS's form without its human-calibrated weights: a loss for training where no LPIPS backbone is to be had,
+    never a figure to report as LPIPS.
+
+    Args:
+        min_resolution (`int`, defaults to 64): smaller images are enlarged to this first.
+        weights_path (`str`, *optional*): see [`EfficientNetLiteFeatures`].
+    """
+
+    name = "efficientnet-lite0-features"
+
+    def __init__(self, min_resolution: int = 64, weights_path: str | None = None):
+        super().__init__()
+        self.backbone = EfficientNetLiteFeatures(min_resolution=min_resolution, weights_path=weights_path)
+        self.freeze()
+
+    def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """`sample` and `target` `(B, 3, H, W)` in [-1, 1] -> fp32 mean distance."""
+        with torch.autocast(device_type=sample.device.type, enabled=False):
+            with torch.no_grad():
+                targets = self.backbone(target.float())
+            distances = []
+            for found, wanted in zip(self.backbone(sample.float()), targets, strict=True):
+                difference = _unit_channels(found) - _unit_channels(wanted)
+                distances.append(difference.square().sum(dim=1).mean())
+            return torch.stack(distances).mean()
+
+
+def _unit_channels(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    # eps inside the root: the gradient of a norm at an all-zero pixel is not a number.
+    return features * (features.square().sum(dim=1, keepdim=True) + eps).rsqrt()
+
+
+def build_perceptual_loss(name: str, weights_path: str | None = None) -> FrozenNetwork | None:
+    """
+    Args:
+        name (`str`): `"none"`, `"lpips-vgg"`, `"lpips-alex"`, `"lpips-squeeze"` or `"efficientnet-lite0"`.
+        weights_path (`str`, *optional*): weights of the backbone.
+
+    Raises:
+        ValueError: unknown name.
+        FileNotFoundError: weights that are neither there nor to be downloaded.
+    """
+    if name == "none":
+        return None
+    if name == "efficientnet-lite0":
+        return EfficientNetFeatureLoss(weights_path=weights_path)
+    if name in PERCEPTUAL_LOSSES:
+        return LPIPSLoss(name.removeprefix("lpips-"), weights_path)
+    raise ValueError(f"perceptual loss is {name!r}; expected one of {', '.join(PERCEPTUAL_LOSSES)}")
