@@ -117,7 +117,8 @@ def sana():
 def sana_controlnet():
     _, components, call = sana()
     components["controlnet"] = SanaControlNetModel(**SANA)
-    return SanaControlNetPipeline, components, {**call, "control_image": image()}
+    # This pipeline takes a tensor as it is, in [-1, 1], where the others take [0, 1].
+    return SanaControlNetPipeline, components, {**call, "control_image": image() * 2 - 1}
 
 
 def sana_sprint():
