@@ -1,4 +1,4 @@
-"""What the training scripts share: arguments, checkpoints, signals, non-finite steps, progress. The loops are theirs."""
+"""What the training scripts share: arguments, checkpoints, signals, non-finite steps, progress. Loops are theirs."""
 
 from .arguments import RunArguments, parse_arguments
 from .checkpoint import CheckpointError, CheckpointManager

@@ -137,6 +137,9 @@ def _check_types(arguments: RunArguments) -> None:
     """YAML values do not pass through argparse's types: `1e-4` is text to YAML 1.1, `0.5` a wrong step count."""
     for f in fields(arguments):
         value = getattr(arguments, f.name)
+        # HfArgumentParser rewrites the type `int | None` of a field to `int`, so None is judged by the default.
+        if value is None and f.default is None:
+            continue
         if f.type is float and isinstance(value, int) and not isinstance(value, bool):
             setattr(arguments, f.name, float(value))
         elif f.type is float and isinstance(value, str):

@@ -132,6 +132,23 @@ class CheckpointManager:
         self.accelerator.load_state(str(path))
         return manifest
 
+    def resume(self, resume: str | None) -> int:
+        """
+        Load what `--resume` names and return the number of steps done: 0 without it, or if there is no checkpoint yet.
+
+        Args:
+            resume (`str`, *optional*): `"latest"` or the path of a checkpoint.
+
+        Raises:
+            CheckpointError: see [`load`].
+        """
+        path = self.latest() if resume == "latest" else resume
+        if path is None:
+            return 0
+        manifest = self.load(Path(path))
+        logger.info(f"resumed from {path}: step {manifest['step']}, {manifest['samples_seen']} samples seen")
+        return manifest["step"]
+
 
 def _verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or `None`."""

@@ -1,5 +1,6 @@
 """Start and end of a run: folder, accelerator, trackers, final model."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 
 from .arguments import RunArguments, save_arguments
 
@@ -42,6 +43,13 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.INFO if accelerator.is_local_main_process else logging.WARNING,
+    )
+    # accelerate reports every file that it saves; the checkpoint's own line is enough.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     set_seed(arguments.seed)
     if accelerator.is_main_process:
         save_arguments(arguments, folder / "arguments.yaml")
@@ -59,7 +67,7 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
     accelerator.init_trackers(name, config=config, init_kwargs=kwargs)
 
 
-def save_model(model: ModelMixin, folder: Path) -> None:
+def save_model(model: ModelMixin | DiffusionPipeline, folder: Path) -> None:
     """`model.save_pretrained(folder)`, replaced as a whole: a reader sees the old model or the new one."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     model.save_pretrained(temporary)
