@@ -1,0 +1,148 @@
+"""Saves a pipeline or a model together with its code, for people who do not have this package installed."""
+
+import ast
+import inspect
+import json
+import os
+from pathlib import Path
+
+import diffusers
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+PACKAGE = "tcae_diffusers"
+
+README = """# {class_name}
+
+This folder carries the Python code of {classes} and loads with plain diffusers {version}:
+
+```py
+from diffusers import {loader}
+
+{variable} = {loader}.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```
+
+`trust_remote_code=True` runs the `.py` files of this folder, so read them first. The code is licensed under the Apache
+License, Version 2.0. With the package {package} installed, save with `save_pretrained` instead: nothing needs trust
+then.
+"""
+
+
+def export_with_remote_code(pipeline_or_model: DiffusionPipeline | ModelMixin, folder: str | os.PathLike) -> Path:
+    """
+    Writes a folder that loads with diffusers alone, and only with `trust_remote_code=True`.
+
+    A model loads with `AutoModel.from_pretrained`, a pipeline (ours, or a stock one around one of our models) with
+    `DiffusionPipeline.from_pretrained`; each class of this package is saved as one file without imports from the
+    package. Works from a local folder and from the Hub.
+
+    Args:
+        pipeline_or_model ([`~diffusers.DiffusionPipeline`] or [`~diffusers.ModelMixin`]):
+            What to save; at least one class in it must be of this package.
+        folder (`str` or `os.PathLike`): New or empty folder.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        ValueError: if the folder holds files, or nothing in `pipeline_or_model` needs its code carried along.
+        TypeError: if `pipeline_or_model` is neither a pipeline nor a model.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; an export must not mix with older files.")
+    if isinstance(pipeline_or_model, DiffusionPipeline):
+        return _export_pipeline(pipeline_or_model, folder)
+    if isinstance(pipeline_or_model, ModelMixin):
+        return _export_model(pipeline_or_model, folder)
+    raise TypeError(f"expected a DiffusionPipeline or a ModelMixin, got {type(pipeline_or_model).__name__}.")
+
+
+def _export_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
+    own_components = {name: part for name, part in pipeline.components.items() if _is_ours(type(part))}
+    classes = [type(part) for part in own_components.values()]
+    if _is_ours(type(pipeline)):
+        classes.insert(0, type(pipeline))
+    if not classes:
+        raise ValueError(f"{type(pipeline).__name__} and its components are diffusers' own; use save_pretrained.")
+
+    pipeline.save_pretrained(folder)
+    index_file = folder / pipeline.config_name
+    index = json.loads(index_file.read_text())
+    for name, component in own_components.items():
+        _add_code_to_model(type(component), folder / name)
+        index[name] = [_module_name(type(component)), type(component).__name__]
+    if _is_ours(type(pipeline)):
+        index["_class_name"] = [_module_name(type(pipeline)), type(pipeline).__name__]
+        _write_source(type(pipeline), folder)
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+    _write_readme(folder, type(pipeline).__name__, classes, loader="DiffusionPipeline", variable="pipeline")
+    return folder
+
+
+def _export_model(model: ModelMixin, folder: Path) -> Path:
+    if not _is_ours(type(model)):
+        raise ValueError(f"{type(model).__name__} is not a class of this package; use save_pretrained.")
+    model.save_pretrained(folder)
+    _add_code_to_model(type(model), folder)
+    _write_readme(folder, type(model).__name__, [type(model)], loader="AutoModel", variable="model")
+    return folder
+
+
+def _add_code_to_model(cls: type, folder: Path) -> None:
+    _write_source(cls, folder)
+    config_file = folder / cls.config_name
+    config = json.loads(config_file.read_text())
+    config["auto_map"] = {"AutoModel": f"{_module_name(cls)}.{cls.__name__}"}
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == PACKAGE
+
+
+def _module_name(cls: type) -> str:
+    return cls.__module__.rsplit(".", 1)[-1]
+
+
+def _write_source(cls: type, folder: Path) -> None:
+    source = self_contained_source(Path(inspect.getfile(cls)))
+    (folder / f"{_module_name(cls)}.py").write_text(source, encoding="utf-8")
+
+
+def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
+    """
+    Source of a module with `from .sibling import name` replaced by the sibling's source: the Hub download of diffusers
+    fetches one code file for each component.
+
+    Raises:
+        ValueError: for an import from this package in another form, which cannot be replaced like that.
+    """
+    inlined = set() if inlined is None else inlined
+    inlined.add(file.resolve())
+    source = file.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
+            raise ValueError(f"{file}, line {node.lineno}: cannot export an absolute import from {PACKAGE}.")
+        if not isinstance(node, ast.ImportFrom) or (node.level == 0 and node.module.split(".")[0] != PACKAGE):
+            continue
+        if node.level != 1 or not node.module or "." in node.module or any(alias.asname for alias in node.names):
+            raise ValueError(f"{file}, line {node.lineno}: can export `from .sibling import name` only.")
+        sibling = (file.parent / f"{node.module}.py").resolve()
+        replacement = [] if sibling in inlined else self_contained_source(sibling, inlined).splitlines()
+        lines[node.lineno - 1 : node.end_lineno] = replacement
+    return "\n".join(lines) + "\n"
+
+
+def _write_readme(folder: Path, class_name: str, classes: list[type], loader: str, variable: str) -> None:
+    names = " and ".join(sorted({f"`{cls.__name__}`" for cls in classes}))
+    text = README.format(
+        class_name=class_name,
+        classes=names,
+        version=diffusers.__version__,
+        loader=loader,
+        variable=variable,
+        package=PACKAGE,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
