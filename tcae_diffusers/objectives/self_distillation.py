@@ -285,9 +285,18 @@ class SelfDistillationLoss(nn.Module):
             center.copy_(torch.where(count > 0, moved, center))
         self.pending.zero_()
 
-    def discard_pending(self) -> None:
-        """Forgets the teacher's logits since the last update; call it instead for a step skipped as not finite."""
-        self.pending.zero_()
+    def discard_pending(self, where: torch.Tensor | None = None) -> None:
+        """
+        Forgets the teacher's logits since the last update, for a step that is skipped as not finite.
+
+        Args:
+            where (`torch.BoolTensor` of shape `()`, *optional*): decides on the device; always when not given.
+        """
+        if where is None:
+            self.pending.zero_()
+        else:
+            # Not a product: the sums of such a step may themselves be NaN.
+            self.pending.masked_fill_(where, 0.0)
 
 
 def build_self_distillation(
