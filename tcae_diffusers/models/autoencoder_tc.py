@@ -2,6 +2,7 @@
 """TC-AE: a ViT autoencoder with staged token compression ("TC-AE: Unlocking Token Capacity for Deep Compression
 Autoencoders", arXiv 2604.07340). The whole model is in this file and reads from top to bottom."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, I
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from .tiling import apply_in_tiles
+from .token_linear import TokenLinear
 
 
 @dataclass
@@ -73,14 +75,21 @@ class AutoencoderTCFeatures(BaseOutput):
 
 
 def axial_rotary_embedding(
-    height: int, width: int, head_dim: int, theta: float, device: torch.device
+    height: int, width: int, head_dim: int, theta: float, device: torch.device, num_leading: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Cosine and sine tables of 2D axial rotary positions; half of the head's rotation planes turn with the row, half
     with the column. Positions count tokens, so an offset means the same at every resolution and in every tile.
 
+    Args:
+        height, width (`int`): Grid of tokens.
+        head_dim (`int`): Channels per head, a multiple of 4.
+        theta (`float`): Base of the frequencies.
+        device (`torch.device`): Where the tables are made.
+        num_leading (`int`, defaults to 0): Tokens before the grid that have no position (the class token).
+
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: two fp32 tensors of shape `(height * width, head_dim / 2)`.
+        `tuple[torch.Tensor, torch.Tensor]`: two fp32 tensors of shape `(num_leading + height * width, head_dim / 2)`.
     """
     num_frequencies = head_dim // 4
     exponent = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
@@ -90,62 +99,19 @@ def axial_rotary_embedding(
     angles = torch.cat(
         [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
     ).flatten(0, 1)
+    # An angle of zero leaves a token as it is.
+    angles = F.pad(angles, (0, 0, num_leading, 0))
     return angles.cos(), angles.sin()
 
 
 def apply_axial_rotary_embedding(
     hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """
-    Rotate queries or keys `(B, N, heads, head_dim)`. Tokens that lead the sequence beyond the table's length (the
-    class token) have no position and stay as they are.
-    """
+    """Rotate queries or keys `(B, N, heads, head_dim)` by tables of shape `(N, head_dim / 2)`."""
     cos, sin = (table[:, None, :] for table in rotary_embedding)
-    num_leading = hidden_states.shape[1] - cos.shape[0]
-    leading, grid = hidden_states[:, :num_leading], hidden_states[:, num_leading:]
-    real, imaginary = grid.float().chunk(2, dim=-1)
-    rotated = torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).to(hidden_states.dtype)
-    return torch.cat([leading, rotated], dim=1) if num_leading else rotated
-
-
-class TokenLinear(nn.Linear):
-    """
-    `nn.Linear` on tokens `(B, N, in_features)`, with the same parameters and the same result up to rounding.
-
-    In fp32 on a CPU with AVX-512 it runs oneDNN's kernels instead of MKL's matrix product, which leaves the AVX-512
-    units of other vendors' processors unused: about twice as fast there, in training and inference
-    (docs/model_speed.md). Elsewhere, and wherever the product is traced, counted or quantised, it is `nn.Linear`.
-    """
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self._prefers_onednn(hidden_states):
-            return super().forward(hidden_states)
-        if torch.is_grad_enabled():
-            # The same product as a pointwise convolution, whose gradients oneDNN has too.
-            hidden_map = hidden_states.transpose(1, 2).unsqueeze(2)
-            return F.conv2d(hidden_map, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, "none", [], "")
-
-    def _prefers_onednn(self, hidden_states: torch.Tensor) -> bool:
-        return (
-            hidden_states.device.type == "cpu"
-            and hidden_states.dtype == self.weight.dtype == torch.float32
-            and not torch.compiler.is_compiling()
-            and _ONEDNN_HAS_FASTER_LINEAR
-            and torch.backends.mkldnn.enabled
-            and hidden_states.ndim == 3
-            and type(self.weight) is nn.Parameter
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()
-            and not is_in_torch_dispatch_mode()
-        )
-
-
-_ONEDNN_HAS_FASTER_LINEAR = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+    real, imaginary = hidden_states.float().chunk(2, dim=-1)
+    rotated = torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return rotated.to(hidden_states.dtype)
 
 
 class AutoencoderTCAttnProcessor:
@@ -326,6 +292,8 @@ class LatentToTokens(nn.Module):
 class AutoencoderTCEncoder(nn.Module):
     """Patch embedding -> M blocks -> intermediate bottleneck -> N' blocks -> final bottleneck (paper, section 3)."""
 
+    num_class_tokens = 1
+
     def __init__(
         self,
         in_channels: int,
@@ -390,7 +358,9 @@ class AutoencoderTCEncoder(nn.Module):
         )
 
     def _run_blocks(self, blocks: nn.ModuleList, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        rotary_embedding = axial_rotary_embedding(*grid, self.head_dim, self.rope_theta, hidden_states.device)
+        rotary_embedding = axial_rotary_embedding(
+            *grid, self.head_dim, self.rope_theta, hidden_states.device, num_leading=self.num_class_tokens
+        )
         for block in blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, rotary_embedding)
@@ -401,6 +371,8 @@ class AutoencoderTCEncoder(nn.Module):
 
 class AutoencoderTCDecoder(nn.Module):
     """Mirror of [`AutoencoderTCEncoder`], without a class token."""
+
+    num_class_tokens = 0
 
     def __init__(
         self,
@@ -582,9 +554,10 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         self.temporal_compression_ratio = 1
         self.use_slicing = False
         self.use_tiling = False
-        self.tile_sample_min_height = self.tile_sample_min_width = 2 * sample_size
-        self.tile_sample_stride_height = self.tile_sample_stride_width = (
-            (3 * sample_size // 2) // spatial_compression_ratio * spatial_compression_ratio
+        tile_size = math.ceil(2 * sample_size / spatial_compression_ratio) * spatial_compression_ratio
+        self.tile_sample_min_height = self.tile_sample_min_width = tile_size
+        self.tile_sample_stride_height = self.tile_sample_stride_width = _default_tile_stride(
+            tile_size, spatial_compression_ratio
         )
 
     @staticmethod
@@ -612,6 +585,14 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         """
         if name not in AUTOENCODER_TC_PRESETS:
             raise ValueError(f"Unknown preset {name!r}; known presets: {', '.join(AUTOENCODER_TC_PRESETS)}.")
+        known = cls._get_init_keys(cls) - {"self"}
+        for key in overrides:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=3)
+                raise TypeError(
+                    f"{cls.__name__} has no config argument {key!r}; "
+                    + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {sorted(known)}.")
+                )
         return cls(**{**AUTOENCODER_TC_PRESETS[name], **overrides})
 
     @torch.no_grad()
@@ -686,13 +667,14 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         return AutoencoderTCEncoderOutput(latent=latent)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
-        if self.use_tiling and (x.shape[2] > self.tile_sample_min_height or x.shape[3] > self.tile_sample_min_width):
-            return self._tiled(self._encode_tile, x, scale_in=1, scale_out=1 / self.spatial_compression_ratio)
+        if self._needs_tiles(x.shape[2], x.shape[3]):
+            return apply_in_tiles(self._encode_tile, x, *self._tile_size_and_stride, 1, self.spatial_compression_ratio)
         return self._encode_tile(x)
 
     def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
         latent = self.encoder(x).latent
-        return (latent - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        mean, std = self._latent_statistics(latent)
+        return (latent - mean) / std
 
     @apply_forward_hook
     def decode(
@@ -722,14 +704,18 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
 
     def _decode(self, z: torch.Tensor) -> torch.Tensor:
         ratio = self.spatial_compression_ratio
-        if self.use_tiling and (
-            z.shape[2] * ratio > self.tile_sample_min_height or z.shape[3] * ratio > self.tile_sample_min_width
-        ):
-            return self._tiled(self._decode_tile, z, scale_in=1 / ratio, scale_out=1)
+        if self._needs_tiles(z.shape[2] * ratio, z.shape[3] * ratio):
+            return apply_in_tiles(self._decode_tile, z, *self._tile_size_and_stride, ratio, 1)
         return self._decode_tile(z)
 
     def _decode_tile(self, z: torch.Tensor) -> torch.Tensor:
-        return self.decoder(z * self.latent_std[:, None, None] + self.latent_mean[:, None, None])
+        mean, std = self._latent_statistics(z)
+        return self.decoder(z * std + mean)
+
+    def _latent_statistics(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Group offloading moves the buffers of the outermost module only when its `forward` is called, and pipelines
+        # call `encode` and `decode`.
+        return self.latent_mean.to(latent)[:, None, None], self.latent_std.to(latent)[:, None, None]
 
     def enable_tiling(
         self,
@@ -758,7 +744,7 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
             ("width", tile_sample_min_width, tile_sample_stride_width),
         ):
             if tile is not None and stride is None:
-                stride = max(ratio, 3 * tile // 4 // ratio * ratio)
+                stride = _default_tile_stride(tile, ratio)
             tile = getattr(self, f"tile_sample_min_{side}") if tile is None else tile
             stride = getattr(self, f"tile_sample_stride_{side}") if stride is None else stride
             for name, value in ((f"tile_sample_min_{side}", tile), (f"tile_sample_stride_{side}", stride)):
@@ -774,35 +760,15 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
             setattr(self, name, value)
         self.use_tiling = True
 
-    def _tiled(self, function: Any, x: torch.Tensor, scale_in: float, scale_out: float) -> torch.Tensor:
-        """Apply `function` to overlapping tiles of `x` and blend; the scales are entries per pixel."""
-        tile_height, stride_height = self.tile_sample_min_height, self.tile_sample_stride_height
-        tile_width, stride_width = self.tile_sample_min_width, self.tile_sample_stride_width
-        height, width = round(x.shape[2] / scale_in), round(x.shape[3] / scale_in)
-        tops, lefts = _tile_starts(height, tile_height, stride_height), _tile_starts(width, tile_width, stride_width)
-        tile_height, tile_width = min(tile_height, height), min(tile_width, width)
+    def _needs_tiles(self, height: int, width: int) -> bool:
+        return self.use_tiling and (height > self.tile_sample_min_height or width > self.tile_sample_min_width)
 
-        def output_units(pixels: int) -> int:
-            return round(pixels * scale_out)
-
-        result = weight = None
-        for top in tops:
-            for left in lefts:
-                rows = slice(round(top * scale_in), round((top + tile_height) * scale_in))
-                columns = slice(round(left * scale_in), round((left + tile_width) * scale_in))
-                tile = function(x[:, :, rows, columns])
-                if result is None:
-                    result = tile.new_zeros((*tile.shape[:2], output_units(height), output_units(width)))
-                    weight = tile.new_zeros(result.shape[2:], dtype=torch.float32)
-                window = (
-                    _blend_window(tops, top, tile_height, output_units, tile.device)[:, None]
-                    * _blend_window(lefts, left, tile_width, output_units, tile.device)[None, :]
-                )
-                rows = slice(output_units(top), output_units(top) + tile.shape[2])
-                columns = slice(output_units(left), output_units(left) + tile.shape[3])
-                result[:, :, rows, columns] += tile * window.to(tile.dtype)
-                weight[rows, columns] += window
-        return result / weight.to(result.dtype)
+    @property
+    def _tile_size_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (
+            (self.tile_sample_min_height, self.tile_sample_min_width),
+            (self.tile_sample_stride_height, self.tile_sample_stride_width),
+        )
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """
@@ -841,24 +807,6 @@ def _final_compression_factor(spatial_compression_ratio: int, patch_size: int, s
     return factor
 
 
-def _tile_starts(size: int, tile: int, stride: int) -> list[int]:
-    """Starts of equal tiles that cover `size`; the last one is moved inwards so that no tile is cut short."""
-    if size <= tile:
-        return [0]
-    starts = list(range(0, size - tile, stride))
-    return [*starts, size - tile]
-
-
-def _blend_window(starts: list[int], start: int, tile: int, output_units: Any, device: torch.device) -> torch.Tensor:
-    """Weights of a tile along one side: linear ramps over its overlap with either neighbour, 1 elsewhere."""
-    window = torch.ones(output_units(tile), device=device)
-    position = starts.index(start)
-    if position > 0:
-        overlap = output_units(starts[position - 1] + tile - start)
-        if overlap:
-            window[:overlap] = (torch.arange(overlap, device=device) + 0.5) / overlap
-    if position + 1 < len(starts):
-        overlap = output_units(start + tile - starts[position + 1])
-        if overlap:
-            window[-overlap:] *= (torch.arange(overlap, device=device).flip(0) + 0.5) / overlap
-    return window
+def _default_tile_stride(tile: int, ratio: int) -> int:
+    """Three quarters of the tile, a multiple of the compression ratio."""
+    return max(ratio, 3 * tile // 4 // ratio * ratio)

@@ -1,0 +1,89 @@
+# Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Processing an image or a latent in overlapping tiles whose results are blended."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def apply_in_tiles(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    tile_size: tuple[int, int],
+    stride: tuple[int, int],
+    pixels_per_input: int,
+    pixels_per_output: int,
+) -> torch.Tensor:
+    """
+    Apply `function` to overlapping tiles of `x` and blend the results. Only one tile is processed at a time.
+
+    Args:
+        function: Maps `(B, C, h, w)` to `(B, C', h * pixels_per_input / pixels_per_output, ...)`.
+        x (`torch.Tensor` of shape `(B, C, h, w)`): Image or latent.
+        tile_size (`tuple[int, int]`): Height and width of a tile in pixels.
+        stride (`tuple[int, int]`): Distance between neighbouring tiles in pixels, at most the tile size.
+        pixels_per_input, pixels_per_output (`int`): Pixels along a side that one entry of `x`, or of the result,
+            stands for. Sizes, tiles and strides are multiples of both.
+
+    Returns:
+        `torch.Tensor`: of the size that `function(x)` would have.
+    """
+    sides = []
+    for size, tile, step in zip(x.shape[2:], tile_size, stride, strict=True):
+        size, tile = size * pixels_per_input, min(tile, size * pixels_per_input)
+        starts = tile_starts(size, tile, step)
+        weights = blend_weights(
+            [start // pixels_per_output for start in starts], tile // pixels_per_output, size // pixels_per_output
+        )
+        sides.append((size // pixels_per_output, tile, list(zip(starts, weights, strict=True))))
+    (height, tile_height, rows), (width, tile_width, columns) = sides
+
+    result = None
+    for top, row_weights in rows:
+        for left, column_weights in columns:
+            tile = function(
+                x[
+                    :,
+                    :,
+                    top // pixels_per_input : (top + tile_height) // pixels_per_input,
+                    left // pixels_per_input : (left + tile_width) // pixels_per_input,
+                ]
+            )
+            if result is None:
+                result = tile.new_zeros((*tile.shape[:2], height, width))
+            first_row, first_column = top // pixels_per_output, left // pixels_per_output
+            result[:, :, first_row : first_row + tile.shape[2], first_column : first_column + tile.shape[3]] += (
+                tile * row_weights.to(tile)[:, None] * column_weights.to(tile)
+            )
+    return result
+
+
+def tile_starts(size: int, tile: int, stride: int) -> list[int]:
+    """Starts of equal tiles that cover `size`; the last one is moved inwards so that no tile is cut short."""
+    if size <= tile:
+        return [0]
+    starts = list(range(0, size - tile, stride))
+    return [*starts, size - tile]
+
+
+def blend_weights(starts: list[int], tile: int, size: int) -> list[torch.Tensor]:
+    """
+    Weights `(tile,)` of each tile along one side: linear ramps over its overlap with either neighbour. At every place
+    the weights of all tiles sum to one.
+    """
+    weights = []
+    for index, start in enumerate(starts):
+        ramp = torch.ones(tile)
+        if index > 0:
+            overlap = starts[index - 1] + tile - start
+            ramp[:overlap] *= (torch.arange(overlap) + 0.5) / max(overlap, 1)
+        if index + 1 < len(starts):
+            overlap = start + tile - starts[index + 1]
+            ramp[tile - overlap :] *= (torch.arange(overlap).flip(0) + 0.5) / max(overlap, 1)
+        weights.append(ramp)
+    # Two neighbours sum to one as they are; where a short stride lets more tiles meet, or the last tile was moved
+    # inwards, they do not.
+    total = torch.zeros(size)
+    for start, ramp in zip(starts, weights, strict=True):
+        total[start : start + tile] += ramp
+    return [ramp / total[start : start + tile] for start, ramp in zip(starts, weights, strict=True)]

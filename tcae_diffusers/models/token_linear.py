@@ -1,0 +1,46 @@
+# Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A linear layer that finds the fast kernel on every CPU."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+_ONEDNN_HAS_FASTER_LINEAR = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+class TokenLinear(nn.Linear):
+    """
+    `nn.Linear` on tokens `(B, N, in_features)`, with the same parameters and the same result up to rounding.
+
+    In fp32 on a CPU with AVX-512 it runs oneDNN's kernels instead of MKL's matrix product, which leaves the AVX-512
+    units of other vendors' processors unused: about twice as fast there, in training and inference
+    (docs/model_speed.md). Elsewhere, and wherever the product is traced, counted or quantised, it is `nn.Linear`.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self._prefers_onednn(hidden_states):
+            return super().forward(hidden_states)
+        if torch.is_grad_enabled():
+            # The same product as a pointwise convolution, whose gradients oneDNN has too.
+            hidden_map = hidden_states.transpose(1, 2).unsqueeze(2)
+            return F.conv2d(hidden_map, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, "none", [], "")
+
+    def _prefers_onednn(self, hidden_states: torch.Tensor) -> bool:
+        return (
+            hidden_states.device.type == "cpu"
+            and hidden_states.dtype == self.weight.dtype == torch.float32
+            and not torch.compiler.is_compiling()
+            and _ONEDNN_HAS_FASTER_LINEAR
+            and torch.backends.mkldnn.enabled
+            and hidden_states.ndim == 3
+            and type(self.weight) is nn.Parameter
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()
+            and not is_in_torch_dispatch_mode()
+        )
