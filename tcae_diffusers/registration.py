@@ -19,7 +19,10 @@ import warnings
 from types import ModuleType
 
 import diffusers
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from packaging.version import Version
+
+from .models.conversion import map_single_file_checkpoint
 
 # The loading internals that this file relies on were tested with these; see tests/pipelines/test_registration.py.
 TESTED_DIFFUSERS = (Version("0.42.0"), Version("0.43.0"))
@@ -67,6 +70,8 @@ def register_with_diffusers() -> ModuleType:
         setattr(holder, class_name, cls)
         setattr(diffusers, class_name, cls)
     setattr(diffusers.pipelines, LIBRARY_NAME, holder)
+    # Read by from_single_file, which refuses every class that is not in this table.
+    SINGLE_FILE_LOADABLE_CLASSES["AutoencoderTC"] = {"checkpoint_mapping_fn": map_single_file_checkpoint}
     return holder
 
 

@@ -4,6 +4,7 @@ Autoencoders", arXiv 2604.07340). The whole model is in this file and reads from
 
 import difflib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -594,6 +595,32 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
                     + (f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {sorted(known)}.")
                 )
         return cls(**{**AUTOENCODER_TC_PRESETS[name], **overrides})
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **kwargs: Any) -> "AutoencoderTC":
+        """
+        Load the weights of a single file; see `FromOriginalModelMixin.from_single_file` for the other arguments.
+
+        Args:
+            pretrained_model_link_or_path_or_dict (`str` or `dict`): A `.safetensors` or PyTorch file, or its content.
+            config (`str`, *optional*): Folder or repository with the `config.json`. Defaults to the file's folder.
+            key_map (`dict` or `Callable`, *optional*): For weights in another layout, see
+                [`~tcae_diffusers.models.conversion.convert_checkpoint`].
+
+        Raises:
+            ValueError: if there is no config, or weights are missing, left over or of a wrong shape.
+        """
+        if kwargs.get("config") is None:
+            # Without a config diffusers takes every checkpoint that it does not know for Stable Diffusion's.
+            is_path = isinstance(pretrained_model_link_or_path_or_dict, str | os.PathLike)
+            folder = os.path.dirname(os.path.abspath(pretrained_model_link_or_path_or_dict)) if is_path else None
+            if folder is None or not os.path.isfile(os.path.join(folder, cls.config_name)):
+                raise ValueError(
+                    f"There is no {cls.config_name} beside the single file; pass config= with the folder or repository"
+                    " that has one."
+                )
+            kwargs["config"] = folder
+        return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
