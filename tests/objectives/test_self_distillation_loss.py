@@ -141,12 +141,14 @@ def test_accumulated_batches_move_the_centers_like_one_large_batch():
     torch.testing.assert_close(parts.patch_center, whole.patch_center)
 
 
-def test_a_discarded_step_leaves_the_centers_alone():
+@pytest.mark.parametrize("where", [None, torch.tensor(True)])
+def test_a_discarded_step_leaves_the_centers_alone(where):
     loss_fn = SelfDistillationLoss(CLASSES, PATCH_CLASSES)
     batch = make_batch(5)
     apply(loss_fn, {**batch, "teacher": torch.full_like(batch["teacher"], math.nan)})
-    loss_fn.discard_pending()
+    loss_fn.discard_pending(where)
     apply(loss_fn, batch)
+    loss_fn.discard_pending(torch.tensor(False))
     loss_fn.update_centers()
     fresh = SelfDistillationLoss(CLASSES, PATCH_CLASSES)
     apply(fresh, batch)
