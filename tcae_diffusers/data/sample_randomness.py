@@ -23,3 +23,30 @@ def epoch_permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of epoch `epoch`: a permutation of `range(num_samples)` as int64, the same for equal arguments."""
     sequence = np.random.SeedSequence((_ORDER, seed, epoch))
     return np.random.Generator(np.random.PCG64(sequence)).permutation(num_samples)
+
+
+def choose_per_sample(seed: int, epochs: int | np.ndarray, indices: np.ndarray, num_choices: int) -> np.ndarray:
+    """Choose one of `num_choices` for each sample, a function of (seed, epoch, index), for a whole batch at once.
+
+    Args:
+        seed (`int`): Of the run.
+        epochs (`int` or `np.ndarray`): One for all, or one each.
+        indices (`np.ndarray`): int64 `(B,)`.
+        num_choices (`int`): At least 1, small.
+
+    Returns:
+        `np.ndarray`: int64 `(B,)` in [0, num_choices).
+    """
+    state = _splitmix64(np.full(len(indices), seed, dtype=np.uint64))
+    for word in (epochs, indices):
+        state = _splitmix64(state ^ np.asarray(word).astype(np.uint64))
+    return (state % np.uint64(num_choices)).astype(np.int64)
+
+
+def _splitmix64(state: np.ndarray) -> np.ndarray:
+    """Steele, Lea and Flood (2014), a bijection on 64 bits whose output passes statistical test suites."""
+    # Products wrap around modulo 2**64, as they should.
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

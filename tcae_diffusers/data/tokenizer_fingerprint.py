@@ -1,0 +1,84 @@
+"""Tell whether two autoencoders are the same encoder, by hashes of their config and weights."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+# Calibrating a model after its latents were cached must not make it another model; the statistics are compared apart.
+STATISTICS_BUFFERS = ("latent_mean", "latent_std")
+
+
+@dataclass(frozen=True)
+class TokenizerFingerprint:
+    """What identifies the encoder that latents came from.
+
+    Args:
+        class_name (`str`): `"AutoencoderTC"`, `"AutoencoderDC"`, ...
+        config_sha256 (`str`): Of the config as JSON, without entries that begin with an underscore.
+        weights_sha256 (`str`): Of names, dtypes, shapes and bytes of the state dict, without `latent_mean` and
+            `latent_std`.
+        latent_mean (`tuple[float, ...]`, *optional*): The model's per-channel statistics at that time; None for a
+            model without such buffers and for one that was never calibrated (all 0).
+        latent_std (`tuple[float, ...]`, *optional*): The same (all 1).
+    """
+
+    class_name: str
+    config_sha256: str
+    weights_sha256: str
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "TokenizerFingerprint":
+        """Fingerprint of a diffusers autoencoder (or any module with a `config` mapping). Hashes about 1 GB/s."""
+        mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
+        calibrated = (
+            isinstance(mean, torch.Tensor)
+            and isinstance(std, torch.Tensor)
+            and not (bool((mean == 0).all()) and bool((std == 1).all()))
+        )
+        return cls(
+            class_name=type(model).__name__,
+            config_sha256=config_sha256(model.config),
+            weights_sha256=weights_sha256(model.state_dict()),
+            latent_mean=tuple(mean.double().tolist()) if calibrated else None,
+            latent_std=tuple(std.double().tolist()) if calibrated else None,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TokenizerFingerprint":
+        statistics = {name: values[name] and tuple(values[name]) for name in STATISTICS_BUFFERS}
+        return cls(**{**values, **statistics})
+
+    def to_dict(self) -> dict:
+        """JSON-ready, and equal to what [`from_dict`] was given."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def difference(self, other: "TokenizerFingerprint") -> str | None:
+        """What makes `other` another encoder, in words, or None. Statistics do not count."""
+        for name in ("class_name", "config_sha256", "weights_sha256"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} {mine[:16]} is not {theirs[:16]}"
+        return None
+
+
+def config_sha256(config) -> str:
+    """sha256 of a config mapping, the same before saving and after loading (tuples equal lists)."""
+    public = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+    """sha256 of a state dict in the order of its names, on any device and of any dtype."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        if name in STATISTICS_BUFFERS:
+            continue
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # numpy knows no bfloat16; bytes are bytes.
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
