@@ -55,12 +55,11 @@ def load_autoencoder(
     if model_class is None or not hasattr(model_class, "encode"):
         raise EvaluationError(
             f"{path} holds a {class_name!r}, which is not an autoencoder of diffusers {diffusers.__version__} or of "
-            "this "
-            "package; expected AutoencoderTC, AutoencoderDC, AutoencoderKL, AutoencoderTiny, AutoencoderRAE or the "
-            "like."
+            "this package; expected AutoencoderTC, AutoencoderDC, AutoencoderKL, AutoencoderTiny, AutoencoderRAE or "
+            "the like."
         )
     try:
-        model = model_class.from_pretrained(target, **({"torch_dtype": dtype} if dtype else {}))
+        model = model_class.from_pretrained(target, **({"dtype": dtype} if dtype else {}))
     except OSError as error:
         raise EvaluationError(f"cannot load the weights of {path}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
@@ -120,8 +119,8 @@ def check_image_size(model: nn.Module, height: int, width: int) -> None:
     for name, size in (("height", height), ("width", width)):
         if size % ratio or size <= 0:
             raise EvaluationError(
-                f"{name} {size} is not a multiple of {ratio}, the compression ratio of {type(model).__name__}; "
-                f"pass --resolution {max(ratio, size // ratio * ratio)} or {(size // ratio + 1) * ratio}"
+                f"{name} {size} is not a multiple of {ratio}, the compression ratio of {type(model).__name__}; pass "
+                f"--resolution {max(ratio, size // ratio * ratio)} or {(size // ratio + 1) * ratio}"
             )
 
 

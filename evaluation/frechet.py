@@ -99,8 +99,7 @@ def frechet_distance(first: FrechetStatistics, second: FrechetStatistics) -> flo
     if len(first.mean) != len(second.mean):
         raise EvaluationError(
             f"features of {len(first.mean)} and {len(second.mean)} dimensions cannot be compared; the reference "
-            "statistics "
-            "were made with another feature network"
+            "statistics were made with another feature network"
         )
     covariances = first.covariance, second.covariance
     return _distance(

@@ -41,7 +41,7 @@ def load_pipeline(path: str | Path, device: str | torch.device = "cpu", dtype: t
     if (Path(path).exists() or str(path).startswith((".", "/"))) and not (Path(path) / "model_index.json").is_file():
         raise EvaluationError(f"no pipeline at {path}: {Path(path) / 'model_index.json'} does not exist")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(path), **({"torch_dtype": dtype} if dtype else {}))
+        pipeline = DiffusionPipeline.from_pretrained(str(path), **({"dtype": dtype} if dtype else {}))
     except (OSError, ValueError) as error:
         raise EvaluationError(f"cannot load the pipeline {path}: {error}") from error
     if "class_labels" not in inspect.signature(pipeline.__call__).parameters:

@@ -31,6 +31,7 @@ from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
 from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
 from .image_sets import ImageSet, NpzImages, open_data_source, open_image_set
 from .metric_names import FULL_SAMPLE_COUNT, INCEPTION, metric_name
+from .named_paths import parse_named_paths
 from .provenance import provenance, write_bytes_atomically, write_json
 
 MEASURES = ("FID", "KID", "precision", "recall")
@@ -246,32 +247,20 @@ def open_reference(
     return Reference(features, statistics, seed), description
 
 
-def sample_sheet(images: ImageSet, per_class: int = 8, classes: int = 16) -> bytes:
-    """PNG with one row of samples per class (a plain grid where there are no labels)."""
+def sample_sheet(images: ImageSet, per_class: int = 10, classes: int = 16) -> tuple[bytes, list[str]]:
+    """PNG with one row of samples per class, and the class name of each row (none where there are no labels)."""
     if images.labels is None:
-        chosen = [index * len(images) // min(64, len(images)) for index in range(min(64, len(images)))]
-        rows = [chosen[start : start + 8] for start in range(0, len(chosen), 8)]
+        count = min(per_class * 6, len(images))
+        chosen = [index * len(images) // count for index in range(count)]
+        rows, names = [chosen[start : start + per_class] for start in range(0, count, per_class)], []
     else:
-        rows = [
-            [index for index, label in enumerate(images.labels) if label == wanted][:per_class]
-            for wanted in sorted(set(images.labels))[:classes]
-        ]
-    return png_bytes(contact_sheet([[images[index] for index in row] for row in rows]))
-
-
-def parse_named_sets(arguments: list[str]) -> dict[str, str]:
-    """`name=path` or `path` (whose last part becomes the name) to `{name: path}`."""
-    sets: dict[str, str] = {}
-    for argument in arguments:
-        name, separator, path = argument.partition("=")
-        if not separator:
-            name, path = Path(argument).stem, argument
-        if name in sets:
-            raise EvaluationError(
-                f"two sample sets are called {name!r}; give them names, as in trained=runs/a/samples"
-            )
-        sets[name] = path
-    return sets
+        members: dict[int, list[int]] = {}
+        for index, label in enumerate(images.labels):
+            if len(members.setdefault(label, [])) < per_class:
+                members[label].append(index)
+        wanted = sorted(members)[:classes]
+        rows, names = [members[label] for label in wanted], [images.classes[label] for label in wanted]
+    return png_bytes(contact_sheet([[images[index] for index in row] for row in rows])), names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -325,7 +314,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         raise EvaluationError(f"--reference_count {args.reference_count!r} must be equal, all, or a number from 8 on")
     state = PartialState(cpu=args.device == "cpu")
-    opened = {name: open_image_set(path) for name, path in parse_named_sets(args.samples).items()}
+    opened = {name: open_image_set(path) for name, path in parse_named_paths(args.samples).items()}
     sizes = {name: images[0].shape[:2] for name, images in opened.items()}
     if len(set(sizes.values())) > 1:
         raise EvaluationError(
@@ -349,13 +338,15 @@ def run(args: argparse.Namespace) -> int:
                 "classes": images.classes,
                 "fingerprint": images.fingerprint,
                 "grid": f"samples_{name}.png",
+                "grid_rows": [],
                 "figures": figures,
             }
         )
     if not state.is_main_process:
         return 0
-    for name, images in opened.items():
-        write_bytes_atomically(args.output / f"samples_{name}.png", sample_sheet(images))
+    for entry, images in zip(sets, opened.values(), strict=True):
+        sheet, entry["grid_rows"] = sample_sheet(images)
+        write_bytes_atomically(args.output / entry["grid"], sheet)
     settings = {"reference_count": args.reference_count, "seed": args.seed, "ranks": state.num_processes}
     write_json(
         args.output / "generation.json",

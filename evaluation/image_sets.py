@@ -133,8 +133,7 @@ class FolderImages:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (pixels.shape, self._shape)]
             raise EvaluationError(
                 f"{self.files[index]} is {sizes[0]} pixels, expected {sizes[1]} like the rest of the set; samples "
-                "are not "
-                "resized silently"
+                "are not resized silently"
             )
         return pixels
 

@@ -1,0 +1,121 @@
+"""Charts as inline SVG: sharp at any size, a few kilobytes, nothing to load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+PALETTE = ("#2b5c8a", "#c2542d", "#3f7f4f", "#7a5195", "#8a7a2b")
+_WIDTH, _HEIGHT = 460, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 12, 34
+
+
+def _ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers within `[low, high]`."""
+    step = (high - low) / count
+    magnitude = 10 ** math.floor(math.log10(step))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= step)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _label(value: float) -> str:
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def _text(x: float, y: float, content: str, style: str, anchor: str, fill: str | None = None) -> str:
+    color = f' fill="{fill}"' if fill else ""
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{color}>{escape(content)}</text>'
+
+
+def smooth(values: Sequence[float], span: int) -> list[float]:
+    """Exponential moving average over about `span` points, without the start bias towards zero."""
+    decay, mean, weight, out = 1 - 1 / max(span, 1), 0.0, 0.0, []
+    for value in values:
+        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
+        out.append(mean / weight)
+    return out
+
+
+def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str = "step") -> str:
+    """One or several curves over steps; long noisy ones get their moving average drawn over the pale raw curve.
+
+    Args:
+        series: `{name: (steps, values)}`; values that are not finite are left out.
+
+    Returns:
+        An `<svg>` element.
+    """
+    clean = {}
+    for name, (steps, values) in series.items():
+        points = [(x, y) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
+        if points:
+            clean[name] = points
+    if not clean:
+        return "<p>no finite values</p>"
+    xs = [x for points in clean.values() for x, _ in points]
+    # Early transients would press the rest of a curve flat: the axis covers the 1st to 99th percentile and its
+    # margins.
+    ys = sorted(y for points in clean.values() for _, y in points)
+    low, high = (ys[int(0.01 * (len(ys) - 1))], ys[math.ceil(0.99 * (len(ys) - 1))])
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low, high = low - margin, high + margin
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
+
+    def place(x: float, y: float) -> str:
+        across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        down = _HEIGHT - _BOTTOM - (min(max(y, low), high) - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
+    for tick in _ticks(low, high):
+        y = place(x_low, tick).split(",")[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y}" dy="0.32em" text-anchor="end">{_label(tick)}</text>')
+    for tick in _ticks(x_low, x_high, 5):
+        x = place(tick, low).split(",")[0]
+        parts.append(f'<text class="tick" x="{x}" y="{_HEIGHT - 18}" text-anchor="middle">{_label(tick)}</text>')
+    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, x_title, "tick", "end"))
+    for index, (name, points) in enumerate(clean.items()):
+        color = PALETTE[index % len(PALETTE)]
+        raw = " ".join(place(x, y) for x, y in _thin(points))
+        noisy = len(points) >= 40
+        if noisy:
+            parts.append(f'<polyline class="raw" stroke="{color}" points="{raw}"/>')
+            averaged = smooth([y for _, y in points], len(points) // 25)
+            raw = " ".join(place(x, y) for x, y in _thin(list(zip((x for x, _ in points), averaged, strict=True))))
+        parts.append(f'<polyline class="curve" stroke="{color}" points="{raw}"/>')
+        if len(clean) > 1:
+            parts.append(_text(_LEFT + 8, _TOP + 12 + 15 * index, name, "legend", "start", color))
+    return "".join(parts) + "</svg>"
+
+
+def _thin(points: list, limit: int = 600) -> list:
+    """At most `limit` points, evenly chosen, the last kept: more cannot be seen."""
+    if len(points) <= limit:
+        return points
+    return [points[index * (len(points) - 1) // (limit - 1)] for index in range(limit)]
+
+
+def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None, unit: str = "") -> str:
+    """Horizontal bars with their values; `marker` is a named dashed line, such as the floor."""
+    row, left, right = 34, 150, 70
+    width, height = 720, row * len(values) + (34 if marker else 10)
+    largest = max([*values.values(), marker[1] if marker else 0.0, 1e-12])
+    scale = (width - left - right) / largest
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart bars">']
+    for index, (name, value) in enumerate(values.items()):
+        y, length = index * row + 6, max(value, 0.0) * scale
+        color = PALETTE[0] if index == 0 else "#b8c4cf"
+        parts.append(f'<text class="name" x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="22" rx="3" fill="{color}"/>')
+        parts.append(f'<text class="name" x="{left + length + 8:.1f}" y="{y + 15}">{value:.4g}{escape(unit)}</text>')
+    if marker:
+        x = left + marker[1] * scale
+        parts.append(f'<line class="marker" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
+        parts.append(_text(x, height - 8, f"{marker[0]} {marker[1]:.4g}", "tick", "middle"))
+    return "".join(parts) + "</svg>"
