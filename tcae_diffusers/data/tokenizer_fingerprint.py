@@ -8,6 +8,8 @@ import torch
 
 # Calibrating a model after its latents were cached must not make it another model; the statistics are compared apart.
 STATISTICS_BUFFERS = ("latent_mean", "latent_std")
+# Nor does decoder fine-tuning touch the latents. These prefixes are those of all autoencoders of diffusers.
+DECODER_PREFIXES = ("decoder.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class TokenizerFingerprint:
     Args:
         class_name (`str`): `"AutoencoderTC"`, `"AutoencoderDC"`, ...
         config_sha256 (`str`): Of the config as JSON, without entries that begin with an underscore.
-        weights_sha256 (`str`): Of names, dtypes, shapes and bytes of the state dict, without `latent_mean` and
-            `latent_std`.
+        weights_sha256 (`str`): Of names, dtypes, shapes and bytes of the encoder's part of the state dict: without
+            the decoder, `latent_mean` and `latent_std`.
         latent_mean (`tuple[float, ...]`, *optional*): The model's per-channel statistics at that time; None for a
             model without such buffers and for one that was never calibrated (all 0).
         latent_std (`tuple[float, ...]`, *optional*): The same (all 1).
@@ -72,10 +74,10 @@ def config_sha256(config) -> str:
 
 
 def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
-    """sha256 of a state dict in the order of its names, on any device and of any dtype."""
+    """sha256 of the encoder's part of a state dict in the order of its names, on any device and of any dtype."""
     digest = hashlib.sha256()
     for name in sorted(state_dict):
-        if name in STATISTICS_BUFFERS:
+        if name in STATISTICS_BUFFERS or name.startswith(DECODER_PREFIXES):
             continue
         tensor = state_dict[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -227,11 +227,12 @@ def test_latents_of_another_tokenizer_or_calibration_are_refused(tmp_path):
         LatentCache(tmp_path / "cache", expected_tokenizer=model)
 
 
-def test_fingerprint_sees_weights_and_config_but_not_names_calibration_or_device_order(tmp_path):
+def test_fingerprint_sees_encoder_and_config_but_not_decoder_calibration_or_order(tmp_path):
     state = {"b": torch.randn(2, 3), "a": torch.randn(4).bfloat16(), "s": torch.tensor(3)}
     reference = weights_sha256(state)
     assert weights_sha256(dict(reversed(state.items()))) == reference
     assert weights_sha256({**state, "latent_mean": torch.ones(3)}) == reference
+    assert weights_sha256({**state, "decoder.weight": torch.ones(3)}) == reference
     assert weights_sha256({**state, "b": state["b"].T.contiguous().T}) == reference
     changes = [{"b": state["b"].T}, {"b": state["b"].half()}, {"a": state["a"] + 1}, {"c": torch.ones(1)}]
     assert len({weights_sha256({**state, **change}) for change in changes} | {reference}) == 5
