@@ -20,7 +20,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils.torch_utils import is_compiled_module, randn_tensor
 
 logger = logging.get_logger(__name__)
 
@@ -239,7 +239,8 @@ class TCDiTPipeline(DiffusionPipeline):
                     f"{name} {value} is not a positive multiple of {multiple} (compression ratio "
                     f"{self.spatial_compression_ratio} x patch size {patch_size}); draw larger and crop."
                 )
-        if height != width and isinstance(self.transformer, DiTTransformer2DModel):
+        transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
+        if height != width and isinstance(transformer, DiTTransformer2DModel):
             raise ValueError(f"DiTTransformer2DModel draws squares only, got height {height} and width {width}.")
 
         if guidance_scale > 1 and self.guidance_transformer is None and self.null_class_id is None:
@@ -429,14 +430,16 @@ class TCDiTPipeline(DiffusionPipeline):
         step_kwargs = {k: v for k, v in (("generator", generator), ("eta", eta)) if k in step_parameters}
         learned_variance = str(self.scheduler.config.get("variance_type")).startswith("learned")
 
+        # Read once: asking for each timestep inside the loop would wait for the device at every step.
+        noise_levels = (timesteps.float() / self.scheduler.config.num_train_timesteps).tolist()
+
         # 3. Denoise
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                noise_level = float(t) / self.scheduler.config.num_train_timesteps
-                guided_here = guidance_interval[0] <= noise_level <= guidance_interval[1]
+                guided_here = guidance_interval[0] <= noise_levels[i] <= guidance_interval[1]
                 model_input = latents
                 if hasattr(self.scheduler, "scale_model_input"):
                     model_input = self.scheduler.scale_model_input(latents, t)
@@ -451,8 +454,8 @@ class TCDiTPipeline(DiffusionPipeline):
                     tensors = {"latents": latents, "class_labels": class_labels, "model_output": model_output}
                     asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, i, t, asked) or {}
-                    latents = changed.pop("latents", latents)
-                    class_labels = changed.pop("class_labels", class_labels)
+                    latents = changed.get("latents", latents)
+                    class_labels = changed.get("class_labels", class_labels)
                 progress_bar.update()
 
         # 4. Decode

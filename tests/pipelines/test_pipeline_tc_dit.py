@@ -76,6 +76,27 @@ DIFFUSION_SCHEDULERS = {
 }
 
 
+class ExactNoise(ExactFlow):
+    """The same for variance-preserving diffusion: knows which noise was added to `target`."""
+
+    def forward(self, hidden_states, timestep, class_labels, return_dict):
+        alphas_cumprod = DDPMScheduler().alphas_cumprod.log()
+        # Euler's timesteps need not be integers.
+        below = timestep.long().clamp(max=998)
+        alpha_bar = torch.lerp(alphas_cumprod[below], alphas_cumprod[below + 1], timestep.float() - below).exp()
+        alpha_bar = alpha_bar[:, None, None, None].float()
+        return ((hidden_states - alpha_bar.sqrt() * self.target) / (1 - alpha_bar).sqrt(),)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++", "dpmsolver++-sde", "euler"])
+def test_diffusion_with_the_exact_noise_reaches_the_target(make_pipeline, name):
+    target = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(7))
+    pipeline = make_pipeline(scheduler=DIFFUSION_SCHEDULERS[name])
+    pipeline.transformer = ExactNoise(target)
+    latent = pipeline(1, num_inference_steps=20, guidance_scale=1, output_type="latent").images
+    assert (latent - target).abs().max() < 0.05
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [*FLOW_SCHEDULERS.values(), *DIFFUSION_SCHEDULERS.values()],
@@ -318,3 +339,35 @@ def test_class_ids_beyond_the_table_are_refused_without_names_too(make_pipeline)
         pipeline(7)
     with pytest.raises(ValueError, match="has no id2label"):
         pipeline("flags")
+
+
+def test_compiled_transformers_draw_the_same(make_pipeline):
+    settings = {"num_inference_steps": 3, "guidance_interval": (0.0, 0.9), "output_type": "latent"}
+    expected = make_pipeline()(1, generator=seeds(0), **settings).images
+    # The eager backend traces as the default one does, without its minutes of code generation.
+    compiled = torch.compile(make_transformer(), backend="eager", fullgraph=True)
+    pipeline = make_pipeline(transformer=compiled)
+    drawn = pipeline(1, generator=seeds(0), **settings).images
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="squares only"):
+        pipeline(1, height=16, width=32)
+
+
+def test_model_offload_moves_each_model_in_and_out(make_pipeline, tiny_vae):
+    """On the CPU the hooks move nothing, but they run in the order in which a GPU would see them."""
+    vae = type(tiny_vae).from_config(tiny_vae.config).eval()
+    vae.load_state_dict(tiny_vae.state_dict())
+    pipeline = make_pipeline(vae=vae, transformer=make_transformer(), guidance_transformer=make_transformer(seed=1))
+    expected = pipeline(1, generator=seeds(0), num_inference_steps=2, output_type="pt").images
+    pipeline.enable_model_cpu_offload(device="cpu")
+    moved = []
+    for name in ("transformer", "vae"):
+        hook = getattr(pipeline, name)._hf_hook
+        pre_forward = hook.pre_forward
+        hook.pre_forward = lambda *args, _name=name, _run=pre_forward, **kwargs: (
+            moved.append(_name) or _run(*args, **kwargs)
+        )
+    images = pipeline(1, generator=seeds(0), num_inference_steps=2, output_type="pt").images
+    assert moved == ["transformer", "transformer", "vae"]
+    torch.testing.assert_close(images, expected)
+    pipeline.remove_all_hooks()
