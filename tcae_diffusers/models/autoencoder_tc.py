@@ -500,6 +500,21 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         encoder_block_out_channels: tuple[int, ...] | None = None,
     ):
         super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("latent_channels", latent_channels),
+            ("sample_size", sample_size),
+            ("patch_size", patch_size),
+            ("hidden_size", hidden_size),
+            ("num_attention_heads", num_attention_heads),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1.")
+        for name, layers in (("encoder_num_layers", encoder_num_layers), ("decoder_num_layers", decoder_num_layers)):
+            if layers is not None and (len(layers) != 2 or min(layers) < 0):
+                raise ValueError(
+                    f"{name} {tuple(layers)} must be two counts of blocks, before and after the intermediate step."
+                )
         final_factor = _final_compression_factor(spatial_compression_ratio, patch_size, staged_compression)
         if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 4:
             raise ValueError(
@@ -826,7 +841,7 @@ def _final_compression_factor(spatial_compression_ratio: int, patch_size: int, s
     """Side of the token group that the final bottleneck joins."""
     before = patch_size * (2 if staged_compression else 1)
     factor, remainder = divmod(spatial_compression_ratio, before)
-    if patch_size < 1 or remainder or factor < 1 or spatial_compression_ratio & (spatial_compression_ratio - 1):
+    if remainder or factor < 1 or spatial_compression_ratio & (spatial_compression_ratio - 1):
         raise ValueError(
             f"spatial_compression_ratio {spatial_compression_ratio} must be a power of two and a multiple of {before}:"
             f" patch_size {patch_size}{' times 2 for staged_compression' if staged_compression else ''}."
