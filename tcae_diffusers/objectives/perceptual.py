@@ -89,6 +89,11 @@ class LPIPSLoss(FrozenNetwork):
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """`sample` and `target` `(B, 3, H, W)` in [-1, 1], H and W at least 32 -> fp32 mean distance."""
+        if min(sample.shape[-2:]) < 32:
+            raise ValueError(
+                f"images of {sample.shape[-2]}x{sample.shape[-1]} pixels are too small for LPIPS; expected at least "
+                "32x32, or use the perceptual loss efficientnet-lite0, which enlarges them"
+            )
         with torch.autocast(device_type=sample.device.type, enabled=False):
             return self.network(sample.float(), target.float()).mean()
 

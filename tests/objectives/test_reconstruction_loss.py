@@ -76,6 +76,8 @@ def test_lpips_equals_the_package_on_the_given_backbone_and_stays_in_evaluation_
     sample, target = images(0), images(1)
     torch.testing.assert_close(loss_fn(sample, target), loss_fn.network(sample, target).mean())
     assert loss_fn(sample, sample).item() == 0.0
+    with pytest.raises(ValueError, match="16x16 pixels are too small for LPIPS"):
+        loss_fn(images(0, 16), images(1, 16))
     plain = loss_fn(sample, target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(loss_fn(sample, target), plain, rtol=0, atol=0)
