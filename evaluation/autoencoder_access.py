@@ -97,10 +97,9 @@ def decode_latent(model: nn.Module, latent: torch.Tensor) -> torch.Tensor:
 def spatial_ratio(model: nn.Module) -> int:
     """Pixels per latent position along one side, e.g. 32 for f32."""
     config = getattr(model, "config", {})
-    for holder in (model, config):
-        value = getattr(holder, "spatial_compression_ratio", None)
-        if isinstance(value, int):
-            return value
+    named = getattr(model, "spatial_compression_ratio", None) or config.get("spatial_compression_ratio")
+    if isinstance(named, int):
+        return named
     if hasattr(model, "spatial_scale_factor"):  # AutoencoderTiny
         return int(model.spatial_scale_factor)
     channels = config.get("encoder_block_out_channels") or config.get("block_out_channels")

@@ -54,13 +54,12 @@ def features_of(
 
     parts: dict[str, list[np.ndarray]] = {}
     indices = rank_range(len(images), state.process_index, state.num_processes)
-    bar = tqdm(total=len(indices), desc=f"features of {Path(images.name).name}", unit="image")
-    bar.disable = not (progress and state.is_main_process)
-    for batch in uint8_batches(images, batch_size, indices):
-        for name, values in network(batch).items():
-            parts.setdefault(name, []).append(values.numpy())
-        bar.update(len(batch))
-    bar.close()
+    hidden = not (progress and state.is_main_process)
+    with tqdm(total=len(indices), desc=f"features of {Path(images.name).name}", unit="image", disable=hidden) as bar:
+        for batch in uint8_batches(images, batch_size, indices):
+            for name, values in network(batch).items():
+                parts.setdefault(name, []).append(values.numpy())
+            bar.update(len(batch))
     own = {name: np.concatenate(values) for name, values in parts.items()}
     gathered = [part for part in gather_in_rank_order(own, state) if part]
     result = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}

@@ -12,6 +12,7 @@ What a figure may be called with each is decided in [`metric_names`].
 from __future__ import annotations
 
 import hashlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,8 +202,8 @@ class FeatureNetwork:
             )
         except EvaluationError:
             raise
-        except (OSError, RuntimeError) as error:  # urllib's URLError is an OSError; a wrong state dict a RuntimeError
-            if path is None and isinstance(error, OSError):
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            if path is None and isinstance(error, OSError):  # urllib's URLError is one
                 raise EvaluationError(
                     f"the weights of feature network {self.name} are not on this machine and could not be downloaded "
                     f"({error}). Fetch weights-inception-2015-12-05-6726825d.pth from the v0.2.0 release of "

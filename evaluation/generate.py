@@ -106,14 +106,13 @@ def generate(
     state = PartialState()
     indices = rank_range(len(store.labels), state.process_index, state.num_processes)
     missing = store.missing(indices)
-    bar = tqdm(total=len(indices), initial=len(indices) - len(missing), desc="generate", unit="image")
-    bar.disable = not (progress and state.is_main_process)
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        for index, pixels in zip(batch, draw(pipeline, store.labels, batch, seed, **sampling), strict=True):
-            store.write(index, pixels)
-        bar.update(len(batch))
-    bar.close()
+    hidden, done = not (progress and state.is_main_process), len(indices) - len(missing)
+    with tqdm(total=len(indices), initial=done, desc="generate", unit="image", disable=hidden) as bar:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            for index, pixels in zip(batch, draw(pipeline, store.labels, batch, seed, **sampling), strict=True):
+                store.write(index, pixels)
+            bar.update(len(batch))
     state.wait_for_everyone()
 
 

@@ -48,8 +48,8 @@ def kid(
     smallest = min(len(samples), len(reference))
     size = subset_size if smallest >= 2 * subset_size else max(2, smallest // 2)
     result = kid_features_to_metric(
-        torch.from_numpy(samples.astype(np.float64)),
-        torch.from_numpy(reference.astype(np.float64)),
+        torch.from_numpy(np.asarray(samples, dtype=np.float32)),
+        torch.from_numpy(np.asarray(reference, dtype=np.float32)),
         kid_subsets=subsets,
         kid_subset_size=size,
         rng_seed=seed,

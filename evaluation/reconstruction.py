@@ -97,17 +97,17 @@ def evaluate_reconstruction(
     values: list[list[float]] = [[], []]
     latent_shape: tuple[int, ...] = ()
 
-    bar = tqdm(total=len(indices), desc="reconstruct", unit="image", disable=not (progress and state.is_main_process))
-    for originals in uint8_batches(images, batch_size, indices):
-        output, latent = reconstruct(model, originals)
-        latent_shape = tuple(latent.shape[1:])
-        originals = originals.to(output.device)
-        values[0] += psnr(originals, output).tolist()
-        values[1] += ssim(originals, output).tolist()
-        for target, batch in zip(statistics, (originals, output), strict=False):
-            target.update(network(batch)["features"])
-        bar.update(len(originals))
-    bar.close()
+    hidden = not (progress and state.is_main_process)
+    with tqdm(total=len(indices), desc="reconstruct", unit="image", disable=hidden) as bar:
+        for originals in uint8_batches(images, batch_size, indices):
+            output, latent = reconstruct(model, originals)
+            latent_shape = tuple(latent.shape[1:])
+            originals = originals.to(output.device)
+            values[0] += psnr(originals, output).tolist()
+            values[1] += ssim(originals, output).tolist()
+            for target, batch in zip(statistics, (originals, output), strict=False):
+                target.update(network(batch)["features"])
+            bar.update(len(originals))
 
     gathered = gather_in_rank_order((values, statistics, latent_shape), state)
     per_image = [np.concatenate([part[0][metric] for part in gathered]) for metric in range(2)]
@@ -176,11 +176,15 @@ def spread_indices(images: ImageSet, count: int) -> list[int]:
         of_class.setdefault(label, []).append(index)
     turns = -(-count // len(of_class))
     # Evenly spaced within a class: neighbours in a set are often near-duplicates (skin tones, frames of a film).
-    columns = {
-        label: [of[turn * len(of) // turns] for turn in range(min(turns, len(of)))] for label, of in of_class.items()
-    }
-    chosen = [column[turn] for turn in range(turns) for column in columns.values() if turn < len(column)]
-    return chosen[:count]
+    columns = []
+    for members in of_class.values():
+        steps = min(turns, len(members))
+        columns.append([members[step * len(members) // steps] for step in range(steps)])
+    chosen = [column[turn] for turn in range(turns) for column in columns if turn < len(column)][:count]
+    # Small classes leave places, which the others fill.
+    left = [index for index in range(len(images)) if index not in set(chosen)]
+    missing = count - len(chosen)
+    return chosen + [left[place * len(left) // missing] for place in range(missing)]
 
 
 def per_image_csv(result: ReconstructionResult, images: ImageSet) -> bytes:

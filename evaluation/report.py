@@ -86,7 +86,7 @@ def collect_results(paths: list[Path]) -> list[dict[str, Any]]:
     if not results:
         searched = ", ".join(map(str, paths))
         raise EvaluationError(f"no results below {searched}; expected reconstruction.json or the like")
-    return results
+    return sorted(results, key=lambda result: _KINDS.index(result["kind"]))
 
 
 def _number(value: float | None) -> str:
@@ -118,7 +118,6 @@ def figure_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
                         "reference": f"{figure['reference_images']:,}" if figure.get("reference_images") else "",
                         "floor": _number(floor["value"]) if floor else "",
                         "baseline": f"{_number(baseline['value'])} ({baseline['name']})" if baseline else "",
-                        "extractor": figure.get("extractor", {}).get("name", ""),
                     }
                 )
     return rows
@@ -156,7 +155,8 @@ def headline(results: list[dict[str, Any]]) -> list[dict[str, str]]:
             for name, figure in others:
                 ratio = figure["value"] / first["value"] if first["value"] > 0 else float("inf")
                 note = f"{name}: {_number(figure['value'])}, samples: {_number(first['value'])}"
-                cards.append({"value": f"{ratio:.1f}×", "label": f"closer to real images than {name}", "note": note})
+                value, relation = (ratio, "closer to") if ratio >= 1 else (1 / ratio, "further from")
+                cards.append({"value": f"{value:.1f}×", "label": f"{relation} real images than {name}", "note": note})
     return cards
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
 
 PALETTE = ("#2b5c8a", "#c2542d", "#3f7f4f", "#7a5195", "#8a7a2b")
 _WIDTH, _HEIGHT = 460, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 24, 34
 
 
 def _ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -33,11 +34,14 @@ def _text(x: float, y: float, content: str, style: str, anchor: str, fill: str |
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average over about `span` points, without the start bias towards zero."""
-    decay, mean, weight, out = 1 - 1 / max(span, 1), 0.0, 0.0, []
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        out.append(mean / weight)
+    """Centred moving average over `span` points, fewer at the ends: it neither lags behind the curve nor leads."""
+    sums = [0.0, *itertools.accumulate(values)]
+    half = max(span, 1) // 2
+    out = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        first, last = index - reach, index + reach + 1
+        out.append((sums[last] - sums[first]) / (last - first))
     return out
 
 
@@ -86,11 +90,11 @@ def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_tit
         noisy = len(points) >= 40
         if noisy:
             parts.append(f'<polyline class="raw" stroke="{color}" points="{raw}"/>')
-            averaged = smooth([y for _, y in points], len(points) // 25)
+            averaged = smooth([y for _, y in points], len(points) // 20)
             raw = " ".join(place(x, y) for x, y in _thin(list(zip((x for x, _ in points), averaged, strict=True))))
         parts.append(f'<polyline class="curve" stroke="{color}" points="{raw}"/>')
         if len(clean) > 1:
-            parts.append(_text(_LEFT + 8, _TOP + 12 + 15 * index, name, "legend", "start", color))
+            parts.append(_text(_LEFT + 190 * index, 12, name, "legend", "start", color))
     return "".join(parts) + "</svg>"
 
 

@@ -60,25 +60,26 @@ class SampleStore:
         path = self.folder / "settings.json"
         wanted = json.loads(json.dumps(settings, default=str))
         try:
-            if path.is_file():
-                found = json.loads(path.read_text())
-                changed = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
-                if changed:
-                    details = "; ".join(
-                        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in sorted(changed)
-                    )
-                    raise EvaluationError(
-                        f"{self.folder} holds samples drawn with other settings ({details}). Choose another --output "
-                        "or delete it."
-                    )
+            has_images = self.folder.is_dir() and any(self.folder.rglob("*.png"))
+            if has_images and not path.is_file():
+                raise EvaluationError(
+                    f"{self.folder} holds images that were not drawn by this command; choose another --output"
+                )
+            if has_images:
+                self._compare_settings(json.loads(path.read_text()), wanted)
             elif is_main_process:
-                if self.folder.is_dir() and any(self.folder.rglob("*.png")):
-                    raise EvaluationError(
-                        f"{self.folder} holds images that were not drawn by this command; choose another --output"
-                    )
                 write_json(path, wanted)
-        except OSError as error:
+        except (OSError, json.JSONDecodeError) as error:
             raise EvaluationError(f"cannot write samples to {self.folder}: {error}") from error
+
+    def _compare_settings(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if changed:
+            details = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in changed)
+            raise EvaluationError(
+                f"{self.folder} holds samples drawn with other settings ({details}). "
+                "Choose another --output or delete it."
+            )
 
     @property
     def is_complete(self) -> bool:

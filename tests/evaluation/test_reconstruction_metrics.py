@@ -1,0 +1,119 @@
+"""Reconstruction of any diffusers autoencoder: dialects, counts, independence of the batch size, files."""
+
+import csv
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.autoencoder_access import encode_to_latent, model_fingerprint, spatial_ratio
+from tcae_diffusers.evaluation.features import FeatureNetwork
+from tcae_diffusers.evaluation.image_sets import open_data_source
+from tcae_diffusers.evaluation.reconstruction import evaluate_reconstruction, spread_indices
+
+
+@pytest.fixture(scope="module")
+def network():
+    return FeatureNetwork("efficientnet-lite0")
+
+
+SMALL_AUTOENCODERS = {
+    "AutoencoderKL": {
+        "block_out_channels": [8, 8],
+        "norm_num_groups": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    },
+    "AutoencoderDC": {
+        "latent_channels": 4,
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "encoder_block_out_channels": (8, 8, 16),
+        "decoder_block_out_channels": (8, 8, 16),
+        "encoder_layers_per_block": (1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1),
+        "encoder_qkv_multiscales": ((), (), ()),
+        "decoder_qkv_multiscales": ((), (), ()),
+    },
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "num_encoder_blocks": (1, 1, 1, 1),
+        "num_decoder_blocks": (1, 1, 1, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("class_name", SMALL_AUTOENCODERS)
+def test_every_dialect_of_diffusers_is_understood(class_name, image_folder):
+    torch.manual_seed(0)
+    model = getattr(diffusers, class_name)(**SMALL_AUTOENCODERS[class_name]).eval()
+    images = open_data_source(str(image_folder), 32)
+    result = evaluate_reconstruction(model, images, batch_size=16, progress=False)
+    assert len(result.psnr) == 30
+    assert result.latent_shape[-1] == 32 // spatial_ratio(model)
+    first = encode_to_latent(model, torch.zeros(1, 3, 32, 32))
+    assert torch.equal(first, encode_to_latent(model, torch.zeros(1, 3, 32, 32)))
+
+
+def test_the_result_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder, network):
+    images = open_data_source(str(image_folder), 32)
+    results = [
+        evaluate_reconstruction(tiny_autoencoder, images, network, batch_size, progress=False)
+        for batch_size in (7, 30)
+    ]
+    np.testing.assert_allclose(results[0].psnr, results[1].psnr, atol=1e-3)
+    for one, other in zip(results[0].figures, results[1].figures, strict=True):
+        assert one["name"] == other["name"]
+        assert one["value"] == pytest.approx(other["value"], rel=1e-4)
+
+
+def test_a_perfect_autoencoder_has_no_distance(image_folder, network):
+    class Identity(torch.nn.Module):
+        config = {"spatial_compression_ratio": 1}  # noqa: RUF012
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def encode(self, x):
+            return (x,)
+
+        def decode(self, z):
+            return diffusers.models.autoencoders.vae.DecoderOutput(sample=z)
+
+    figures = evaluate_reconstruction(
+        Identity(), open_data_source(str(image_folder), 32), network, progress=False
+    ).figures
+    values = {figure["name"]: figure["value"] for figure in figures}
+    assert values["PSNR (dB)"] == 100.0
+    assert values["SSIM"] == pytest.approx(1.0)
+    assert values["rFD-efficientnet-lite0"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_grid_shows_every_class_and_no_image_twice(image_folder):
+    images = open_data_source(str(image_folder), 32)
+    chosen = spread_indices(images, 11)
+    assert len(set(chosen)) == 11
+    assert [images.labels[index] for index in chosen[:4]] == [0, 1, 0, 1]
+
+
+def test_the_command_writes_figures_counts_hashes_and_pictures(tiny_autoencoder, image_folder, tmp_path):
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    output = tmp_path / "out"
+    arguments = ["--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder), "--output", str(output)]
+    assert main(["reconstruction", *arguments, "--extractor", "none", "--device", "cpu"]) == 0
+    result = json.loads((output / "reconstruction.json").read_text())
+    assert result["data"]["images"] == 30
+    assert result["figures"][0]["samples"] == 30
+    assert result["figures"][0]["baseline"]["value"] > 0
+    assert result["autoencoder"]["weights_sha256"] == model_fingerprint(tiny_autoencoder)["weights_sha256"]
+    assert {"torch", "diffusers"} <= set(result["versions"])
+    rows = list(csv.DictReader((output / "per_image.csv").open()))
+    assert np.mean([float(row["psnr"]) for row in rows]) == pytest.approx(result["figures"][0]["value"], abs=1e-3)
+    assert {"reconstruction_grid.png", "reconstruction_best.png", "reconstruction_worst.png"} <= {
+        file.name for file in output.iterdir()
+    }
