@@ -42,7 +42,7 @@ class ImageFolderSource:
         if not self.classes:
             raise ValueError(f"image folder {self.root} has no class folder; expected root/class/image.png")
 
-        names, sizes, labels = [], [], []
+        names, labels = [], []
         for label, class_name in enumerate(self.classes):
             found = sorted(_images_below(self.root / class_name, class_name))
             if not found:
@@ -50,11 +50,9 @@ class ImageFolderSource:
                     f"class folder {self.root / class_name} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
                     "add images or remove the folder"
                 )
-            names.extend(os.fsencode(name) for name, _ in found)
-            sizes.extend(size for _, size in found)
+            names.extend(map(os.fsencode, found))
             labels.extend([label] * len(found))
         self.labels = np.asarray(labels, dtype=np.int64)
-        self._sizes = np.asarray(sizes, dtype=np.int64)
         self._name_ends = np.cumsum([len(name) for name in names])
         self._name_bytes = np.frombuffer(b"".join(names), dtype=np.uint8)
 
@@ -74,13 +72,19 @@ class ImageFolderSource:
     def fingerprint(self) -> str:
         """sha256 of all relative names and file sizes: cheap at a million images, blind to edits of equal size."""
         digest = hashlib.sha256(b"image_folder\0")
-        for array in (self._name_bytes, self._name_ends.astype("<i8"), self._sizes.astype("<i8")):
-            digest.update(array.tobytes())
+        for index in range(len(self)):
+            name = self.name(index)
+            try:
+                size = os.stat(self.root / name).st_size
+            except FileNotFoundError:
+                # A dangling link: reading it will name it as broken.
+                size = -1
+            digest.update(os.fsencode(name) + f"\0{size}\0".encode())
         return digest.hexdigest()
 
 
-def _images_below(folder: Path, relative: str) -> list[tuple[str, int]]:
-    """`(name relative to the root, size in bytes)` of every image below `folder`, links followed."""
+def _images_below(folder: Path, relative: str) -> list[str]:
+    """Names, relative to the root, of every image below `folder`; links are followed."""
     found = []
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
@@ -89,6 +93,5 @@ def _images_below(folder: Path, relative: str) -> list[tuple[str, int]]:
         if entry.is_dir():
             found.extend(_images_below(folder / entry.name, name))
         elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-            # A dangling link is listed all the same: reading it names it as broken instead of hiding it.
-            found.append((name, entry.stat().st_size if entry.is_file() else 0))
+            found.append(name)
     return found

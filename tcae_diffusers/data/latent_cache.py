@@ -207,7 +207,8 @@ class LatentCache(torch.utils.data.Dataset):
             source = self._map(shard).tensor(self.views[view])
             latents[torch.from_numpy(places)] = source[torch.from_numpy(rows[places])].float()
         if self._shift is not None:
-            latents = (latents - self._shift) / self._scale
+            # In place, and in the order of `encode`: the same bits.
+            latents.sub_(self._shift).div_(self._scale)
         return latents, self.labels[torch.from_numpy(indices)]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,6 @@ import json
 import math
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,20 +39,12 @@ from .latent_format import (
     shard_ranges,
     write_atomically,
 )
+from .open_shard import LatentShard, OpenShard, is_finite
 from .tokenizer_fingerprint import TokenizerFingerprint
 
 __all__ = ["LatentCache", "LatentShard", "LatentShardWriter"]
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class LatentShard:
-    """Images `[start, stop)` of the data set, shard `number` of the cache."""
-
-    number: int
-    start: int
-    stop: int
 
 
 class LatentShardWriter:
@@ -190,9 +181,9 @@ class LatentShardWriter:
         first, last = (len(self.shards) * r // world_size for r in (rank, rank + 1))
         return [shard for shard in self.shards[first:last] if not self.is_complete(shard)]
 
-    def open_shard(self, shard: LatentShard) -> "OpenShard":
+    def open_shard(self, shard: LatentShard) -> OpenShard:
         """Context manager that collects the latents of `shard` and hands them to be written when it ends cleanly."""
-        return OpenShard(self, shard)
+        return OpenShard(shard, self.job, self._submit)
 
     def flush(self) -> None:
         """Wait until all shards are on disk; raises what went wrong in the background."""
@@ -214,15 +205,14 @@ class LatentShardWriter:
             of_view = ChannelStatistics.of(values)
             statistics = of_view if statistics is None else statistics.merge(of_view)
             tensors[view] = values.to(dtype)
-            if not torch.isfinite(tensors[view]).all():
+            if not is_finite(tensors[view]):
                 raise ValueError(
                     f"latents of images {shard.start} to {shard.stop - 1} reach {values.abs().max():g}, "
                     f"beyond {self.job['dtype']}; cache them as bfloat16 or float32"
                 )
             if dtype is not torch.float32:
-                error = tensors[view].float().sub_(values)
-                largest = max(largest, float(error.abs().max()))
-                squared += float(error.double().square().sum())
+                view_largest, view_squared = rounding_error(values, tensors[view])
+                largest, squared = max(largest, view_largest), squared + view_squared
         content = save(tensors)
         record = {
             "file": shard_file(shard.number),
@@ -286,73 +276,11 @@ class LatentShardWriter:
         }
 
 
-class OpenShard:
-    """Collects the latents of one shard. Batches may come in any size and order; each image exactly once."""
-
-    def __init__(self, writer: LatentShardWriter, shard: LatentShard):
-        self._writer = writer
-        self.shard = shard
-        count = shard.stop - shard.start
-        shape = (count, *writer.job["latent_shape"])
-        # float32 until written: statistics and rounding error are those of what the encoder gave.
-        self._latents = {view: torch.empty(shape) for view in writer.job["views"]}
-        self._labels = torch.empty(count, dtype=torch.int64)
-        self._seen = torch.zeros(count, dtype=torch.bool)
-
-    def __enter__(self) -> "OpenShard":
-        return self
-
-    def add(self, indices, latents: dict[str, torch.Tensor], labels) -> None:
-        """Add a batch.
-
-        Args:
-            indices (sequence of `int` or `torch.Tensor`): Indices `(B,)` of the images in the data set.
-            latents (`dict[str, torch.Tensor]`): Raw latents `(B, C, h, w)` of each view, floating-point, any device.
-            labels (sequence of `int` or `torch.Tensor`): Labels `(B,)`, below the number of classes.
-
-        Raises:
-            ValueError: An index is outside the shard or came before, a shape, dtype or view is wrong, a latent is not
-                finite, or a label is out of range. The message names image and value.
-        """
-        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
-        labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
-        rows = indices - self.shard.start
-        outside = indices[(rows < 0) | (rows >= len(self._seen))]
-        if len(outside):
-            raise ValueError(f"image {int(outside[0])} is outside shard [{self.shard.start}, {self.shard.stop})")
-        counts = torch.bincount(rows, minlength=len(self._seen)) + self._seen
-        if (counts > 1).any():
-            raise ValueError(f"image {int((counts > 1).nonzero()[0]) + self.shard.start} was added twice")
-        num_classes = len(self._writer.job["id2label"])
-        wrong = (labels < 0) | (labels >= num_classes)
-        if len(labels) != len(indices) or wrong.any():
-            place = int(wrong.nonzero()[0]) if wrong.any() else 0
-            found = (
-                f"label {int(labels[place])} of image {int(indices[place])}"
-                if wrong.any()
-                else f"{len(labels)} labels"
-            )
-            raise ValueError(f"{found}; expected one within [0, {num_classes}) for each of {len(indices)} images")
-        if set(latents) != set(self._latents):
-            raise ValueError(f"latents of {sorted(latents)} were given, expected {sorted(self._latents)}")
-        for view, values in latents.items():
-            expected = (len(indices), *self._writer.job["latent_shape"])
-            if tuple(values.shape) != expected or not values.is_floating_point():
-                raise ValueError(f"{view} is {values.dtype} {tuple(values.shape)}, expected floating-point {expected}")
-            values = values.detach().to("cpu", torch.float32)
-            finite = torch.isfinite(values).flatten(1).all(1)
-            if not finite.all():
-                raise ValueError(f"{view} of image {int(indices[~finite][0])} is not finite; the encoder diverged")
-            self._latents[view][rows] = values
-        self._labels[rows] = labels
-        self._seen[rows] = True
-
-    def __exit__(self, exception_type, exception, traceback) -> None:
-        if exception_type is not None:
-            return
-        if not self._seen.all():
-            raise ValueError(
-                f"{int((~self._seen).sum())} images of shard [{self.shard.start}, {self.shard.stop}) were not added, "
-                f"the first of them {int((~self._seen).nonzero()[0]) + self.shard.start}"
-            )
-        self._writer._submit(self.shard, self._latents, self._labels)
+def rounding_error(values: torch.Tensor, rounded: torch.Tensor) -> tuple[float, float]:
+    """Largest absolute and summed squared difference of two tensors `(N, ...)`, in float64."""
+    largest, squared = 0.0, 0.0
+    for exact, stored in zip(values.split(64), rounded.split(64), strict=True):
+        difference = (stored.float() - exact).double().flatten()
+        largest = max(largest, float(difference.abs().max()))
+        squared += float(difference.dot(difference))
+    return largest, squared

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,7 +197,8 @@ def _build_cache(folder: Path, resolution: int) -> dict:
     # The lock is ours, so what an interrupted build left behind belongs to nobody.
     for leftover in folder.parent.glob(f"{resolution}.building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f"{resolution}.building-", dir=folder.parent))
+    building = folder.parent / f"{resolution}.building-{os.getpid()}"
+    building.mkdir()
     try:
         images = np.lib.format.open_memmap(
             building / "images.npy", mode="w+", dtype=np.uint8, shape=(len(files), resolution, resolution, 3)

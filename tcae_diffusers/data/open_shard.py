@@ -1,0 +1,99 @@
+"""The shard that is being filled: what it accepts, and when it counts as whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LatentShard:
+    """Images `[start, stop)` of the data set, shard `number` of the cache."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class OpenShard:
+    """Collects the latents of one shard. Batches may come in any size and order; each image exactly once.
+
+    Args:
+        shard ([`LatentShard`]): Which.
+        job (`dict`): The writer's description of the cache: `latent_shape`, `views`, `id2label`.
+        submit (`Callable`): Takes `(shard, latents of each view, labels)` once all are there.
+    """
+
+    def __init__(self, shard: LatentShard, job: dict, submit: Callable):
+        self.shard = shard
+        self._job = job
+        self._submit = submit
+        count = shard.stop - shard.start
+        shape = (count, *job["latent_shape"])
+        # float32 until written: statistics and rounding error are those of what the encoder gave.
+        self._latents = {view: torch.empty(shape) for view in job["views"]}
+        self._labels = torch.empty(count, dtype=torch.int64)
+        self._seen = torch.zeros(count, dtype=torch.bool)
+
+    def __enter__(self) -> "OpenShard":
+        return self
+
+    def add(self, indices, latents: dict[str, torch.Tensor], labels) -> None:
+        """Add a batch.
+
+        Args:
+            indices (sequence of `int` or `torch.Tensor`): Indices `(B,)` of the images in the data set.
+            latents (`dict[str, torch.Tensor]`): Raw latents `(B, C, h, w)` of each view, floating-point, any device.
+            labels (sequence of `int` or `torch.Tensor`): Labels `(B,)`, below the number of classes.
+
+        Raises:
+            ValueError: An index is outside the shard or came before, a shape, dtype or view is wrong, a latent is not
+                finite, or a label is out of range. The message names image and value.
+        """
+        indices = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
+        rows = indices - self.shard.start
+        outside = indices[(rows < 0) | (rows >= len(self._seen))]
+        if len(outside):
+            raise ValueError(f"image {int(outside[0])} is outside shard [{self.shard.start}, {self.shard.stop})")
+        counts = torch.bincount(rows, minlength=len(self._seen)) + self._seen
+        if (counts > 1).any():
+            raise ValueError(f"image {int((counts > 1).nonzero()[0]) + self.shard.start} was added twice")
+        num_classes = len(self._job["id2label"])
+        wrong = (labels < 0) | (labels >= num_classes)
+        if len(labels) != len(indices) or wrong.any():
+            place = int(wrong.nonzero()[0]) if wrong.any() else 0
+            found = (
+                f"label {int(labels[place])} of image {int(indices[place])}"
+                if wrong.any()
+                else f"{len(labels)} labels"
+            )
+            raise ValueError(f"{found}; expected one within [0, {num_classes}) for each of {len(indices)} images")
+        if set(latents) != set(self._latents):
+            raise ValueError(f"latents of {sorted(latents)} were given, expected {sorted(self._latents)}")
+        for view, values in latents.items():
+            expected = (len(indices), *self._job["latent_shape"])
+            if tuple(values.shape) != expected or not values.is_floating_point():
+                raise ValueError(f"{view} is {values.dtype} {tuple(values.shape)}, expected floating-point {expected}")
+            values = values.detach().to("cpu", torch.float32)
+            if not is_finite(values):
+                finite = torch.isfinite(values).flatten(1).all(1)
+                raise ValueError(f"{view} of image {int(indices[~finite][0])} is not finite; the encoder diverged")
+            self._latents[view][rows] = values
+        self._labels[rows] = labels
+        self._seen[rows] = True
+
+    def __exit__(self, exception_type, exception, traceback) -> None:
+        if exception_type is not None:
+            return
+        if not self._seen.all():
+            raise ValueError(
+                f"{int((~self._seen).sum())} images of shard [{self.shard.start}, {self.shard.stop}) were not added, "
+                f"the first of them {int((~self._seen).nonzero()[0]) + self.shard.start}"
+            )
+        self._submit(self.shard, self._latents, self._labels)
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all values are finite: extremes carry NaN along, and cost a twentieth of `isfinite` on every value."""
+    return not values.numel() or all(bool(bound.isfinite()) for bound in values.aminmax())
