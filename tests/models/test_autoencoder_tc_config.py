@@ -79,7 +79,7 @@ def test_derived_entries_follow_a_changed_ratio_unless_they_were_saved(tiny_conf
         changed = AutoencoderTC.from_config(model.config, spatial_compression_ratio=16)
         assert len(changed.config.block_out_channels) == 5
         model.save_config(tmp_path)
-        with pytest.raises(ValueError, match="block_out_channels has 4 entries, expected 5.*Leave it out"):
+        with pytest.raises(ValueError, match=r"block_out_channels has 4 entries, expected 5.*Leave it out"):
             AutoencoderTC.from_config(AutoencoderTC.load_config(tmp_path), spatial_compression_ratio=16)
 
 
@@ -116,7 +116,7 @@ def test_the_papers_preset_has_the_parameters_that_its_sizes_imply():
 
 
 def test_an_unknown_preset_or_override_is_an_error_that_lists_what_exists():
-    with pytest.raises(ValueError, match="Unknown preset 'tc-ae'.*tc-ae-f32c128"):
+    with pytest.raises(ValueError, match=r"Unknown preset 'tc-ae'.*tc-ae-f32c128"):
         AutoencoderTC.from_preset("tc-ae")
     with pytest.raises(TypeError, match="no config argument 'hidden_sise'; did you mean 'hidden_size'"):
         AutoencoderTC.from_preset("tc-ae-xs-f8c32", hidden_sise=64)
@@ -187,5 +187,5 @@ def test_auto_model_finds_the_class(tiny_tcae, tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_refused(tiny_tcae, tmp_path):
     tiny_tcae.save_pretrained(tmp_path)
-    with pytest.raises((ValueError, RuntimeError), match="latent_mean|to_latent|size mismatch|shape"):
+    with pytest.raises((ValueError, RuntimeError), match=r"latent_mean|to_latent|size mismatch|shape"):
         AutoencoderTC.from_pretrained(tmp_path, latent_channels=16, low_cpu_mem_usage=False)
