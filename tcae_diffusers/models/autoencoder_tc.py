@@ -755,8 +755,12 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         return self.decoder(z * std + mean)
 
     def _latent_statistics(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Group offloading moves the buffers of the outermost module only when its `forward` is called, and pipelines
-        # call `encode` and `decode`.
+        # Group offloading brings the outermost module's buffers back when its `forward` is called, and pipelines call
+        # `encode` and `decode`.
+        hooks = getattr(self, "_diffusers_hook", None)
+        offloading = hooks.get_hook("group_offloading") if hooks is not None else None
+        if offloading is not None:
+            offloading.group.onload_()
         return self.latent_mean.to(latent)[:, None, None], self.latent_std.to(latent)[:, None, None]
 
     def enable_tiling(
