@@ -15,14 +15,15 @@ from typing import Literal
 
 import torch
 from accelerate.logging import get_logger
-from diffusers import AutoModel, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from tcae_diffusers import TCDiTPipeline
-from tcae_diffusers.data.latent_shards import LatentCache
+from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
+from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder
 from tcae_diffusers.objectives.flow_matching import add_flow_noise, draw_sigmas, flow_velocity
 from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.trainer import (
@@ -82,7 +83,7 @@ def build_transformer(arguments: DiTArguments, cache: LatentCache) -> DiTTransfo
         num_layers=arguments.num_layers,
         sample_size=height,
         patch_size=arguments.patch_size,
-        num_embeds_ada_norm=cache.num_classes,
+        num_embeds_ada_norm=len(cache.id2label),
     )
 
 
@@ -130,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
 
-    tokenizer = AutoModel.from_pretrained(arguments.tokenizer)
-    cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer)
+    tokenizer = load_autoencoder(arguments.tokenizer)
+    cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer, seed=arguments.seed)
     transformer = build_transformer(arguments, cache)
     scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline = TCDiTPipeline(tokenizer, transformer, scheduler, id2label=cache.id2label)
@@ -180,11 +181,10 @@ def main(argv: list[str] | None = None) -> None:
         num_steps=arguments.max_train_steps - first_step,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
-    # A whole batch is one item: the cache reads it from the memory map at once, without an object per sample.
     loader = DataLoader(
-        cache.training_view(arguments.seed),
-        sampler=sampler,
-        batch_size=None,
+        cache,
+        batch_sampler=sampler,
+        collate_fn=LatentCache.collate,
         num_workers=arguments.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     logger.info(
         f"{transformer.num_parameters() / 1e6:.2f} M parameters, {len(cache)} latents {tuple(cache.latent_shape)} of"
-        f" {cache.num_classes} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
+        f" {len(cache.id2label)} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
     )
 
     set_training_mode(transformer)
@@ -214,15 +214,15 @@ def main(argv: list[str] | None = None) -> None:
             )
             for micro_step in range(arguments.gradient_accumulation_steps):
                 started = time.perf_counter()
-                latents, labels = next(batches)
+                batch = next(batches)
                 progress.waited(time.perf_counter() - started)
                 first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * rank_batch
                 mine = {name: value[first_slot : first_slot + rank_batch] for name, value in randomness.items()}
                 with accelerator.accumulate(model):
                     loss = compute_loss(
                         model,
-                        latents.to(accelerator.device, torch.float32, non_blocking=True),
-                        labels.to(accelerator.device, non_blocking=True),
+                        batch["latents"].to(accelerator.device, non_blocking=True),
+                        batch["labels"].to(accelerator.device, non_blocking=True),
                         pipeline.null_class_id,
                         mine,
                     )

@@ -17,6 +17,8 @@ ArgumentsType = TypeVar("ArgumentsType", bound="RunArguments")
 
 def option(default: Any, help: str, **kwargs: Any) -> Any:
     """A dataclass field with a default and the text that `--help` shows."""
+    if default is MISSING and not kwargs:
+        return field(metadata={"help": help})
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help, **kwargs})
     return field(default=default, metadata={"help": help, **kwargs})

@@ -35,6 +35,17 @@ def prepare_run_folder(arguments: RunArguments) -> Path:
     return folder
 
 
+def configure_logging(accelerator: Accelerator) -> None:
+    """Show the scripts' own messages, from the main process of each machine."""
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.INFO if accelerator.is_local_main_process else logging.WARNING,
+    )
+    # accelerate reports every file that it saves; the checkpoint's own line is enough.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+
+
 def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
     """Build the accelerator, seed every rank alike (ranks draw alike initial weights), and save the arguments."""
     accelerator = Accelerator(
@@ -43,13 +54,7 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.INFO if accelerator.is_local_main_process else logging.WARNING,
-    )
-    # accelerate reports every file that it saves; the checkpoint's own line is enough.
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    configure_logging(accelerator)
     set_seed(arguments.seed)
     if accelerator.is_main_process:
         save_arguments(arguments, folder / "arguments.yaml")
