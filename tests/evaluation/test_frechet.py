@@ -41,7 +41,7 @@ def test_fewer_images_than_features_agrees_with_the_covariance_path():
     through_covariance = frechet_distance(
         FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
     )
-    assert direct == pytest.approx(through_covariance, rel=1e-9)
+    assert direct == pytest.approx(through_covariance, rel=1e-6)
     # Singular covariances: the exact value for two sets that differ by a shift alone is the shift.
     assert frechet_distance_of_features(first, first + 2.0) == pytest.approx(4.0 * 50, rel=1e-9)
 
