@@ -565,6 +565,8 @@ class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, F
         self.register_buffer("latent_std", torch.ones(latent_channels))
         self.apply(self._init_weights)
         nn.init.normal_(self.encoder.class_token, std=0.02)
+        # Images start near mid-grey instead of as noise beyond [-1, 1], whose error would fill the first steps.
+        nn.init.xavier_uniform_(self.decoder.proj_out.weight, gain=0.1)
 
         self.spatial_compression_ratio = spatial_compression_ratio
         self.temporal_compression_ratio = 1
