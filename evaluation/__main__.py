@@ -13,6 +13,8 @@ COMMANDS = {
     "reconstruction": "PSNR, SSIM and Fréchet distance of any diffusers autoencoder on images it has not seen",
     "generate": "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
     "generation": "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
+    "probing": "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1",
+    "latents": "shape of the latent space: channels, effective rank, equivariance, and what noise in it costs",
     "cost": "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing "
     "anything",
     "report": "one HTML file with pictures, curves and figures from the results of the other commands",

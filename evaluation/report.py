@@ -16,10 +16,10 @@ from typing import Any
 from .errors import EvaluationError
 from .named_paths import parse_named_paths
 from .provenance import command_line, describe_machine, library_versions, write_bytes_atomically
-from .report_charts import bar_chart, line_chart
+from .report_charts import bar_chart, line_chart, scatter_chart
 from .training_curves import Curve, read_scalars
 
-_KINDS = ("reconstruction", "generation", "cost", "bench")
+_KINDS = ("reconstruction", "generation", "probing", "latents", "cost", "bench")
 
 # Curves that belong on one chart, with what to look for. Tags that are not listed get a chart of their own.
 _CHARTS: list[tuple[str, tuple[str, ...], str]] = [
@@ -101,6 +101,8 @@ def figure_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
             groups = [(f"{result['autoencoder']['class']} on {result['data']['spec']}", result["figures"])]
         elif result["kind"] == "generation":
             groups = [(entry["name"], entry["figures"]) for entry in result["sets"]]
+        elif result["kind"] == "probing":
+            groups = [(f"{result['autoencoder']['class']} on {result['data']['spec']}", result["figures"])]
         else:
             continue
         for subject, figures in groups:
@@ -187,6 +189,31 @@ def run_charts(scalars: dict[str, Curve]) -> list[dict[str, str]]:
     ]
 
 
+def latent_charts(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Charts of the latent diagnostics: the spectrum, and what noise costs."""
+    spectrum, noise = result["channels"]["spectrum"], result["noise"]
+    cumulative = [sum(spectrum[: index + 1]) for index in range(len(spectrum))]
+    levels = [point["level"] for point in noise]
+    charts = [
+        {
+            "title": "Spectrum of the channels",
+            "caption": "Share of variance in the first k principal directions of a latent vector. A straight line "
+            "means that all directions are used alike; an early bend means that few do the work.",
+            "svg": line_chart({"share": (list(range(1, len(spectrum) + 1)), cumulative)}, "directions"),
+        }
+    ]
+    for name in [key for key in noise[0] if key != "level"]:
+        charts.append(
+            {
+                "title": f"{'PSNR (dB)' if name == 'psnr' else name} against noise in the latent",
+                "caption": "Noise in units of each channel's deviation. The flatter, the more of a diffusion model's "
+                "error the decoder forgives.",
+                "svg": line_chart({name: (levels, [point[name] for point in noise])}, "noise level"),
+            }
+        )
+    return charts
+
+
 def _with_pictures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     prepared = []
     for result in results:
@@ -198,6 +225,15 @@ def _with_pictures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         elif result["kind"] == "generation":
             result["sets"] = [{**entry, "picture": embed_png(folder / entry["grid"])} for entry in result["sets"]]
             result["chart"] = distance_chart(result)
+        elif result["kind"] == "probing":
+            charts = {
+                name: scatter_chart(picture["points"], result["labels"], result["classes"])
+                for name, picture in result["pictures"].items()
+                if name in ("tokens", "latent")
+            }
+            result["charts"] = charts
+        elif result["kind"] == "latents":
+            result["charts"] = latent_charts(result)
         prepared.append(result)
     return prepared
 

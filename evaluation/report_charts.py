@@ -123,3 +123,29 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None,
         parts.append(f'<line class="marker" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
         parts.append(_text(x, height - 8, f"{marker[0]} {marker[1]:.4g}", "tick", "middle"))
     return "".join(parts) + "</svg>"
+
+
+def scatter_chart(points: Sequence[Sequence[float]], labels: Sequence[int], classes: Sequence[str]) -> str:
+    """Points `(N, 2)` coloured by class, at most 1,500 of them; no axes, for only nearness has a meaning."""
+    step = -(-len(points) // 1500)
+    shown = list(zip(points, labels, strict=True))[::step]
+    width, height, margin, legend_row = 460, 320, 12, 18
+    lows, highs = ([extreme(point[axis] for point, _ in shown) for axis in (0, 1)] for extreme in (min, max))
+    legend_rows = -(-len(classes[:18]) // 3)
+    parts = [f'<svg viewBox="0 0 {width} {height + legend_rows * legend_row}" role="img" class="chart scatter">']
+    for point, label in shown:
+        x, y = (
+            margin + (point[axis] - lows[axis]) / ((highs[axis] - lows[axis]) or 1.0) * (side - 2 * margin)
+            for axis, side in ((0, width), (1, height))
+        )
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_class_color(label, len(classes))}"/>')
+    for index, name in enumerate(classes[:18]):
+        x, y = 10 + index % 3 * 152, height + 13 + index // 3 * legend_row
+        parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{_class_color(index, len(classes))}"/>')
+        parts.append(_text(x + 9, y, name, "legend", "start"))
+    return "".join(parts) + "</svg>"
+
+
+def _class_color(index: int, count: int) -> str:
+    # Equal steps of hue, alternating lightness: neighbours in the list stay apart.
+    return f"hsl({360 * index / max(count, 1):.0f} 62% {46 if index % 2 else 58}%)"

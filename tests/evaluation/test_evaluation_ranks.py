@@ -1,0 +1,51 @@
+"""Two processes give what one gives, with a number of images that two does not divide."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.image_sets import FolderImages
+
+
+def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
+    def commands(output):
+        yield ["generate", "--pipeline", str(pipeline_folder), "--output", str(output / "drawn")] + [
+            *("--num_images", "7", "--num_inference_steps", "2", "--batch_size", "2", "--device", "cpu")
+        ]
+        yield ["reconstruction", "--autoencoder", str(pipeline_folder), "--data", str(image_folder)] + [
+            *("--output", str(output), "--max_images", "13", "--batch_size", "4", "--device", "cpu")
+        ]
+        yield ["generation", "--samples", str(image_folder), "--reference", str(image_folder), "--device", "cpu"] + [
+            *("--no_feature_cache", "--output", str(output))
+        ]
+
+    for command in commands(tmp_path / "one"):
+        assert main(command) == 0
+    # One start of two processes serves all commands: importing torch and diffusers is most of the time.
+    script = tmp_path / "both.py"
+    lines = [f"assert main({command!r}) == 0" for command in commands(tmp_path / "two")]
+    script.write_text("\n".join(["from tcae_diffusers.evaluation.__main__ import main", *lines]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    drawn = [FolderImages(tmp_path / which / "drawn") for which in ("one", "two")]
+    assert len(drawn[1]) == 7
+    for index in range(7):
+        assert np.abs(drawn[0][index].astype(int) - drawn[1][index]).max() <= 1
+    one, two = (
+        [json.loads((tmp_path / which / f"{kind}.json").read_text()) for kind in ("reconstruction", "generation")]
+        for which in ("one", "two")
+    )
+    assert (one[0]["settings"]["ranks"], two[0]["settings"]["ranks"]) == (1, 2)
+    for first, second in ((one[0], two[0]), (one[1]["sets"][0], two[1]["sets"][0])):
+        for ours, theirs in zip(first["figures"], second["figures"], strict=True):
+            assert ours["samples"] == theirs["samples"]
+            assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4, abs=1e-5)

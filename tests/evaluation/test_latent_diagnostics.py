@@ -1,0 +1,167 @@
+"""Probes and latent statistics on features whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.frechet import FrechetStatistics
+from tcae_diffusers.evaluation.image_sets import open_data_source
+from tcae_diffusers.evaluation.latents import channel_figures, evaluate_latents, spectrum_figures
+from tcae_diffusers.evaluation.linear_probe import (
+    LEARNING_RATES,
+    ProbeResult,
+    linear_probe,
+    nearest_neighbours,
+    standardise,
+    structure_loss,
+)
+
+
+def clusters(seed, count, distance, dimensions=16, classes=4):
+    centres = np.random.default_rng(9).normal(size=(classes, dimensions)) * distance
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    return centres[labels] + generator.normal(size=(count, dimensions)), labels
+
+
+@pytest.mark.parametrize("probe", [linear_probe, nearest_neighbours])
+def test_probes_read_what_is_there_and_nothing_else(probe):
+    separable = probe(*clusters(0, 400, 2.0), *clusters(1, 200, 2.0), classes=4)
+    assert separable.accuracy > 0.97
+    assert separable.learning_rate is None or separable.learning_rate in LEARNING_RATES
+    nothing = probe(*clusters(0, 400, 0.0), *clusters(1, 200, 0.0), classes=4)
+    assert nothing.accuracy == pytest.approx(0.25, abs=0.12)
+
+
+def test_the_linear_probe_is_as_good_as_a_converged_logistic_regression():
+    train, train_labels = clusters(2, 600, 0.5)
+    test, test_labels = clusters(3, 400, 0.5)
+    ours = linear_probe(train, train_labels, test, test_labels, classes=4)
+    x, y = map(torch.from_numpy, standardise(train, test))
+    layer = torch.nn.Linear(16, 4)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(layer(x), torch.from_numpy(train_labels))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    converged = (layer(y).argmax(1).numpy() == test_labels).mean()
+    assert ours.accuracy == pytest.approx(converged, abs=0.03)
+
+
+def test_units_and_dead_dimensions_do_not_matter():
+    train, test = clusters(4, 100, 1.0)[0], clusters(5, 50, 1.0)[0]
+    scaled = [np.concatenate([part * 1000 + 7, np.full((len(part), 1), 3.0)], axis=1) for part in (train, test)]
+    for plain, other in zip(standardise(train, test), standardise(*scaled), strict=True):
+        np.testing.assert_allclose(plain, other[:, :-1], atol=1e-5)
+        assert not other[:, -1].any()
+
+
+def test_structure_loss_and_its_paired_interval():
+    labels = np.zeros(200, dtype=int)
+    tokens = ProbeResult(np.arange(200) < 120, labels)
+    latent = ProbeResult(np.arange(200) < 30, labels)
+    value, low, high = structure_loss(tokens, latent)
+    assert value == pytest.approx(0.75)
+    assert low < value < high
+    assert structure_loss(tokens, tokens) == (0.0, 0.0, 0.0)
+
+
+def test_balanced_accuracy_sees_through_the_largest_class():
+    guess = ProbeResult(np.array([True] * 90 + [False] * 10), np.array([0] * 90 + [1] * 10))
+    assert guess.accuracy == 0.9
+    assert guess.balanced_accuracy == 0.5
+
+
+def test_spectra_with_known_answers():
+    sphere = spectrum_figures(np.eye(8) * 3.0)
+    assert sphere["effective_rank"] == pytest.approx(8)
+    assert sphere["participation_ratio"] == pytest.approx(8)
+    assert sphere["isotropy"] == pytest.approx(1)
+    line = spectrum_figures(np.diag([5.0] + [0.0] * 7))
+    assert line["effective_rank"] == pytest.approx(1)
+    assert line["isotropy"] == 0
+    assert spectrum_figures(np.zeros((3, 3)))["effective_rank"] == 0
+
+
+def test_dead_channels_are_found():
+    values = np.random.default_rng(0).normal(size=(500, 6)) * np.array([1, 2, 0, 1, 1e-4, 1])
+    figures = channel_figures(FrechetStatistics.from_features(values))
+    assert figures["dead_channels"] == [2, 4]
+
+
+class Pixels(torch.nn.Module):
+    """An autoencoder whose latent is the image: everything about it is known."""
+
+    config = {"spatial_compression_ratio": 1}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, x):
+        return (x,)
+
+    def decode(self, z):
+        return DecoderOutput(sample=z)
+
+
+def test_an_autoencoder_that_does_nothing_is_equivariant_and_loses_with_noise(image_folder):
+    result = evaluate_latents(
+        Pixels(), open_data_source(str(image_folder), 32), None, 8, (0.0, 0.2, 0.8), progress=False
+    )
+    assert result["channels"]["channels"] == 3
+    for name, values in result["equivariance"].items():
+        assert values["nearest"] == 1.0
+        assert values["cosine"] == pytest.approx(1.0, abs=1e-5 if "noise" not in name else 0.05)
+    values = [point["psnr"] for point in result["noise"]]
+    assert values[0] == 100.0
+    assert values[1] > values[2]
+
+
+def test_noise_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder):
+    images = open_data_source(str(image_folder), 32)
+    first, second = (
+        evaluate_latents(tiny_autoencoder, images, None, size, (0.4,), progress=False) for size in (4, 30)
+    )
+    assert first["noise"][0]["psnr"] == pytest.approx(second["noise"][0]["psnr"], abs=1e-4)
+    np.testing.assert_allclose(first["channels"]["channel_std"], second["channels"]["channel_std"], rtol=1e-4)
+
+
+def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_path):
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    common = ["--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
+    data = ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "2"]
+    assert main(["probing", *common, *data]) == 0
+    probing = json.loads((tmp_path / "probing.json").read_text())
+    names = [figure["name"] for figure in probing["figures"]]
+    assert {"linear probe, tokens", "linear probe, latent", "structure loss 1 - A2/A1"} <= set(names)
+    assert len(probing["pictures"]["latent"]["points"]) == 30
+    assert main(["latents", *common, "--data", str(image_folder), "--extractor", "none"]) == 0
+    assert json.loads((tmp_path / "latents.json").read_text())["channels"]["channels"] == 4
+
+
+def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_folder, capsys):
+    import diffusers
+
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(
+        block_out_channels=[8, 8],
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    ).save_pretrained(tmp_path / "vae")
+    arguments = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
+    arguments += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--token_module"]
+    assert main([*arguments, "encoder.mid_block"]) == 0
+    assert main([*arguments, "encoder.nothing"]) == 2
+    assert "has no module 'encoder.nothing'" in capsys.readouterr().err
+    assert main([*arguments, "decoder.mid_block"]) == 2
+    assert "did not run while encoding" in capsys.readouterr().err
