@@ -27,7 +27,7 @@ class TokenLinear(nn.Linear):
             return super().forward(hidden_states)
         if torch.is_grad_enabled():
             # The same product as a pointwise convolution, whose gradients oneDNN has too.
-            hidden_map = hidden_states.transpose(1, 2).unsqueeze(2)
+            hidden_map = hidden_states.contiguous().transpose(1, 2).unsqueeze(2)
             return F.conv2d(hidden_map, self.weight[:, :, None, None], self.bias).squeeze(2).transpose(1, 2)
         return torch.ops.mkldnn._linear_pointwise(hidden_states, self.weight, self.bias, "none", [], "")
 
