@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-demo
+TEST   := $(VENV)/.installed-test
 
 .PHONY: demo test lint format bench clean
 .DEFAULT_GOAL := help
@@ -13,27 +14,27 @@ help:
 	@echo "make test    run the test suite          make lint   check style with ruff"
 	@echo "make bench   print the speed tables      make clean  remove .venv, build and demo output"
 
-# The stamp is newer than setup.cfg once everything that setup.cfg names is installed.
-$(STAMP): setup.cfg pyproject.toml
+# A stamp is newer than setup.cfg once everything that setup.cfg names for it is installed.
+$(VENV)/.installed-%: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/python -m tcae_diffusers.training.demo $(DEMO_ARGS)
 
-test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(TEST)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: $(STAMP)
+lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)
+format: $(TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(TEST)
 	$(BIN)/python -m tcae_diffusers.evaluation bench $(BENCH_ARGS)
 
 clean:

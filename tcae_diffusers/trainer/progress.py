@@ -47,6 +47,7 @@ class TrainingProgress:
             disable=not accelerator.is_local_main_process,
             # A log file is not a terminal: one line in a while is enough there.
             mininterval=0.1 if sys.stderr.isatty() else 20,
+            maxinterval=10 if sys.stderr.isatty() else 60,
             dynamic_ncols=True,
         )
         self._start_interval()
