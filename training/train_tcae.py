@@ -82,9 +82,8 @@ class TokenizerArguments(RunArguments):
     global_crop_size: int | None = option(None, "Side of the two global crops; the resolution if unset.")
     local_crop_size: int | None = option(None, "Side of the local crops; half the resolution if unset.")
     num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
-    global_crop_min_scale: float = option(
-        0.25, "Global crops cover this share of the image up to all of it; local crops cover 0.05 up to this share."
-    )
+    global_crop_min_scale: float = option(0.25, "Global crops cover this share of the image up to all of it.")
+    local_crop_min_scale: float = option(0.05, "Local crops cover this share up to global_crop_min_scale.")
     mask_probability: float = option(0.5, "Share of global crops with masked patches.")
     mask_ratio_min: float = option(0.1, "Least share of masked token groups.")
     mask_ratio_max: float = option(0.5, "Largest share of masked token groups.")
@@ -140,7 +139,7 @@ def build_dataset(arguments: TokenizerArguments, autoencoder: AutoencoderTC) -> 
         mask_grid=(grid, grid) if use_ssl else None,
         horizontal_flip=arguments.horizontal_flip,
         global_crop_scale=(arguments.global_crop_min_scale, 1.0),
-        local_crop_scale=(0.05, arguments.global_crop_min_scale),
+        local_crop_scale=(arguments.local_crop_min_scale, arguments.global_crop_min_scale),
         mask_probability=arguments.mask_probability if arguments.ssl != "dino" else 0.0,
         mask_ratio=(arguments.mask_ratio_min, arguments.mask_ratio_max),
         mask_shape=arguments.mask_shape,
