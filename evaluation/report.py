@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +22,72 @@ from .training_curves import Curve, read_scalars
 
 _KINDS = ("reconstruction", "generation", "probing", "latents", "cost", "bench")
 
-# Curves that belong on one chart, with what to look for. Tags that are not listed get a chart of their own.
-_CHARTS: list[tuple[str, tuple[str, ...], str]] = [
-    ("Loss", ("train/loss",), "The sum that is minimised. It must fall and flatten; its absolute value means little."),
-    ("Pixel loss", ("train/loss_pixel",), "Distance between image and reconstruction on the training images."),
-    (
-        "iBOT losses",
-        ("train/loss_mim", "train/loss_cls"),
-        "Cross-entropy of the student with its own slow average: on masked tokens (mim) and across views (cls). "
-        "Falling means that hidden parts become predictable. The target moves too, so a rise early on is normal.",
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that belong together: `{tag: legend}`, what to look for, and whether they are about the run's health."""
+
+    title: str
+    tags: dict[str, str]
+    caption: str
+    is_health: bool = False
+
+
+_CHARTS = [
+    Chart("Loss", {"train/loss": "loss"}, "The sum that is minimised. It falls and flattens; its value says little."),
+    Chart(
+        "Reconstruction loss",
+        {"train/loss_rec": "sum", "train/loss_pixel": "pixel", "train/loss_l1": "L1", "train/loss_mse": "MSE"},
+        "Distance between image and reconstruction on the training images.",
     ),
-    (
-        "Is the teacher alive?",
-        ("ssl/teacher_entropy", "ssl/teacher_mean_entropy"),
+    Chart(
+        "iBOT losses",
+        {"train/loss_mim": "masked tokens", "train/loss_cls": "across views"},
+        "Cross-entropy of the student with its own slow average, on masked tokens and across views. Falling means "
+        "that hidden parts become predictable. The target moves too, so a rise early on is normal.",
+    ),
+    Chart(
+        "Is the teacher alive? Class token",
+        {
+            "ssl/teacher_class_entropy": "single outputs",
+            "ssl/teacher_class_mean_entropy": "their mean",
+            "ssl/teacher_entropy": "single outputs",
+            "ssl/teacher_mean_entropy": "their mean",
+        },
         "Entropy of single teacher outputs, and of their mean. Healthy: the mean stays high (all prototypes in "
         "use) while single outputs sharpen below it. Both at the maximum, or both at zero, would be collapse.",
     ),
-    (
+    Chart(
+        "Is the teacher alive? Patch tokens",
+        {"ssl/teacher_patch_entropy": "single outputs", "ssl/teacher_patch_mean_entropy": "their mean"},
+        "The same for the tokens of patches, which the masked tokens have to predict.",
+    ),
+    Chart(
         "Held-out PSNR",
-        ("heldout/psnr",),
+        {"heldout/psnr": "PSNR (dB)"},
         "Reconstruction of images that were never trained on, in dB; one dB more is a fifth less squared error.",
     ),
-    ("Learning rate", ("train/learning_rate",), "Warm-up, then cosine decay."),
-    (
-        "Speed",
-        ("train/images_per_second",),
-        "Images per second; dips are held-out checks, checkpoints, or a busy machine.",
+    Chart(
+        "Spread of the latent", {"latent/std": "deviation"}, "Standard deviation of the raw latent; zero is collapse."
     ),
+    Chart("Learning rate", {"train/learning_rate": "rate"}, "Warm-up, then decay.", is_health=True),
+    Chart(
+        "Gradient norm",
+        {"train/grad_norm": "norm"},
+        "Before clipping. Single spikes are clipped away.",
+        is_health=True,
+    ),
+    Chart(
+        "Speed",
+        {"train/images_per_second": "images/s"},
+        "Images per second; dips are held-out checks, checkpoints, or a busy machine.",
+        is_health=True,
+    ),
+    Chart(
+        "Waiting for data", {"train/data_wait_share": "share"}, "Share of the time without work to do.", is_health=True
+    ),
+    Chart("Memory", {"train/memory_gib": "GiB"}, "Peak memory of the process in GiB.", is_health=True),
 ]
-_UNINTERESTING_LAST = ("Learning rate", "Speed")
 
 
 def embed_png(path: Path) -> str:
@@ -114,7 +152,7 @@ def figure_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
                         "subject": subject,
                         "name": figure["name"],
                         "value": _number(figure["value"]),
-                        "spread": f"± {_number(spread)}" if spread else "",
+                        "spread": f"± {spread:.2g}" if spread else "",
                         "better": {"higher": "↑", "lower": "↓"}[figure["better"]],
                         "samples": f"{figure['samples']:,}",
                         "reference": f"{figure['reference_images']:,}" if figure.get("reference_images") else "",
@@ -176,17 +214,17 @@ def distance_chart(result: dict[str, Any]) -> dict[str, str] | None:
     }
 
 
-def run_charts(scalars: dict[str, Curve]) -> list[dict[str, str]]:
-    """Charts of a training run: those we know what to say about, then whatever else was logged."""
-    known = {tag for _, tags, _ in _CHARTS for tag in tags}
-    entries = [(title, [tag for tag in tags if tag in scalars], caption) for title, tags, caption in _CHARTS]
-    entries += [(tag, [tag], "") for tag in scalars if tag not in known]
-    entries.sort(key=lambda entry: entry[0] in _UNINTERESTING_LAST)  # stable: the order above otherwise
-    return [
-        {"title": title, "caption": caption, "svg": line_chart({tag: scalars[tag] for tag in tags})}
-        for title, tags, caption in entries
-        if tags
-    ]
+def run_charts(scalars: dict[str, Curve]) -> dict[str, list[dict[str, str]]]:
+    """Charts of a run: `main` for what was learned, `health` for how it ran and for tags that are not known."""
+    known = {tag for chart in _CHARTS for tag in chart.tags}
+    others = [Chart(tag, {tag: tag}, "", is_health=True) for tag in scalars if tag not in known]
+    result: dict[str, list[dict[str, str]]] = {"main": [], "health": []}
+    for chart in [*_CHARTS, *others]:
+        series = {legend: scalars[tag] for tag, legend in chart.tags.items() if tag in scalars}
+        if series:
+            drawn = {"title": chart.title, "caption": chart.caption, "svg": line_chart(series)}
+            result["health" if chart.is_health else "main"].append(drawn)
+    return result
 
 
 def latent_charts(result: dict[str, Any]) -> list[dict[str, str]]:
@@ -278,7 +316,7 @@ def build_report(
         results=_with_pictures(results),
         rows=figure_rows(results),
         runs={name: run_charts(scalars) for name, scalars in (runs or {}).items()},
-        commands=[*(commands or []), *measured, command_line()],
+        commands=list(dict.fromkeys([*(commands or []), *measured, command_line()])),
         settings=settings,
         credits=list(dict.fromkeys([*(credits or []), *attributions(results)])),
         machine=next((result["machine"] for result in results if result.get("machine")), None) or describe_machine(),

@@ -93,8 +93,11 @@ def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_tit
             averaged = smooth([y for _, y in points], len(points) // 20)
             raw = " ".join(place(x, y) for x, y in _thin(list(zip((x for x, _ in points), averaged, strict=True))))
         parts.append(f'<polyline class="curve" stroke="{color}" points="{raw}"/>')
+        if len(points) == 1:
+            x, y = raw.split(",")
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{color}"/>')
         if len(clean) > 1:
-            parts.append(_text(_LEFT + 190 * index, 12, name, "legend", "start", color))
+            parts.append(_text(_LEFT + 125 * index, 12, name, "legend", "start", color))
     return "".join(parts) + "</svg>"
 
 
