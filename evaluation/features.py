@@ -197,6 +197,9 @@ class FeatureNetwork:
     def _create(self, layers: list[str], weights_path: str | Path | None) -> FeatureExtractorBase:
         path = None if weights_path is None else str(weights_path)
         try:
+            if self.name == INCEPTION and path is not None:
+                # torch-fidelity unpickles whatever the file holds; a file that is more than tensors never gets there.
+                torch.load(path, map_location="cpu", weights_only=True)
             return create_feature_extractor(
                 self.entry.fidelity_name, layers, cuda=False, feature_extractor_weights_path=path, verbose=False
             )

@@ -86,3 +86,9 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("others"), draw_images(1, 24))
+
+
+@pytest.fixture(scope="session")
+def make_image_folder():
+    """`make_image_folder(root, seed, count)` writes images of two classes below `root`."""
+    return lambda root, seed, count: write_folder(root, draw_images(seed, count))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import torch_fidelity
 
 from tcae_diffusers.evaluation.__main__ import main
@@ -149,3 +150,50 @@ def test_the_command_compares_several_sets(image_folder, other_folder, tmp_path)
     assert result["sets"][0]["figures"][0]["value"] == result["sets"][1]["figures"][0]["value"]
     assert result["sets"][0]["grid_rows"] == ["circles", "squares"]
     assert (tmp_path / "out" / "samples_good.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A weights file of Inception's shape with random values: the real one is a download."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    torch.save(module.state_dict(), path)
+    return path
+
+
+def test_with_inception_all_figures_equal_torch_fidelity(inception_weights, make_image_folder, tmp_path):
+    for name, seed in (("samples", 5), ("real", 6)):
+        make_image_folder(tmp_path / name, seed, 10)
+    arguments = ["generation", "--samples", str(tmp_path / "samples"), "--reference", str(tmp_path / "real")]
+    arguments += ["--extractor", "inception", "--extractor_weights", str(inception_weights), "--no_feature_cache"]
+    assert main([*arguments, "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "generation.json").read_text())
+    figures = {figure["name"]: figure["value"] for figure in result["sets"][0]["figures"]}
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path / "samples"),
+        input2=str(tmp_path / "real"),
+        feature_extractor_weights_path=str(inception_weights),
+        feature_extractor="inception-v3-compat",
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        isc_splits=1,
+        kid_subset_size=5,
+        samples_find_deep=True,
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
+    assert figures["gFID-10"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert figures["gKID-10"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert figures["IS-10"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert figures["precision-10"] == theirs["precision"]
+    assert figures["recall-10"] == theirs["recall"]
