@@ -1,0 +1,241 @@
+# Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Model cards written from what is known: the config, and the JSON that `tcae_diffusers.evaluation` wrote."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo
+from huggingface_hub.errors import EntryNotFoundError
+
+from tcae_diffusers.evaluation.autoencoder_access import model_fingerprint
+
+from .autoencoder_tc import AutoencoderTC
+
+logger = logging.get_logger(__name__)
+
+# A card with this line in it is replaced by the next push; without it, it is somebody's own text and stays.
+GENERATED = (
+    "<!-- Written by tcae_diffusers. Remove this line to keep your own text when the model is pushed again. -->"
+)
+
+_KINDS = {"reconstruction": "Reconstruction", "probing": "Linear probe", "latents": "Latent space"}
+
+_BODY = """{generated}
+
+# {model_name}
+
+A [TC-AE](https://arxiv.org/abs/2604.07340) autoencoder: a deterministic ViT tokenizer with staged token compression,
+for use wherever diffusers takes a `vae`.
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+import torch
+from tcae_diffusers import AutoencoderTC
+
+vae = AutoencoderTC.from_pretrained("{repo_id}").eval()
+images = torch.rand(1, {in_channels}, {sample_size}, {sample_size}) * 2 - 1  # RGB in [-1, 1]
+with torch.no_grad():
+    latent = vae.encode(images).latent  # {latent_shape}, {normalised}
+    reconstruction = vae.decode(latent).sample
+```
+
+Height and width may be any multiples of {ratio}. Larger images than one wants to process at once:
+`vae.enable_tiling()`.
+
+## Evaluation
+
+{evaluation}
+"""
+
+
+def autoencoder_model_card(
+    model: AutoencoderTC,
+    repo_id: str,
+    evaluation: str | os.PathLike | dict | Iterable[str | os.PathLike | dict] = (),
+    license: str = "apache-2.0",
+) -> ModelCard:
+    """
+    The model card of an autoencoder.
+
+    Args:
+        model ([`AutoencoderTC`]): What the card describes.
+        repo_id (`str`): Name of the repository, for the example and the title.
+        evaluation (*optional*): Results of `python -m tcae_diffusers.evaluation reconstruction`, `probing` or
+            `latents`: one or more JSON files, folders that hold them, or their content.
+        license (`str`, defaults to `"apache-2.0"`): Licence of the weights.
+
+    Raises:
+        ValueError: if a file is no such result, or was measured on other weights than these.
+        FileNotFoundError: if a file or folder does not exist.
+    """
+    results = [_checked(model, *result) for result in _read_results(evaluation)]
+    model_name = repo_id.split("/")[-1]
+    config, ratio = model.config, model.spatial_compression_ratio
+    size = config.sample_size
+    normalised = bool((model.latent_std != 1).any() or (model.latent_mean != 0).any())
+    data = ModelCardData(
+        model_name=model_name,
+        license=license,
+        library_name="diffusers",
+        tags=["tc-ae", "autoencoder", "image-tokenizer", "deep-compression"],
+        eval_results=[entry for result in results for entry in _eval_results(result)] or None,
+    )
+    body = _BODY.format(
+        generated=GENERATED,
+        model_name=model_name,
+        repo_id=repo_id,
+        in_channels=config.in_channels,
+        sample_size=size,
+        ratio=ratio,
+        latent_shape=f"(1, {config.latent_channels}, {size // ratio}, {size // ratio})",
+        normalised="unit variance per channel" if normalised else "not normalised: no statistics were set",
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model).items()),
+        evaluation="\n\n".join(map(_evaluation_section, results)) or "Not evaluated yet.",
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def push_to_hub(
+    model: AutoencoderTC,
+    repo_id: str,
+    evaluation: str | os.PathLike | dict | Iterable[str | os.PathLike | dict] = (),
+    license: str = "apache-2.0",
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    **save_arguments: Any,
+) -> str:
+    """
+    Upload an autoencoder with its model card; `model.push_to_hub` does the same with diffusers' general card.
+
+    Args:
+        model ([`AutoencoderTC`]): What to upload.
+        repo_id (`str`): Repository, made if it does not exist. A model card that somebody wrote there is kept.
+        evaluation, license: See [`autoencoder_model_card`].
+        commit_message, private, token, create_pr: As in `ModelMixin.push_to_hub`.
+        save_arguments: Arguments of `save_pretrained`, such as `variant`.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        ValueError: if an evaluation is not of these weights; nothing is uploaded then.
+    """
+    card = autoencoder_model_card(model, repo_id, evaluation, license)
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    try:
+        keeps_card = GENERATED not in ModelCard.load(repo_id, token=token).content
+    except EntryNotFoundError:
+        keeps_card = False
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, **save_arguments)
+        if keeps_card:
+            logger.warning(f"{repo_id} has a model card of its own, which is kept.")
+        else:
+            card.save(os.path.join(folder, "README.md"))
+        return model._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+
+def _facts(model: AutoencoderTC) -> dict[str, str]:
+    config, ratio = model.config, model.spatial_compression_ratio
+    size = config.sample_size
+    side = size // config.patch_size
+    stages = [side**2, (side // 2) ** 2] if config.staged_compression else [side**2]
+    return {
+        "Image → latent": f"{size}×{size}×{config.in_channels} → {size // ratio}×{size // ratio}×"
+        f"{config.latent_channels} (f{ratio}c{config.latent_channels})",
+        "Tokens": " → ".join(map(str, [*stages, (size // ratio) ** 2])),
+        "Patch size": str(config.patch_size),
+        "Staged compression": "yes" if config.staged_compression else "no",
+        "Width, heads": f"{config.hidden_size}, {config.num_attention_heads}",
+        "Blocks of encoder, decoder": f"{' + '.join(map(str, config.encoder_num_layers))}, "
+        f"{' + '.join(map(str, config.decoder_num_layers))}",
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+    }
+
+
+def _read_results(evaluation: Any) -> list[tuple[str, dict]]:
+    """`(where, content)` of each result."""
+    if isinstance(evaluation, str | os.PathLike | dict):
+        evaluation = [evaluation]
+    results = []
+    for entry in evaluation:
+        if isinstance(entry, dict):
+            results.append(("the given result", entry))
+            continue
+        path = Path(entry)
+        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
+        if not files:
+            raise FileNotFoundError(f"There is no evaluation result at {path}.")
+        for file in files:
+            content = json.loads(file.read_text())
+            # A folder may hold other results too: of generated images, of speed.
+            if path.is_file() or (isinstance(content, dict) and content.get("kind") in _KINDS):
+                results.append((str(file), content))
+    return results
+
+
+def _checked(model: AutoencoderTC, where: str, result: Any) -> dict:
+    kind = result.get("kind") if isinstance(result, dict) else None
+    if kind not in _KINDS:
+        raise ValueError(f"{where} is of kind {kind!r}; a card can show {', '.join(_KINDS)}.")
+    measured = result.get("autoencoder", {}).get("weights_sha256")
+    if measured != (actual := model_fingerprint(model)["weights_sha256"]):
+        raise ValueError(
+            f"{where} was measured on weights {str(measured)[:12]}, and this model has {actual[:12]}; evaluate this"
+            " model, or leave the result out."
+        )
+    return result
+
+
+def _dataset_name(result: dict) -> str:
+    return str(result.get("data", {}).get("spec", "unknown images"))
+
+
+def _eval_results(result: dict) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            task_name=_KINDS[result["kind"]],
+            dataset_type="images",
+            dataset_name=_dataset_name(result),
+            metric_type=figure["name"].lower().replace(" ", "-"),
+            metric_name=figure["name"],
+            metric_value=figure["value"],
+        )
+        for figure in result.get("figures", ())
+    ]
+
+
+def _evaluation_section(result: dict) -> str:
+    data = result.get("data", {})
+    images = f", {data['images']} images" if "images" in data else ""
+    size = f" of {data['height']}×{data['width']}" if "height" in data else ""
+    lines = [
+        f"### {_KINDS[result['kind']]}: {_dataset_name(result)}{images}{size}",
+        "",
+        "| figure | value |",
+        "|---|---|",
+    ]
+    for figure in result.get("figures", ()):
+        interval = f" ± {figure['interval']:.3g}" if "interval" in figure else ""
+        baseline = figure.get("baseline")
+        beside = f" ({baseline['name']}: {baseline['value']:.4g})" if baseline else ""
+        arrow = {"higher": " ↑", "lower": " ↓"}.get(figure.get("better"), "")
+        lines.append(f"| {figure['name']}{arrow} | {figure['value']:.4g}{interval}{beside} |")
+    if result.get("command"):
+        lines += ["", f"Measured with `{result['command']}`."]
+    if data.get("attribution"):
+        lines += ["", f"Images: {data['attribution']}"]
+    return "\n".join(lines)
