@@ -30,6 +30,7 @@ TESTED_DIFFUSERS = (Version("0.42.0"), Version("0.43.0"))
 LIBRARY_NAME = "tcae"
 REGISTERED_CLASSES = {
     "AutoencoderTC": "tcae_diffusers.models.autoencoder_tc",
+    "TCDiTTransformer2DModel": "tcae_diffusers.models.transformer_tc_dit",
     "TCDiTPipeline": "tcae_diffusers.pipelines.pipeline_tc_dit",
 }
 

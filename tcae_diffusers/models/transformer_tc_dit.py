@@ -1,0 +1,337 @@
+# Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, in the design of
+LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm, QK-norm and 2D rotary positions. The whole model is in this
+file and reads from top to bottom."""
+
+import difflib
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+
+from .token_linear import TokenLinear
+
+# Sizes of DiT (Peebles and Xie, 2023, table 1), which LightningDiT keeps.
+TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
+    "tc-dit-s": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},
+    "tc-dit-b": {"num_layers": 12, "num_attention_heads": 12, "attention_head_dim": 64},
+    "tc-dit-l": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
+    "tc-dit-xl": {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72},
+}
+
+
+def axial_rotary_embedding(
+    height: int, width: int, head_dim: int, theta: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cosine and sine tables of 2D axial rotary positions, two fp32 tensors `(height * width, head_dim / 2)`: half of the
+    head's rotation planes turn with the row, half with the column. Positions count tokens, so an offset means the same
+    at every latent size.
+    """
+    num_frequencies = head_dim // 4
+    exponent = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
+    frequencies = theta**-exponent
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequencies
+    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequencies
+    angles = torch.cat(
+        [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
+    ).flatten(0, 1)
+    return angles.cos(), angles.sin()
+
+
+def apply_axial_rotary_embedding(
+    hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Rotate queries or keys `(B, N, heads, head_dim)` by tables of shape `(N, head_dim / 2)`."""
+    cos, sin = (table[:, None, :] for table in rotary_embedding)
+    real, imaginary = hidden_states.float().chunk(2, dim=-1)
+    rotated = torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return rotated.to(hidden_states.dtype)
+
+
+def sincos_position_embedding(height: int, width: int, dim: int, base_size: int, device: torch.device) -> torch.Tensor:
+    """
+    Fixed absolute positions, fp32 `(height * width, dim)`, beside the rotary ones as in LightningDiT: where in the
+    picture a token lies. Any grid is stretched over the `base_size` positions of the trained one, so that the middle
+    of a larger picture is still the middle.
+    """
+    exponent = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
+    frequencies = 10_000**-exponent
+    tables = []
+    for size in (height, width):
+        positions = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (base_size / size) - 0.5
+        angles = positions[:, None] * frequencies
+        tables.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    rows, columns = tables
+    return torch.cat(
+        [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
+    ).flatten(0, 1)
+
+
+class TCDiTAttnProcessor:
+    """Self-attention with QK-norm and axial rotary positions."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "TCDiTAttention",
+        hidden_states: torch.Tensor,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+        query = attn.norm_q(query.unflatten(-1, (-1, attn.head_dim)))
+        key = attn.norm_k(key.unflatten(-1, (-1, attn.head_dim)))
+        value = value.unflatten(-1, (-1, attn.head_dim))
+
+        query = apply_axial_rotary_embedding(query, rotary_embedding)
+        key = apply_axial_rotary_embedding(key, rotary_embedding)
+
+        hidden_states = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
+
+
+class TCDiTAttention(nn.Module, AttentionModuleMixin):
+    _default_processor_cls = TCDiTAttnProcessor
+    _available_processors = (TCDiTAttnProcessor,)
+    use_bias = True
+
+    def __init__(self, dim: int, heads: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = dim // heads
+        self.to_q = TokenLinear(dim, dim)
+        self.to_k = TokenLinear(dim, dim)
+        self.to_v = TokenLinear(dim, dim)
+        # QK-norm bounds the attention logits, which keeps half precision from overflowing.
+        self.norm_q = nn.RMSNorm(self.head_dim, eps=eps)
+        self.norm_k = nn.RMSNorm(self.head_dim, eps=eps)
+        # A list of one, the name under which LoRA recipes for diffusers look for it: `to_out.0`.
+        self.to_out = nn.ModuleList([TokenLinear(dim, dim)])
+        self.set_processor(self._default_processor_cls())
+
+    def forward(
+        self, hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, rotary_embedding)
+
+
+class TCDiTFeedForward(nn.Module):
+    """MLP gated by a SiLU."""
+
+    def __init__(self, dim: int, inner_dim: int):
+        super().__init__()
+        self.proj_in = TokenLinear(dim, 2 * inner_dim)
+        self.proj_out = TokenLinear(inner_dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, hidden_states = self.proj_in(hidden_states).chunk(2, dim=-1)
+        return self.proj_out(F.silu(gate) * hidden_states)
+
+
+def modulate(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`(B, N, dim)` times one plus `scale`, plus `shift`, both `(B, dim)`."""
+    return hidden_states * (1 + scale[:, None]) + shift[:, None]
+
+
+class TCDiTBlock(nn.Module):
+    """Transformer block on tokens `(B, N, dim)` with adaLN-zero: exactly the identity at initialisation."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float):
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, eps=eps)
+        self.attn = TCDiTAttention(dim, heads, eps)
+        self.norm2 = nn.RMSNorm(dim, eps=eps)
+        # A gated MLP has three matrices instead of two: two thirds of the width cost the same.
+        self.ff = TCDiTFeedForward(dim, int(dim * mlp_ratio * 2 / 3))
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = self.modulation(conditioning).chunk(6, dim=-1)
+        attended = self.attn(modulate(self.norm1(hidden_states), shift_attn, scale_attn), rotary_embedding)
+        hidden_states = hidden_states + gate_attn[:, None] * attended
+        fed = self.ff(modulate(self.norm2(hidden_states), shift_ff, scale_ff))
+        return hidden_states + gate_ff[:, None] * fed
+
+
+class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+    r"""
+    Class-conditional diffusion transformer with the signature of [`~diffusers.DiTTransformer2DModel`], for
+    [`TCDiTPipeline`] and the stock [`~diffusers.DiTPipeline`]. Any latent height and width, also non-square ones and
+    others than trained on.
+
+    Args:
+        num_attention_heads (`int`, defaults to 16): Attention heads.
+        attention_head_dim (`int`, defaults to 72):
+            Channels per head, a multiple of 4; the width of the model is the product of both.
+        num_layers (`int`, defaults to 28): Blocks.
+        in_channels (`int`, defaults to 128): Channels of the latent.
+        out_channels (`int`, *optional*): Channels of the output, `in_channels` if unset.
+        sample_size (`int`, defaults to 8): Side of the latents trained on.
+        patch_size (`int`, defaults to 1): Latent positions per token side; deep-compression latents need no patches.
+        num_classes (`int`, defaults to 1000): Number of classes, the null class not counted.
+        null_class_id (`int`, *optional*):
+            Class id that stands for "no label", `num_classes` or above; `num_classes` if unset. The stock
+            [`~diffusers.DiTPipeline`] always asks for 1000.
+        mlp_ratio (`float`, defaults to 4.0):
+            Width of the MLP over the width of the model, before the two thirds that a gated MLP gets.
+        rope_theta (`float`, defaults to 10000.0): Base of the rotary frequencies.
+        norm_eps (`float`, defaults to 1e-6): Epsilon of the norms.
+
+    Raises:
+        ValueError: if `attention_head_dim` is not a multiple of 4, or `null_class_id` is the id of a class.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TCDiTBlock"]  # noqa: RUF012 - diffusers' own form
+    _repeated_blocks = ["TCDiTBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["norm", "time_embed", "class_embed", "^proj_"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        num_layers: int = 28,
+        in_channels: int = 128,
+        out_channels: int | None = None,
+        sample_size: int = 8,
+        patch_size: int = 1,
+        num_classes: int = 1000,
+        null_class_id: int | None = None,
+        mlp_ratio: float = 4.0,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        null_class_id = num_classes if null_class_id is None else null_class_id
+        if attention_head_dim % 4:
+            raise ValueError(f"attention_head_dim {attention_head_dim} is not a multiple of 4.")
+        if null_class_id < num_classes:
+            raise ValueError(f"null_class_id {null_class_id} is the id of a class; choose {num_classes} or above.")
+        out_channels = in_channels if out_channels is None else out_channels
+        # Pipelines read both from the config.
+        self.register_to_config(null_class_id=null_class_id, out_channels=out_channels)
+        self.out_channels = out_channels
+        self.gradient_checkpointing = False
+        dim = num_attention_heads * attention_head_dim
+
+        self.proj_in = TokenLinear(in_channels * patch_size**2, dim)
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embed = TimestepEmbedding(256, dim)
+        # The last row is that of the null class.
+        self.class_embed = nn.Embedding(num_classes + 1, dim)
+        self.transformer_blocks = nn.ModuleList(
+            [TCDiTBlock(dim, num_attention_heads, mlp_ratio, norm_eps) for _ in range(num_layers)]
+        )
+        self.norm_out = nn.RMSNorm(dim, eps=norm_eps)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.proj_out = TokenLinear(dim, self.out_channels * patch_size**2)
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        """DiT's: Xavier for matrices, small normal embeddings, and zero where adaLN-zero asks for it."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time_embed.linear_1, self.time_embed.linear_2, self.class_embed):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.transformer_blocks), self.modulation_out, self.proj_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "TCDiTTransformer2DModel":
+        """
+        A new model with the sizes of a preset and random weights.
+
+        Args:
+            name (`str`): `"tc-dit-s"`, `"tc-dit-b"`, `"tc-dit-l"` or `"tc-dit-xl"`.
+            overrides: Config arguments.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        if name not in TC_DIT_PRESETS:
+            near = difflib.get_close_matches(name, TC_DIT_PRESETS, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(TC_DIT_PRESETS)}."
+            raise ValueError(f"there is no preset {name!r}; {hint}")
+        return cls(**{**TC_DIT_PRESETS[name], **overrides})
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, in_channels, h, w)`): Noisy latents.
+            timestep (`torch.Tensor` of shape `(B,)` or `()`): In [0, 1000]; 0 is clean. Float for flow matching.
+            class_labels (`torch.Tensor` of shape `(B,)`): int64 class ids, or `config.null_class_id`.
+            return_dict (`bool`, defaults to `True`): `Transformer2DModelOutput` with `.sample`, or a tuple.
+
+        Returns:
+            The prediction `(B, out_channels, h, w)`.
+
+        Raises:
+            ValueError: if height or width is not a multiple of the patch size.
+        """
+        patch_size = self.config.patch_size
+        batch_size, _, height, width = hidden_states.shape
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"latent size {height}x{width} is not a multiple of patch_size {patch_size}.")
+        grid = (height // patch_size, width // patch_size)
+
+        # 1. Tokens and their places
+        tokens = hidden_states.unflatten(3, (grid[1], patch_size)).unflatten(2, (grid[0], patch_size))
+        tokens = self.proj_in(tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        base_size = self.config.sample_size // patch_size
+        positions = sincos_position_embedding(*grid, tokens.shape[-1], base_size, tokens.device)
+        tokens = tokens + positions.to(tokens.dtype)
+        rotary_embedding = axial_rotary_embedding(
+            *grid, self.config.attention_head_dim, self.config.rope_theta, tokens.device
+        )
+
+        # 2. Time and class
+        time = self.time_embed(self.time_proj(timestep.expand(batch_size)).to(self.time_embed.linear_1.weight.dtype))
+        rows = torch.where(class_labels == self.config.null_class_id, self.config.num_classes, class_labels)
+        conditioning = F.silu(time + self.class_embed(rows))
+
+        # 3. Blocks
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, conditioning, rotary_embedding)
+            else:
+                tokens = block(tokens, conditioning, rotary_embedding)
+
+        # 4. Output
+        shift, scale = self.modulation_out(conditioning).chunk(2, dim=-1)
+        tokens = self.proj_out(modulate(self.norm_out(tokens), shift, scale))
+        sample = tokens.unflatten(2, (self.out_channels, patch_size, patch_size)).unflatten(1, grid)
+        sample = sample.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, self.out_channels, height, width)
+        if not return_dict:
+            return (sample,)
+        return Transformer2DModelOutput(sample=sample)
