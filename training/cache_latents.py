@@ -4,11 +4,17 @@ Encode a data set once: latents, latents of the mirrored images and labels, in s
     accelerate launch training/cache_latents.py --tokenizer runs/tokenizer/model --data openmoji:train \
         --output_dir runs/latents --write_statistics
 
-Works with any diffusers autoencoder. Interrupted, the same command goes on with the shards that are missing.
+Works with any diffusers autoencoder and any number of ranks; the files are the same for every number. Interrupted,
+also by `kill -9`, the same command goes on with the shards that are missing.
 """
 
+import contextlib
+import itertools
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,15 +22,16 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from tcae_diffusers.data.image_sources import ImageSource, build_image_source
 from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.latent_format import LatentCacheError
 from tcae_diffusers.data.latent_shards import LatentShard, LatentShardWriter
-from tcae_diffusers.data.multi_crop import center_crop, to_uint8
+from tcae_diffusers.data.multi_crop import center_crop, random_resized_crop, to_uint8
+from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.data.tokenizer_fingerprint import TokenizerFingerprint
 from tcae_diffusers.evaluation.autoencoder_access import (
     check_image_size,
@@ -32,9 +39,10 @@ from tcae_diffusers.evaluation.autoencoder_access import (
     load_autoencoder,
 )
 from tcae_diffusers.models import AutoencoderTC
-from tcae_diffusers.trainer import StopSignal, save_model
+from tcae_diffusers.trainer import StopSignal, parse_arguments
 from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.run import configure_logging
+from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
 logger = get_logger(__name__)
 
@@ -49,9 +57,13 @@ class CacheArguments:
     resolution: int | None = option(None, "Side of the images; the autoencoder's sample_size if unset.")
     data_resolution: int | None = option(None, "Size at which vector images are drawn; twice the resolution if unset.")
     flip: bool = option(True, "Also store the latents of the mirrored images.")
+    augmented_passes: int = option(0, "Further latents per image, each of a random crop that may be mirrored.")
+    augmented_min_scale: float = option(0.7, "Those crops cover this share of the image up to all of it.")
+    seed: int = option(0, "Of the random crops, with the pass and the image's index.")
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Of the stored latents; the rounding error goes into the manifest."
     )
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast type of the encoder.")
     batch_size: int = option(64, "Images per forward pass.")
     shard_size: int = option(4096, "Images per shard.")
     dataloader_num_workers: int = option(0, "Processes that decode images.")
@@ -59,20 +71,72 @@ class CacheArguments:
         False,
         "Write the per-channel mean and deviation into the saved tokenizer, so that its latents have unit variance.",
     )
+    verify: bool = option(False, "Read the finished cache once more and compare every shard with its sha256.")
+    dataset_dir: str | None = option(
+        None, "Also export the cache as a Hugging Face dataset to this folder, to push to the Hub or to stream."
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("shard_size", 1), ("augmented_passes", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
+        if not 0 < self.augmented_min_scale <= 1:
+            raise ValueError(f"--augmented_min_scale {self.augmented_min_scale} must be above 0 and at most 1.")
+
+    @property
+    def augmented_views(self) -> tuple[str, ...]:
+        return tuple(f"latents_augmented_{number}" for number in range(1, self.augmented_passes + 1))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the latents stored for each image, as they stand in the shards."""
+        return ("latents", *(("latents_flip",) if self.flip else ()), *self.augmented_views)
 
 
-class ImageRange(Dataset):
-    """Images `[start, stop)` of a source as uint8 `(3, resolution, resolution)`: centre crops, nothing random."""
+class ViewsOfImages(Dataset):
+    """
+    What is encoded of each image: uint8 `(1 + augmented passes, 3, resolution, resolution)`, first the centre crop.
 
-    def __init__(self, source: ImageSource, start: int, stop: int, resolution: int):
-        self.source, self.start, self.stop, self.resolution = source, start, stop, resolution
+    A random crop is a function of (seed, pass, index), so ranks, workers and restarts draw the same.
+    """
+
+    def __init__(self, source: ImageSource, arguments: CacheArguments):
+        self.source, self.arguments = source, arguments
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        image, label = self.source[index]
+        size = self.arguments.resolution
+        views = [to_uint8(center_crop(image, size))]
+        for number in range(self.arguments.augmented_passes):
+            generator = sample_generator(self.arguments.seed, number, index)
+            crop = random_resized_crop(image, generator, size, (self.arguments.augmented_min_scale, 1.0))
+            views.append(to_uint8(ImageOps.mirror(crop) if generator.random() < 0.5 else crop))
+        return torch.stack(views), label, index
+
+
+class BatchesOfShards:
+    """
+    Index batches of some shards, one after the other; none crosses the end of a shard. So the forward passes, and with
+    them the last bits of the latents, are the same whichever rank encodes a shard, and when.
+    """
+
+    def __init__(self, shards: list[LatentShard], batch_size: int):
+        self.shards, self.batch_size = shards, batch_size
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return sum(self.count(shard) for shard in self.shards)
 
-    def __getitem__(self, place: int) -> tuple[torch.Tensor, int, int]:
-        image, label = self.source[self.start + place]
-        return to_uint8(center_crop(image, self.resolution)), label, self.start + place
+    def count(self, shard: LatentShard) -> int:
+        return -(-(shard.stop - shard.start) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for shard in self.shards:
+            for start in range(shard.start, shard.stop, self.batch_size):
+                yield list(range(start, min(start + self.batch_size, shard.stop)))
+
+
+class CachingStopped(Exception):
+    """A signal came; the shard that was being filled is given up."""
 
 
 def without_statistics(model: torch.nn.Module) -> torch.nn.Module:
@@ -82,88 +146,168 @@ def without_statistics(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def encode_views(model: torch.nn.Module, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
+    """Raw latents `(B, C, h, w)` by name of view, of uint8 images `(B, 1 + passes, 3, H, W)` on the model's device."""
+    plain, *augmented = (view.float().div_(127.5).sub_(1.0) for view in images.unbind(1))
+    latents = {"latents": encode_to_latent(model, plain)}
+    if arguments.flip:
+        latents["latents_flip"] = encode_to_latent(model, plain.flip(-1))
+    for name, view in zip(arguments.augmented_views, augmented, strict=True):
+        latents[name] = encode_to_latent(model, view)
+    return latents
+
+
 @torch.no_grad()
-def encode_shard(
+def encode_shards(
     model: torch.nn.Module,
     source: ImageSource,
     writer: LatentShardWriter,
-    shard: LatentShard,
+    shards: list[LatentShard],
     arguments: CacheArguments,
-    device: torch.device,
-    bar: tqdm,
+    accelerator: Accelerator,
     stop: StopSignal,
-) -> bool:
-    """Encode one shard; `False` if a signal came first, and then nothing of it is kept."""
-    loader = DataLoader(
-        ImageRange(source, shard.start, shard.stop, arguments.resolution),
-        batch_size=arguments.batch_size,
-        num_workers=arguments.dataloader_num_workers,
+    bar: tqdm,
+) -> None:
+    """
+    Encode and write `shards`.
+
+    Raises:
+        CachingStopped: if a signal came first; then nothing of the shard at hand is kept.
+    """
+    batches = BatchesOfShards(shards, arguments.batch_size)
+    loader = iter(
+        DataLoader(
+            ViewsOfImages(source, arguments),
+            batch_sampler=batches,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
     )
-    batches = []
-    for images, labels, indices in loader:
-        if stop.received:
-            return False
-        images = images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
-        latents = {"latents": encode_to_latent(model, images)}
-        if arguments.flip:
-            latents["latents_flip"] = encode_to_latent(model, images.flip(-1))
-        batches.append((indices, {name: value.float().cpu() for name, value in latents.items()}, labels))
-        bar.update(len(images))
-    with writer.open_shard(shard) as open_shard:
-        for batch in batches:
-            open_shard.add(*batch)
-    return True
+    for shard in shards:
+        with writer.open_shard(shard) as out:
+            waiting = None
+            for images, labels, indices in itertools.islice(loader, batches.count(shard)):
+                if stop.received:
+                    raise CachingStopped
+                with accelerator.autocast():
+                    latents = encode_views(model, images.to(accelerator.device, non_blocking=True), arguments)
+                # `add` copies to the host and so waits for the device, which by then has its next batch.
+                if waiting is not None:
+                    out.add(*waiting)
+                waiting = (indices, latents, labels)
+                bar.update(len(indices))
+            out.add(*waiting)
+
+
+def tokenizer_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path:
+    """
+    Where `--write_statistics` writes.
+
+    Raises:
+        ValueError: for an autoencoder that has no place for statistics, or that does not lie in a local folder.
+    """
+    folder = Path(arguments.tokenizer)
+    if not isinstance(model, AutoencoderTC):
+        raise ValueError(
+            f"{type(model).__name__} in {folder} keeps no per-channel statistics; only AutoencoderTC does. Leave out "
+            "--write_statistics."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"--write_statistics needs a local folder, and {folder} is none; download it first.")
+    return folder / "vae" if (folder / "model_index.json").is_file() else folder
 
 
 def write_statistics(cache: LatentCache, folder: Path) -> None:
     """
-    Store the cache's statistics in the tokenizer saved in `folder`.
+    Store the cache's statistics in the tokenizer saved in `folder`; other files there stay as they are.
 
     Raises:
-        ValueError: for an autoencoder that has no place for them.
         LatentCacheError: if a channel is dead.
     """
-    model = load_autoencoder(folder)
-    if not isinstance(model, AutoencoderTC):
-        raise ValueError(
-            f"{type(model).__name__} in {folder} keeps no per-channel statistics; only AutoencoderTC does."
-        )
     dead = (cache.latent_std <= 0).nonzero().flatten().tolist()
     if dead:
         raise LatentCacheError(
             f"channels {dead} of the latent never vary; the tokenizer has collapsed, train it longer."
         )
+    model = load_autoencoder(folder)
+    if torch.equal(model.latent_mean, cache.latent_mean) and torch.equal(model.latent_std, cache.latent_std):
+        return
     model.set_latent_statistics(cache.latent_mean, cache.latent_std)
-    save_model(model, folder)
+    with tempfile.TemporaryDirectory(prefix=".statistics-", dir=folder) as temporary:
+        model.save_pretrained(temporary)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, folder / file.name)
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = HfArgumentParser(CacheArguments, description=CacheArguments.__doc__).parse_args_into_dataclasses(argv)[
-        0
-    ]
-    accelerator = Accelerator()
-    configure_logging(accelerator)
-    model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))
-    arguments.resolution = arguments.resolution or model.config.sample_size
-    arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
-    check_image_size(model, arguments.resolution, arguments.resolution)
-    source = build_image_source(arguments.data, resolution=arguments.data_resolution)
-    example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=accelerator.device)
+def export_dataset(cache: LatentCache, folder: Path) -> None:
+    """Write the cache as a `datasets` dataset, replaced as a whole."""
+    from tcae_diffusers.data.latent_dataset_export import latent_cache_to_dataset
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        raise FileExistsError(f"--dataset_dir {folder} exists already; remove it or choose another.")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        latent_cache_to_dataset(cache, cache_dir=Path(temporary) / "arrow").save_to_disk(Path(temporary) / "dataset")
+        os.rename(Path(temporary) / "dataset", folder)
+
+
+def open_writer(
+    arguments: CacheArguments, model: torch.nn.Module, source: ImageSource, device: torch.device
+) -> LatentShardWriter:
+    """The writer of this job. Everything that changes a latent is part of its description."""
+    example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
     with torch.no_grad():
         latent_shape = tuple(encode_to_latent(model, example).shape[1:])
-
-    writer = LatentShardWriter(
+    transform = {"resolution": arguments.resolution, "crop": "center", "data": arguments.data}
+    if arguments.augmented_passes:
+        transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
+    if arguments.mixed_precision != "no":
+        transform |= {"mixed_precision": arguments.mixed_precision}
+    return LatentShardWriter(
         arguments.output_dir,
         num_samples=len(source),
         latent_shape=latent_shape,
         tokenizer=TokenizerFingerprint.of(model),
         id2label=dict(enumerate(source.classes)),
         data_fingerprint=source.fingerprint,
-        transform={"resolution": arguments.resolution, "crop": "center", "data": arguments.data},
+        transform=transform,
         dtype=arguments.dtype,
-        views=("latents", "latents_flip") if arguments.flip else ("latents",),
+        views=arguments.views,
         shard_size=arguments.shard_size,
     )
+
+
+def finish(arguments: CacheArguments, writer: LatentShardWriter, statistics_folder: Path | None) -> None:
+    """The manifest, and what was asked for beyond it. Called by one rank."""
+    writer.finalize()
+    cache = LatentCache(arguments.output_dir, verify="sha256" if arguments.verify else "size")
+    rounding = cache.manifest["rounding_error"]
+    logger.info(
+        f"{len(cache)} images, {len(cache.views)} views, {arguments.dtype} latents {cache.latent_shape} in"
+        f" {arguments.output_dir}; rounding error {rounding['rms']:.3g} rms, {rounding['max_abs']:.3g} at most"
+        + ("; every sha256 verified" if arguments.verify else "")
+    )
+    if statistics_folder is not None:
+        write_statistics(cache, statistics_folder)
+        logger.info(f"per-channel statistics written into {statistics_folder}")
+    if arguments.dataset_dir:
+        export_dataset(cache, Path(arguments.dataset_dir))
+        logger.info(f"dataset written to {arguments.dataset_dir}")
+
+
+def cache_latents(arguments: CacheArguments) -> None:
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    configure_logging(accelerator)
+    model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))
+    arguments.resolution = arguments.resolution or model.config.get("sample_size")
+    if not isinstance(arguments.resolution, int):
+        raise ValueError(f"--resolution is missing, and {type(model).__name__} does not name a sample_size.")
+    arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
+    check_image_size(model, arguments.resolution, arguments.resolution)
+    statistics_folder = tokenizer_folder(arguments, model) if arguments.write_statistics else None
+    source = build_image_source(arguments.data, resolution=arguments.data_resolution)
+
+    writer = open_writer(arguments, model, source, accelerator.device)
     pending = writer.pending_shards(accelerator.process_index, accelerator.num_processes)
     total = sum(shard.stop - shard.start for shard in pending)
     started = time.perf_counter()
@@ -175,28 +319,26 @@ def main(argv: list[str] | None = None) -> None:
         mininterval=0.1 if sys.stderr.isatty() else 20,
     )
     with StopSignal() as stop, bar:
-        for shard in pending:
-            if not encode_shard(model, source, writer, shard, arguments, accelerator.device, bar, stop):
-                break
+        with contextlib.suppress(CachingStopped):
+            encode_shards(model, source, writer, pending, arguments, accelerator, stop, bar)
         writer.flush()
         stopped = stop.agreed()
     if stopped:
         logger.warning("stopped; run the same command again to complete the cache")
         accelerator.end_training()
         return
+    logger.info(f"{total / max(time.perf_counter() - started, 1e-9):.0f} images/s in this process")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        writer.finalize()
-        cache = LatentCache(arguments.output_dir)
-        logger.info(
-            f"{len(cache)} images, {len(cache.views)} views, latents {latent_shape} in {arguments.output_dir};"
-            f" {total / max(time.perf_counter() - started, 1e-9):.0f} images/s per process"
-        )
-        if arguments.write_statistics:
-            write_statistics(cache, Path(arguments.tokenizer))
-            logger.info(f"per-channel statistics written into {arguments.tokenizer}")
+        finish(arguments, writer, statistics_folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(CacheArguments, argv)
+    with exit_on_user_error("cache_latents"):
+        cache_latents(arguments)
 
 
 if __name__ == "__main__":

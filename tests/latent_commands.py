@@ -1,0 +1,138 @@
+"""Runs the latent and DiT commands in this process on a tiny tokenizer and a tiny image folder."""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.training import cache_latents, train_dit
+
+CLASSES = ("circles", "squares", "stripes")
+NUM_IMAGES = 22
+TOKENIZER = {
+    "sample_size": 16,
+    "spatial_compression_ratio": 8,
+    "patch_size": 2,
+    "latent_channels": 4,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "encoder_num_layers": (1, 1),
+}
+SMALL_DIT = {
+    "max_train_steps": 6,
+    "train_batch_size": 4,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "learning_rate": 1e-2,
+    "lr_warmup_fraction": 0,
+    "ema_decay": 0.5,
+    "checkpointing_steps": 3,
+    "sample_steps": 100,
+    "samples_per_class": 1,
+    "num_inference_steps": 2,
+    "report_to": "none",
+    "log_steps": 2,
+}
+
+
+def run(main, *positional, **options):
+    """`main(argv)` of a command; accelerate's process-wide state is new for each."""
+    argv = [*positional]
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        argv += [f"--{name}", *(str(part) for part in values)]
+    reset_accelerate()
+    try:
+        return main(argv)
+    finally:
+        reset_accelerate()
+
+
+def reset_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@functools.cache
+def home() -> Path:
+    """A folder for the whole test process with `images/` and `tokenizer/`, and what the tests below it share."""
+    folder = Path(tempfile.mkdtemp(prefix="tcae-latent-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    generator = np.random.default_rng(0)
+    for index in range(NUM_IMAGES):
+        place = folder / "images" / CLASSES[index % len(CLASSES)]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+        pixels[5:12, 3 + index % 9 : 12 + index % 9] = generator.integers(0, 256, 3)
+        Image.fromarray(pixels).save(place / f"{index:03d}.png")
+    torch.manual_seed(0)
+    AutoencoderTC(**TOKENIZER).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def cache(output, **options):
+    """`cache_latents` with shards of 8 images in batches of 3."""
+    defaults = {"tokenizer": home() / "tokenizer", "data": home() / "images", "batch_size": 3, "shard_size": 8}
+    run(cache_latents.main, **{**defaults, **options}, output_dir=output)
+    return Path(output)
+
+
+@functools.cache
+def calibrated() -> tuple[Path, Path]:
+    """`(tokenizer, latents)`: a tokenizer with the statistics of its cache written into it."""
+    tokenizer = shutil.copytree(home() / "tokenizer", home() / "calibrated")
+    cache(home() / "latents", tokenizer=tokenizer, write_statistics=True)
+    return tokenizer, home() / "latents"
+
+
+def train(output, **options):
+    """`train_dit` with the options of `SMALL_DIT`."""
+    tokenizer, latents = calibrated()
+    run(
+        train_dit.main,
+        **{**SMALL_DIT, "tokenizer": tokenizer, "latents": latents, **options},
+        output_dir=output,
+    )
+    return Path(output)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files in a folder."""
+    return {
+        key: value for file in sorted(Path(folder).glob("*.safetensors")) for key, value in load_file(file).items()
+    }
+
+
+def tensors_of(value, name="") -> dict[str, torch.Tensor]:
+    """Every tensor and number in nested dictionaries and lists, by its path."""
+    if isinstance(value, dict):
+        return {k: v for key, part in value.items() for k, v in tensors_of(part, f"{name}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for place, part in enumerate(value) for k, v in tensors_of(part, f"{name}/{place}").items()}
+    return {name: value} if isinstance(value, torch.Tensor | int | float) else {}
+
+
+def assert_same_training_state(first, second):
+    """Weights, optimizer, averaged weights and counters of two checkpoints are equal, bit for bit."""
+    first, second = Path(first), Path(second)
+    names = sorted(file.name for file in first.iterdir() if file.suffix in (".safetensors", ".bin", ".pkl"))
+    assert any("optimizer" in name for name in names) and any("custom_checkpoint" in name for name in names)
+    for name in names:
+        if name.startswith("random_states"):
+            continue
+        if name.endswith(".safetensors"):
+            ours, theirs = load_file(first / name), load_file(second / name)
+        else:
+            ours, theirs = (tensors_of(torch.load(folder / name, weights_only=True)) for folder in (first, second))
+        assert ours.keys() == theirs.keys() and ours
+        for key, value in ours.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), f"{name}: {key}"
