@@ -114,7 +114,10 @@ class TCDiTPipeline(DiffusionPipeline):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes in the transformer's table, the null class not counted; `None` if it cannot be told."""
+        """Number of classes, the null class not counted; `None` if it cannot be told. Names count before the rows of
+        the transformer's table, which may have unused ones so that its null class is the stock pipeline's 1000."""
+        if self.id2label:
+            return max(self.id2label) + 1
         config = self.transformer.config
         return config.get("num_classes", config.get("num_embeds_ada_norm"))
 

@@ -1,5 +1,5 @@
 """
-Train a diffusion transformer on cached latents, by flow matching with class labels.
+Train a diffusion transformer on cached latents, by flow matching or noise prediction, with class labels.
 
     accelerate launch training/train_dit.py --config openmoji32_dit --latents runs/latents \
         --tokenizer runs/tokenizer/model --output_dir runs/dit
@@ -9,22 +9,21 @@ The finished pipeline lies in OUTPUT_DIR/pipeline: `import tcae_diffusers`, then
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate.logging import get_logger
-from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, ModelMixin
-from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from tcae_diffusers import TCDiTPipeline
 from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder
-from tcae_diffusers.objectives.flow_matching import add_flow_noise, draw_sigmas, flow_velocity
+from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder, spatial_ratio
+from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
+from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
 from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.trainer import (
     CheckpointManager,
@@ -39,7 +38,15 @@ from tcae_diffusers.trainer import (
     start_trackers,
 )
 from tcae_diffusers.trainer.arguments import option
+from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.sample_preview import SamplePreview
+from tcae_diffusers.trainer.user_errors import exit_on_user_error
+from tcae_diffusers.training.dit_transformers import (
+    build_transformer,
+    choose_null_class_id,
+    drop_labels,
+    set_training_mode,
+)
 
 logger = get_logger(__name__)
 
@@ -50,97 +57,175 @@ class DiTArguments(RunArguments):
 
     latents: str = option("", "Folder written by cache_latents.")
     tokenizer: str = option("", "Folder of the autoencoder that wrote them; it becomes part of the pipeline.")
-    num_layers: int = option(28, "Transformer blocks (DiT-XL: 28).")
-    num_attention_heads: int = option(16, "Attention heads (DiT-XL: 16).")
-    attention_head_dim: int = option(72, "Channels per head (DiT-XL: 72).")
+    transformer: Literal["dit", "tc-dit", "tc-dit-s", "tc-dit-b", "tc-dit-l", "tc-dit-xl"] = option(
+        "dit", "diffusers' DiTTransformer2DModel, or our modern one, of a given size or of the sizes below."
+    )
+    num_layers: int | None = option(None, "Transformer blocks; the preset's, else 28 as DiT-XL, if unset.")
+    num_attention_heads: int | None = option(None, "Attention heads; the preset's, else 16, if unset.")
+    attention_head_dim: int | None = option(None, "Channels per head; the preset's, else 72, if unset.")
     patch_size: int = option(1, "Latent positions per token side; 1 for deep-compression latents (LightningDiT).")
+    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
     label_dropout: float = option(0.1, "Share of samples trained without their label, for classifier-free guidance.")
-    timestep_distribution: Literal["lognormal", "uniform"] = option("lognormal", "How noise levels are drawn.")
+    null_class_id: int | None = option(
+        None, "Class id of 'no label'. Unset: 1000 for epsilon and v, as stock DiTPipeline asks; else class count."
+    )
+    objective: Literal["flow_matching", "epsilon", "v_prediction"] = option(
+        "flow_matching", "What is learned. epsilon and v_prediction run in diffusers' stock DiTPipeline."
+    )
+    timestep_distribution: Literal["lognormal", "uniform"] = option(
+        "lognormal", "How flow matching draws noise levels."
+    )
     timestep_shift: float = option(1.0, "Above 1 moves noise levels towards noise, for larger latents.")
+    timestep_shift_base: int | None = option(
+        None, "Shift further by sqrt(values of a latent / this number); 4096 is RAE's."
+    )
+    direction_weight: float = option(0.0, "Weight of the cosine loss between velocities (LightningDiT uses 1).")
+    min_snr_gamma: float | None = option(None, "Min-SNR weighting of epsilon and v prediction (the paper's is 5).")
+    extra_ema_decays: list[float] = option([], "Further averages of the weights; each is saved to ema/<decay>.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     sample_steps: int = option(1000, "Steps between two pictures of samples, drawn from the same noise each time.")
     samples_per_class: int = option(2, "Images per class in that picture.")
     num_inference_steps: int = option(30, "Denoising steps for that picture.")
     guidance_scale: float = option(2.0, "Guidance scale for that picture.")
+    gfd_steps: int = option(0, "Steps between two Fréchet distances of a small sample, a trend only; 0: none.")
+    gfd_samples: int = option(256, "Images of that sample, drawn without guidance.")
+    gfd_reference: str | None = option(None, "Its reference: a data source such as openmoji:train.")
+    gfd_extractor: str = option("efficientnet-lite0", "Its feature network.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("latents", "tokenizer"):
             self._require(name, bool(getattr(self, name)), "a folder")
         self._require("label_dropout", 0 <= self.label_dropout < 1, "at least 0 and below 1")
-        self._require("sample_steps", self.sample_steps >= 1, "at least 1")
+        for name in ("sample_steps", "samples_per_class", "num_inference_steps", "patch_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("timestep_shift", self.timestep_shift > 0, "positive")
+        self._require("timestep_shift_base", (self.timestep_shift_base or 1) > 0, "positive")
+        self._require("direction_weight", self.direction_weight >= 0, "0 or more")
+        self._require("extra_ema_decays", all(0 <= decay < 1 for decay in self.extra_ema_decays), "below 1 each")
+        self._require("gfd_steps", self.gfd_steps >= 0, "0 or more")
+        self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
+        self._require("gfd_reference", not self.gfd_steps or bool(self.gfd_reference), "given with --gfd_steps")
+        flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}
+        is_flow = self.objective == "flow_matching"
+        for name, default in {**flow_only, "direction_weight": 0.0}.items():
+            self._require(name, is_flow or getattr(self, name) == default, "left out unless --objective flow_matching")
+        self._require("min_snr_gamma", not is_flow or self.min_snr_gamma is None, "left out with flow_matching")
 
 
-def build_transformer(arguments: DiTArguments, cache: LatentCache) -> DiTTransformer2DModel:
-    channels, height, width = cache.latent_shape
-    if height != width:
-        raise ValueError(f"latents in {arguments.latents} are {height}x{width}; DiTTransformer2DModel needs squares.")
-    return DiTTransformer2DModel(
-        num_attention_heads=arguments.num_attention_heads,
-        attention_head_dim=arguments.attention_head_dim,
-        in_channels=channels,
-        out_channels=channels,
-        num_layers=arguments.num_layers,
-        sample_size=height,
-        patch_size=arguments.patch_size,
-        num_embeds_ada_norm=len(cache.id2label),
-    )
+def build_objective(
+    arguments: DiTArguments, latent_shape: tuple[int, int, int]
+) -> FlowMatchingObjective | NoisePredictionObjective:
+    if arguments.objective != "flow_matching":
+        return NoisePredictionObjective(arguments.objective, arguments.min_snr_gamma)
+    shift = arguments.timestep_shift
+    if arguments.timestep_shift_base is not None:
+        shift *= resolution_shift(latent_shape, arguments.timestep_shift_base)
+    return FlowMatchingObjective(arguments.timestep_distribution, shift, arguments.direction_weight)
 
 
-def set_training_mode(transformer: ModelMixin) -> None:
-    """
-    `train()`, but with diffusers' own label dropout off: every block of its DiT has a label embedding that would drop
-    independently, so a sample would lose its label in some blocks only. [`compute_loss`] drops it for all at once.
-    """
-    transformer.train()
-    for module in transformer.modules():
-        if isinstance(module, LabelEmbedding):
-            module.eval()
+def open_cache(arguments: DiTArguments, tokenizer: torch.nn.Module) -> LatentCache:
+    """The cache, with latents as diffusers pipelines want them: `(encode(x) - shift_factor) * scaling_factor`."""
+    cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer, seed=arguments.seed)
+    scaling = tokenizer.config.get("scaling_factor") or 1.0
+    shift = tokenizer.config.get("shift_factor") or 0.0
+    if (scaling, shift) != (1.0, 0.0):
+        channels = cache.latent_shape[0]
+        cache.normalize_with(torch.full((channels,), float(shift)), torch.full((channels,), 1.0 / scaling))
+    return cache
 
 
 def draw_step_randomness(
-    arguments: DiTArguments, step: int, total_batch: int, latent_shape: tuple[int, int, int], device: torch.device
+    seed: int,
+    step: int,
+    total_batch: int,
+    latent_shape: tuple[int, int, int],
+    objective: FlowMatchingObjective | NoisePredictionObjective,
+    label_dropout: float,
+    device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """
     Noise, noise levels and label drops of a whole optimizer step, a function of (seed, step) alone. Each rank and
     forward pass takes its slots, so the result does not depend on how a step is divided.
     """
-    generator = torch.Generator(device).manual_seed((arguments.seed << 32) + step)
+    generator = torch.Generator(device).manual_seed((seed << 32) + step)
     return {
         "noise": torch.randn((total_batch, *latent_shape), generator=generator, device=device),
-        "sigmas": draw_sigmas(
-            total_batch, arguments.timestep_distribution, generator, arguments.timestep_shift, device
-        ),
-        "drop": torch.rand(total_batch, generator=generator, device=device) < arguments.label_dropout,
+        "levels": objective.draw_levels(total_batch, generator, device),
+        "drop": torch.rand(total_batch, generator=generator, device=device) < label_dropout,
     }
 
 
-def compute_loss(
-    model: torch.nn.Module, latents: torch.Tensor, labels: torch.Tensor, null_class_id: int, randomness: dict
-) -> torch.Tensor:
-    """Mean squared error of the predicted velocity; a scalar."""
-    noise, sigmas = randomness["noise"], randomness["sigmas"]
-    labels = torch.where(randomness["drop"], null_class_id, labels)
-    noisy = add_flow_noise(latents, noise, sigmas)
-    prediction = model(noisy, timestep=1000 * sigmas, class_labels=labels, return_dict=False)[0]
-    return (prediction.float() - flow_velocity(latents, noise)).square().mean()
+def compute_losses(
+    model: torch.nn.Module,
+    objective: FlowMatchingObjective | NoisePredictionObjective,
+    latents: torch.Tensor,
+    labels: torch.Tensor,
+    null_class_id: int,
+    randomness: dict[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Scalars, the objective's `loss` among them."""
+    labels = drop_labels(labels, randomness["drop"], null_class_id)
+
+    def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return model(noisy, timestep=timestep, class_labels=labels, return_dict=False)[0]
+
+    return objective.losses(predict, latents, randomness["noise"], randomness["levels"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(DiTArguments, argv)
+def save_results(pipeline: TCDiTPipeline, averages: list[EMAModel], folder: Path) -> None:
+    """The pipeline with the first of the averaged weights, and one transformer for each further one."""
+    transformer = pipeline.transformer
+    pipeline.to("cpu")
+    for average in averages[1:]:
+        average.copy_to(transformer.parameters())
+        (folder / "ema").mkdir(exist_ok=True)
+        save_model(transformer, folder / "ema" / f"{average.decay:g}")
+    averages[0].copy_to(transformer.parameters())
+    save_model(pipeline, folder / "pipeline")
+
+
+def train(arguments: DiTArguments) -> None:
+    # What the user names is opened before anything is written.
+    tokenizer = load_autoencoder(arguments.tokenizer)
+    cache = open_cache(arguments, tokenizer)
+    objective = build_objective(arguments, cache.latent_shape)
+    num_classes = len(cache.id2label)
+    null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
 
-    tokenizer = load_autoencoder(arguments.tokenizer)
-    cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer, seed=arguments.seed)
-    transformer = build_transformer(arguments, cache)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    pipeline = TCDiTPipeline(tokenizer, transformer, scheduler, id2label=cache.id2label)
+    transformer = build_transformer(
+        arguments.transformer,
+        cache.latent_shape,
+        num_classes,
+        null_class_id,
+        arguments.num_layers,
+        arguments.num_attention_heads,
+        arguments.attention_head_dim,
+        arguments.patch_size,
+    )
+    if arguments.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=cache.id2label)
     preview = SamplePreview(
         pipeline, arguments.samples_per_class, arguments.num_inference_steps, arguments.guidance_scale, arguments.seed
     )
-    ema = EMAModel(transformer.parameters(), decay=arguments.ema_decay, foreach=True)
-    ema.to(accelerator.device)
+    online_frechet = None
+    if arguments.gfd_steps:
+        online_frechet = OnlineFrechet(
+            pipeline,
+            arguments.gfd_reference,
+            arguments.gfd_extractor,
+            arguments.gfd_samples,
+            arguments.seed,
+            resolution=cache.latent_shape[1] * spatial_ratio(tokenizer),
+            sampling={"num_inference_steps": arguments.num_inference_steps, "guidance_scale": 1.0},
+        )
+    averages = [
+        EMAModel(transformer.parameters(), decay=decay, foreach=True)
+        for decay in (arguments.ema_decay, *arguments.extra_ema_decays)
+    ]
     optimizer = torch.optim.AdamW(
         transformer.parameters(),
         lr=arguments.learning_rate,
@@ -151,8 +236,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     model, optimizer = accelerator.prepare(transformer, optimizer)
     tokenizer.to(accelerator.device)
+    for average in averages:
+        average.to(accelerator.device)
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
-    accelerator.register_for_checkpointing(ema, guard)
+    accelerator.register_for_checkpointing(averages[0], guard, *averages[1:])
 
     rank_batch = arguments.train_batch_size
     total_batch = rank_batch * accelerator.num_processes * arguments.gradient_accumulation_steps
@@ -163,6 +250,8 @@ def main(argv: list[str] | None = None) -> None:
         identity={
             "script": "train_dit",
             "model": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
+            "objective": {"name": arguments.objective, **asdict(objective), "label_dropout": arguments.label_dropout},
+            "EMA decays": [average.decay for average in averages],
             "seed": arguments.seed,
             "total batch": total_batch,
             "max_train_steps": arguments.max_train_steps,
@@ -193,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     logger.info(
         f"{transformer.num_parameters() / 1e6:.2f} M parameters, {len(cache)} latents {tuple(cache.latent_shape)} of"
-        f" {len(cache.id2label)} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
+        f" {num_classes} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
     )
 
     set_training_mode(transformer)
@@ -210,7 +299,13 @@ def main(argv: list[str] | None = None) -> None:
                     round(arguments.lr_warmup_fraction * arguments.max_train_steps),
                 )
             randomness = draw_step_randomness(
-                arguments, step, total_batch, tuple(cache.latent_shape), accelerator.device
+                arguments.seed,
+                step,
+                total_batch,
+                cache.latent_shape,
+                objective,
+                arguments.label_dropout,
+                accelerator.device,
             )
             for micro_step in range(arguments.gradient_accumulation_steps):
                 started = time.perf_counter()
@@ -219,34 +314,38 @@ def main(argv: list[str] | None = None) -> None:
                 first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * rank_batch
                 mine = {name: value[first_slot : first_slot + rank_batch] for name, value in randomness.items()}
                 with accelerator.accumulate(model):
-                    loss = compute_loss(
+                    losses = compute_losses(
                         model,
+                        objective,
                         batch["latents"].to(accelerator.device, non_blocking=True),
                         batch["labels"].to(accelerator.device, non_blocking=True),
-                        pipeline.null_class_id,
+                        null_class_id,
                         mine,
                     )
-                    accelerator.backward(loss)
-                    metrics = {"train/loss": loss}
+                    accelerator.backward(losses["loss"])
+                    metrics = {f"train/{name}": value for name, value in losses.items()}
                     if accelerator.sync_gradients:
                         metrics["train/grad_norm"] = accelerator.clip_grad_norm_(
                             model.parameters(), arguments.max_grad_norm
                         )
-                        guard.mark(optimizer, loss, metrics["train/grad_norm"])
+                        guard.mark(optimizer, losses["loss"], metrics["train/grad_norm"])
                     optimizer.step()
                     optimizer.zero_grad()
                 progress.add(metrics)
-            ema.step(transformer.parameters())
+            for average in averages:
+                average.step(transformer.parameters())
             step += 1
 
             logged = progress.step(step, {"train/learning_rate": optimizer.param_groups[0]["lr"]})
             if logged is not None and guard.check():
                 logger.warning(f"{guard.check()} steps so far were skipped because loss or gradient was not finite")
             started = time.perf_counter()
-            if step % arguments.sample_steps == 0 or step == arguments.max_train_steps:
-                preview.log(accelerator, ema, step)
-                set_training_mode(transformer)
-            if step % arguments.checkpointing_steps == 0 and step < arguments.max_train_steps:
+            is_last = step == arguments.max_train_steps
+            if is_last or step % arguments.sample_steps == 0:
+                preview.log(accelerator, averages[0], step)
+            if online_frechet is not None and (is_last or step % arguments.gfd_steps == 0):
+                online_frechet.log(accelerator, averages[0], step)
+            if step % arguments.checkpointing_steps == 0 and not is_last:
                 checkpoints.save(step, samples_seen=step * total_batch)
             progress.pause(time.perf_counter() - started)
 
@@ -254,12 +353,17 @@ def main(argv: list[str] | None = None) -> None:
     progress.close()
     if step == arguments.max_train_steps:
         if accelerator.is_main_process:
-            ema.copy_to(transformer.parameters())
-            save_model(pipeline.to("cpu"), folder / "pipeline")
-        logger.info(f"finished; the pipeline is in {Path(folder) / 'pipeline'}")
+            save_results(pipeline, averages, folder)
+        logger.info(f"finished; the pipeline is in {folder / 'pipeline'}")
     else:
         logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
     accelerator.end_training()
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(DiTArguments, argv)
+    with exit_on_user_error("train_dit"):
+        train(arguments)
 
 
 if __name__ == "__main__":

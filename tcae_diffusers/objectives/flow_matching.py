@@ -3,7 +3,13 @@
 This is the convention of diffusers' `FlowMatchEulerDiscreteScheduler`, whose timesteps are `1000 * sigma`.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 TIMESTEP_DISTRIBUTIONS = ("lognormal", "uniform")
 
@@ -40,6 +46,18 @@ def draw_sigmas(
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
+def resolution_shift(latent_shape: tuple[int, int, int], base_values: int) -> float:
+    """
+    Shift that gives a latent of many values the signal-to-noise ratio of one of `base_values` values: the square root
+    of their ratio (SD3, equation 23; RAE counts channels too, with 4096 as base).
+
+    Args:
+        latent_shape (`tuple[int, int, int]`): `(C, h, w)`.
+        base_values (`int`): Values of a latent that needs no shift.
+    """
+    return math.sqrt(math.prod(latent_shape) / base_values)
+
+
 def add_flow_noise(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """`x_t` for latents and noise `(B, C, h, w)` and noise levels `(B,)`."""
     sigmas = sigmas.view(-1, *[1] * (latents.ndim - 1))
@@ -49,3 +67,56 @@ def add_flow_noise(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Ten
 def flow_velocity(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """What the network predicts: the direction from data to noise."""
     return noise - latents
+
+
+def direction_loss(prediction: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine between the channels of predicted and true velocity, both `(B, C, h, w)`; a scalar in
+    [0, 2] (LightningDiT, section 3.3)."""
+    return 1 - F.cosine_similarity(prediction, velocity, dim=1).mean()
+
+
+@dataclass(frozen=True)
+class FlowMatchingObjective:
+    """
+    Args:
+        distribution (`str`, defaults to `"lognormal"`), shift (`float`, defaults to 1.0): See [`draw_sigmas`].
+        direction_weight (`float`, defaults to 0.0): Weight of [`direction_loss`] beside the mean squared error.
+    """
+
+    distribution: str = "lognormal"
+    shift: float = 1.0
+    direction_weight: float = 0.0
+
+    prediction_type = "flow_prediction"
+
+    def draw_levels(self, num: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
+        """Noise levels of `num` samples, fp32 `(num,)`."""
+        return draw_sigmas(num, self.distribution, generator, self.shift, device)
+
+    def losses(
+        self, predict: Callable, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            predict (`Callable`): `(noisy (B, C, h, w), timestep (B,))` to the network's output, in any float dtype.
+            latents, noise (`torch.Tensor` of shape `(B, C, h, w)`): Of unit variance, fp32.
+            levels (`torch.Tensor` of shape `(B,)`): From [`draw_levels`].
+
+        Returns:
+            `dict[str, torch.Tensor]`: scalars; `loss` is to be minimised, the others are its parts.
+        """
+        prediction = predict(add_flow_noise(latents, noise, levels), 1000 * levels).float()
+        velocity = flow_velocity(latents, noise)
+        squared = (prediction - velocity).square().mean()
+        if not self.direction_weight:
+            return {"loss": squared}
+        direction = direction_loss(prediction, velocity)
+        return {
+            "loss": squared + self.direction_weight * direction,
+            "velocity_loss": squared,
+            "direction_loss": direction,
+        }
+
+    def build_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """The sampler that fits: steps are shifted as the training was (SD3, section 5.3.2)."""
+        return FlowMatchEulerDiscreteScheduler(shift=self.shift)

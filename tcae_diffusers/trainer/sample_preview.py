@@ -1,11 +1,30 @@
 """Pictures of samples during DiT training, always from the same noise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torchvision.utils import make_grid
 
 from ..pipelines import TCDiTPipeline
+
+
+@contextmanager
+def averaged_weights(transformer: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
+    """The averaged weights inside the block, in eval mode; afterwards the transformer's own weights and mode."""
+    parameters = list(transformer.parameters())
+    modes = {module: module.training for module in transformer.modules()}
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    transformer.eval()
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+        for module, training in modes.items():
+            module.training = training
 
 
 class SamplePreview:
@@ -35,33 +54,31 @@ class SamplePreview:
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.seed = seed
-        self.classes = list(range(min(pipeline.num_classes, max_classes)))
+        self.classes = sorted(pipeline.id2label)[:max_classes]
 
-    def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> None:
-        """Draw and log; the transformer is left in eval mode, with its own weights back in place."""
-        if not accelerator.is_main_process:
-            return
-        transformer = self.pipeline.transformer
-        parameters = list(transformer.parameters())
-        ema.store(parameters)
-        ema.copy_to(parameters)
-        transformer.eval()
+    def draw(self) -> torch.Tensor:
+        """The images `(classes * samples_per_class, 3, H, W)` in [0, 1], class by class."""
         self.pipeline.set_progress_bar_config(disable=True)
         generators = [
             torch.Generator().manual_seed(self.seed + i) for i in range(len(self.classes) * self.samples_per_class)
         ]
-        try:
-            images = self.pipeline(
-                self.classes,
-                num_images_per_label=self.samples_per_class,
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                generator=generators,
-                output_type="pt",
-            ).images
-        finally:
-            ema.restore(parameters)
-        grid = make_grid(images.float().cpu(), nrow=self.samples_per_class, padding=2, pad_value=1.0)
+        images = self.pipeline(
+            self.classes,
+            num_images_per_label=self.samples_per_class,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            generator=generators,
+            output_type="pt",
+        ).images
+        return images.float().cpu()
+
+    def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> None:
+        """Draw with the averaged weights and log; the transformer is left as it was."""
+        if not accelerator.is_main_process:
+            return
+        with averaged_weights(self.pipeline.transformer, ema):
+            images = self.draw()
+        grid = make_grid(images, nrow=self.samples_per_class, padding=2, pad_value=1.0)
         for tracker in accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("samples/a row per class", grid, step)

@@ -1,0 +1,96 @@
+"""The transformers that train_dit can train, by one option, and the id that each gives to "no label"."""
+
+import torch
+from diffusers import DiTTransformer2DModel, ModelMixin
+from diffusers.models.embeddings import LabelEmbedding
+
+from tcae_diffusers.models import TC_DIT_PRESETS, TCDiTTransformer2DModel
+
+DIT, TC_DIT = "dit", "tc-dit"
+TRANSFORMERS = (DIT, TC_DIT, *TC_DIT_PRESETS)
+
+# The null class that diffusers' stock DiTPipeline asks for, whatever the number of classes.
+STOCK_NULL_CLASS_ID = 1000
+
+
+def choose_null_class_id(requested: int | None, num_classes: int, prediction_type: str) -> int:
+    """
+    Class id of "no label": what was requested, else 1000 where the stock `DiTPipeline` could run the result (epsilon
+    and v prediction, at most 1000 classes), else the number of classes.
+
+    Raises:
+        ValueError: if the requested id is that of a class.
+    """
+    if requested is not None:
+        if requested < num_classes:
+            raise ValueError(f"--null_class_id {requested} is the id of a class; choose {num_classes} or above.")
+        return requested
+    if prediction_type != "flow_prediction" and num_classes <= STOCK_NULL_CLASS_ID:
+        return STOCK_NULL_CLASS_ID
+    return num_classes
+
+
+def build_transformer(
+    name: str,
+    latent_shape: tuple[int, int, int],
+    num_classes: int,
+    null_class_id: int,
+    num_layers: int | None = None,
+    num_attention_heads: int | None = None,
+    attention_head_dim: int | None = None,
+    patch_size: int = 1,
+) -> ModelMixin:
+    """
+    A transformer with random weights.
+
+    Args:
+        name (`str`): `"dit"` (diffusers' `DiTTransformer2DModel`), `"tc-dit"` or one of its presets.
+        latent_shape (`tuple[int, int, int]`): `(C, h, w)`.
+        num_classes (`int`), null_class_id (`int`): See [`choose_null_class_id`].
+        num_layers, num_attention_heads, attention_head_dim (`int`, *optional*): Replace the preset's; without a
+            preset, DiT-XL's 28, 16 and 72.
+        patch_size (`int`, defaults to 1): Latent positions per token side.
+
+    Raises:
+        ValueError: if the transformer cannot take such latents.
+    """
+    channels, height, width = latent_shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"--patch_size {patch_size} does not divide the latents, which are {height}x{width}.")
+    sizes = {
+        "num_layers": num_layers,
+        "num_attention_heads": num_attention_heads,
+        "attention_head_dim": attention_head_dim,
+    }
+    sizes = {key: value for key, value in sizes.items() if value is not None}
+    shared = {"in_channels": channels, "out_channels": channels, "sample_size": height, "patch_size": patch_size}
+    if name != DIT:
+        preset = TC_DIT_PRESETS.get(name, TC_DIT_PRESETS["tc-dit-xl"])
+        classes = {"num_classes": num_classes, "null_class_id": null_class_id}
+        return TCDiTTransformer2DModel(**{**preset, **sizes}, **shared, **classes)
+    if height != width:
+        raise ValueError(
+            f"latents are {height}x{width} and DiTTransformer2DModel needs squares; use --transformer tc-dit."
+        )
+    # Its null class is the row after the last class. Rows between our classes and that one are never used.
+    return DiTTransformer2DModel(
+        **{"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, **sizes},
+        **shared,
+        num_embeds_ada_norm=null_class_id,
+    )
+
+
+def set_training_mode(transformer: ModelMixin) -> None:
+    """
+    `train()`, but with diffusers' own label dropout off: every block of its DiT has a label embedding that would drop
+    independently, so a sample would lose its label in some blocks only. train_dit drops it for all at once.
+    """
+    transformer.train()
+    for module in transformer.modules():
+        if isinstance(module, LabelEmbedding):
+            module.eval()
+
+
+def drop_labels(labels: torch.Tensor, drop: torch.Tensor, null_class_id: int) -> torch.Tensor:
+    """`labels` `(B,)` with the null class where `drop` `(B,)` is set."""
+    return torch.where(drop, null_class_id, labels)
