@@ -21,123 +21,19 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from .contact_sheet import contact_sheet, png_bytes
 from .errors import EvaluationError
 from .feature_cache import default_cache_folder, features_of
+from .feature_comparison import Reference
 from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from .frechet import FrechetStatistics
 from .image_sets import ImageSet, NpzImages, open_data_source, open_image_set
 from .metric_names import FULL_SAMPLE_COUNT, INCEPTION, metric_name
 from .named_paths import parse_named_paths
 from .provenance import provenance, write_bytes_atomically, write_json
 
-MEASURES = ("FID", "KID", "precision", "recall")
 _BETTER = {"FID": "lower", "KID": "lower", "precision": "higher", "recall": "higher", "IS": "higher"}
-
-
-def kid(
-    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
-) -> dict:
-    """Kernel Inception distance by torch-fidelity: `value` (mean over subsets), `std` over subsets, `subset_size`.
-
-    With fewer than `2 * subset_size` images on a side the subsets are half of that side, so that they still differ.
-    """
-    smallest = min(len(samples), len(reference))
-    size = subset_size if smallest >= 2 * subset_size else max(2, smallest // 2)
-    result = kid_features_to_metric(
-        torch.from_numpy(np.asarray(samples, dtype=np.float32)),
-        torch.from_numpy(np.asarray(reference, dtype=np.float32)),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        rng_seed=seed,
-        verbose=False,
-    )
-    return {"value": result[KEY_METRIC_KID_MEAN], "std": result[KEY_METRIC_KID_STD], "subset_size": size}
-
-
-def precision_recall(samples: np.ndarray, reference: np.ndarray, neighborhood: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity, k-th neighbour balls."""
-    if min(len(samples), len(reference)) <= neighborhood:
-        raise EvaluationError(f"precision and recall need more than {neighborhood} images on each side")
-    result = prc_features_to_metric(
-        torch.from_numpy(samples),
-        torch.from_numpy(reference),
-        prc_neighborhood=neighborhood,
-        prc_batch_size=10_000,
-        save_cpu_ram=len(samples) + len(reference) > 20_000,
-        verbose=False,
-    )
-    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
-
-
-def compare_features(samples: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, Any]]:
-    """All measures between two feature sets `(N, D)`: `{measure: {"value": ...}}`."""
-    precision, recall = precision_recall(samples, reference)
-    return {
-        "FID": {"value": frechet_distance_of_features(samples, reference)},
-        "KID": kid(samples, reference),
-        "precision": {"value": precision},
-        "recall": {"value": recall},
-    }
-
-
-def _mean_over(repeats: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over repeated draws; other entries are those of the first draw."""
-    result = {}
-    for measure, first in repeats[0].items():
-        values = np.array([repeat[measure]["value"] for repeat in repeats])
-        result[measure] = {**first, "value": float(values.mean())}
-        if len(values) > 1:
-            result[measure]["std_over_draws"] = float(values.std(ddof=1))
-    return result
-
-
-class Reference:
-    """Real images as features, and the figures that real images themselves get.
-
-    Args:
-        features (`np.ndarray`): `(M, D)`, or `None` if there are only statistics.
-        statistics ([`FrechetStatistics`], *optional*): Mean and covariance of an ADM file, used for the FID instead of
-        the features. seed, repeats: Of the random draws.
-    """
-
-    def __init__(
-        self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0, repeats: int = 3
-    ):
-        self.features, self.statistics, self.seed, self.repeats = features, statistics, seed, repeats
-        self._floors: dict[int, dict[str, dict[str, Any]]] = {}
-
-    def floor(self, count: int) -> tuple[int, dict[str, dict[str, Any]]]:
-        """`(n, figures)` between disjoint random parts of the reference with `n = min(count, half)` images each."""
-        if self.features is None or len(self.features) < 8:
-            return 0, {}
-        count = min(count, len(self.features) // 2)
-        if count not in self._floors:
-            draws = []
-            for repeat in range(self.repeats):
-                order = np.random.default_rng([self.seed, repeat, 1]).permutation(len(self.features))
-                draws.append(compare_features(self.features[order[:count]], self.features[order[count : 2 * count]]))
-            self._floors[count] = _mean_over(draws)
-        return count, self._floors[count]
-
-    def compare(self, samples: np.ndarray, count: int | None) -> tuple[int | None, dict[str, dict[str, Any]]]:
-        """Figures of `samples` against `count` reference images (`None`: all). Returns `(images used, figures)`."""
-        if self.features is None:
-            distance = frechet_distance(FrechetStatistics.from_features(samples), self.statistics)
-            return None, {"FID": {"value": distance}}
-        if count is None or count >= len(self.features):
-            draws, count = [self.features], len(self.features)
-        else:
-            orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(self.repeats)]
-            draws = [self.features[order.choice(len(self.features), count, replace=False)] for order in orders]
-        figures = _mean_over([compare_features(samples, part) for part in draws])
-        if self.statistics is not None:
-            distance = frechet_distance(FrechetStatistics.from_features(samples), self.statistics)
-            figures["FID"] = {"value": distance, "reference": "mu and sigma of the reference file"}
-        return count, figures
 
 
 def evaluate_generation(

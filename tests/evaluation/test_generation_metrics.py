@@ -10,9 +10,10 @@ import torch_fidelity
 from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.evaluation.errors import EvaluationError
 from tcae_diffusers.evaluation.feature_cache import features_of
+from tcae_diffusers.evaluation.feature_comparison import Reference, kid
 from tcae_diffusers.evaluation.features import FeatureNetwork
 from tcae_diffusers.evaluation.frechet import FrechetStatistics
-from tcae_diffusers.evaluation.generation import Reference, evaluate_generation, kid, open_reference
+from tcae_diffusers.evaluation.generation import evaluate_generation, open_reference
 from tcae_diffusers.evaluation.image_sets import FolderImages, NpzImages
 
 
