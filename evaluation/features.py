@@ -213,8 +213,9 @@ class FeatureNetwork:
                     "torch-fidelity on a machine with a network and pass it with --extractor_weights, or use "
                     f"--extractor {EFFICIENTNET_LITE0}, which needs none (and whose figures are not called FID)."
                 ) from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise EvaluationError(
-                f"cannot load weights of feature network {self.name} from {path}: {error}"
+                f"cannot load weights of feature network {self.name} from {path}: {reason}"
             ) from error
 
     @torch.inference_mode()
