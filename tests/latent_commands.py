@@ -2,8 +2,12 @@
 
 import atexit
 import functools
+import os
 import shutil
+import socket
+import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +140,34 @@ def assert_same_training_state(first, second):
         assert ours.keys() == theirs.keys() and ours
         for key, value in ours.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), f"{name}: {key}"
+
+
+def fork_ranks(function, world_size=2, wait=True) -> list[int]:
+    """
+    `function(rank)` in forked processes that form a gloo group the way `accelerate launch --cpu` sets one up; with one
+    process, in a fork without a group. Returns their exit codes, or with `wait=False` their process ids.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sys.stdout.flush(), sys.stderr.flush()
+    children = []
+    for rank in range(world_size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if world_size > 1:
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+                reset_accelerate()
+                function(rank)
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] if wait else children

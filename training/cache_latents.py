@@ -26,7 +26,7 @@ from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from tcae_diffusers.data.image_sources import ImageSource, build_image_source
+from tcae_diffusers.data.image_sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.latent_format import LatentCacheError
 from tcae_diffusers.data.latent_shards import LatentShard, LatentShardWriter
@@ -104,7 +104,11 @@ class ViewsOfImages(Dataset):
         self.source, self.arguments = source, arguments
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        image, label = self.source[index]
+        try:
+            image, label = self.source[index]
+        except BrokenImageError as error:
+            # A worker's exception is rebuilt from its message alone, which that of a broken image does not allow.
+            raise OSError(str(error)) from error
         size = self.arguments.resolution
         views = [to_uint8(center_crop(image, size))]
         for number in range(self.arguments.augmented_passes):

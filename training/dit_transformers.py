@@ -30,6 +30,18 @@ def choose_null_class_id(requested: int | None, num_classes: int, prediction_typ
     return num_classes
 
 
+def check_latent_shape(name: str, latent_shape: tuple[int, int, int], patch_size: int) -> None:
+    """
+    Raises:
+        ValueError: if the transformer `name` cannot take latents `(C, h, w)` in such patches.
+    """
+    _, height, width = latent_shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"--patch_size {patch_size} does not divide the latents, which are {height}x{width}.")
+    if name == DIT and height != width:
+        raise ValueError(f"latents are {height}x{width}, and DiT takes squares only; use --transformer tc-dit.")
+
+
 def build_transformer(
     name: str,
     latent_shape: tuple[int, int, int],
@@ -54,9 +66,8 @@ def build_transformer(
     Raises:
         ValueError: if the transformer cannot take such latents.
     """
-    channels, height, width = latent_shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"--patch_size {patch_size} does not divide the latents, which are {height}x{width}.")
+    check_latent_shape(name, latent_shape, patch_size)
+    channels, height, _ = latent_shape
     sizes = {
         "num_layers": num_layers,
         "num_attention_heads": num_attention_heads,
@@ -68,10 +79,6 @@ def build_transformer(
         preset = TC_DIT_PRESETS.get(name, TC_DIT_PRESETS["tc-dit-xl"])
         classes = {"num_classes": num_classes, "null_class_id": null_class_id}
         return TCDiTTransformer2DModel(**{**preset, **sizes}, **shared, **classes)
-    if height != width:
-        raise ValueError(
-            f"latents are {height}x{width} and DiTTransformer2DModel needs squares; use --transformer tc-dit."
-        )
     # Its null class is the row after the last class. Rows between our classes and that one are never used.
     return DiTTransformer2DModel(
         **{"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, **sizes},

@@ -43,6 +43,7 @@ from tcae_diffusers.trainer.sample_preview import SamplePreview
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
 from tcae_diffusers.training.dit_transformers import (
     build_transformer,
+    check_latent_shape,
     choose_null_class_id,
     drop_labels,
     set_training_mode,
@@ -189,6 +190,7 @@ def train(arguments: DiTArguments) -> None:
     # What the user names is opened before anything is written.
     tokenizer = load_autoencoder(arguments.tokenizer)
     cache = open_cache(arguments, tokenizer)
+    check_latent_shape(arguments.transformer, cache.latent_shape, arguments.patch_size)
     objective = build_objective(arguments, cache.latent_shape)
     num_classes = len(cache.id2label)
     null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)

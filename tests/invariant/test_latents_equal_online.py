@@ -75,7 +75,7 @@ def test_cached_latents_equal_online_ones_bit_for_bit():
 
 
 def test_calibration_gives_unit_variance_and_changes_no_reconstruction():
-    tokenizer_folder, latents = calibrated()
+    tokenizer_folder, _ = calibrated()
     before = AutoencoderTC.from_pretrained(home() / "tokenizer").eval()
     after = AutoencoderTC.from_pretrained(tokenizer_folder).eval()
     images = images_of_all().float() / 127.5 - 1

@@ -1,0 +1,95 @@
+"""A DiT run that was stopped, killed, divided over ranks or accumulated equals the plain one, through `train_dit`."""
+
+import functools
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from tcae_diffusers.training import train_dit
+
+from ..latent_commands import assert_same_training_state, fork_ranks, home, train, weights
+
+VARIANTS = {
+    "dit by flow matching": {"extra_ema_decays": [0.1, 0.9]},
+    "tc-dit by v prediction": {"transformer": "tc-dit", "objective": "v_prediction", "min_snr_gamma": 5},
+}
+
+
+@functools.cache
+def uninterrupted(name):
+    return train(home() / "runs" / name, **VARIANTS[name])
+
+
+def last_checkpoint(run):
+    return run / "checkpoints" / "step-00000006"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stopped_by_sigterm_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, name):
+    step, calls = train_dit.compute_losses, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_dit, "compute_losses", interrupted)
+        train(tmp_path / "run", **VARIANTS[name])
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+    train(tmp_path / "run", **VARIANTS[name], resume="latest")
+    assert_same_training_state(last_checkpoint(tmp_path / "run"), last_checkpoint(uninterrupted(name)))
+    for part in ("pipeline/transformer", *(f"ema/{decay}" for decay in VARIANTS[name].get("extra_ema_decays", []))):
+        ours, theirs = weights(tmp_path / "run" / part), weights(uninterrupted(name) / part)
+        assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    name = "dit by flow matching"
+    step = train_dit.compute_losses
+
+    def slowly(*arguments):
+        time.sleep(0.1)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_dit, "compute_losses", slowly)
+        (child,) = fork_ranks(lambda rank: train(tmp_path / "run", **VARIANTS[name]), world_size=1, wait=False)
+    deadline = time.time() + 60
+    while not (tmp_path / "run" / "checkpoints" / "step-00000003").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not last_checkpoint(tmp_path / "run").exists()
+    train(tmp_path / "run", **VARIANTS[name], resume="latest")
+    assert_same_training_state(last_checkpoint(tmp_path / "run"), last_checkpoint(uninterrupted(name)))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
+    name = "dit by flow matching"
+    run = shutil.copytree(uninterrupted(name), tmp_path / "run")
+    shutil.rmtree(run / "pipeline")
+    with open(last_checkpoint(run) / "model.safetensors", "r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    train(run, **VARIANTS[name], resume="latest")
+    assert_same_training_state(last_checkpoint(run), last_checkpoint(uninterrupted(name)))
+
+
+def test_two_ranks_and_accumulation_train_what_one_rank_trains(tmp_path):
+    name = "tc-dit by v prediction"
+    half = {**VARIANTS[name], "train_batch_size": 2}
+    assert fork_ranks(lambda rank: train(tmp_path / "two", **half)) == [0, 0]
+    train(tmp_path / "accumulated", **half, gradient_accumulation_steps=2)
+    expected = weights(last_checkpoint(uninterrupted(name)))
+    for run in ("two", "accumulated"):
+        found = weights(last_checkpoint(tmp_path / run))
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
