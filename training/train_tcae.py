@@ -3,7 +3,8 @@ Train a TC-AE tokenizer: L = alpha * L_rec + L_iBOT (arXiv 2604.07340, section 3
 
     accelerate launch training/train_tcae.py --config openmoji32 --output_dir runs/tokenizer
 
-The finished tokenizer lies in OUTPUT_DIR/model and loads with `AutoencoderTC.from_pretrained`.
+The finished tokenizer lies in OUTPUT_DIR/model and loads with `AutoencoderTC.from_pretrained`. Other autoencoders of
+diffusers train with the same data, losses and budget: `--autoencoder FOLDER` with their config.json, and `--ssl none`.
 """
 
 import time
@@ -12,27 +13,28 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
 
 from tcae_diffusers.data.image_sources import build_image_source
 from tcae_diffusers.data.multi_crop import MultiCropTransform
-from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
+from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.data.token_masks import expand_mask
-from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset, collate_training_views
-from tcae_diffusers.models import AutoencoderTC
-from tcae_diffusers.objectives.collapse import collapse_warning
-from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer, Teacher
+from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
+from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
+from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer, JointTokenizerOutput, Teacher
 from tcae_diffusers.objectives.masked_tokens import MaskedTokens
-from tcae_diffusers.objectives.reconstruction import ReconstructionLoss, ReconstructionOutput
+from tcae_diffusers.objectives.plain_tokenizer import PlainTokenizer
+from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.objectives.schedules import cosine_with_warmup, teacher_momentum, teacher_temperature, weight_decay
-from tcae_diffusers.objectives.self_distillation import build_self_distillation
+from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
+from tcae_diffusers.objectives.stochastic_depth import StochasticDepth
 from tcae_diffusers.objectives.teacher import update_teacher
 from tcae_diffusers.trainer import (
     CheckpointManager,
     NonFiniteGuard,
-    RunArguments,
     StopSignal,
     TrainingProgress,
     parse_arguments,
@@ -42,34 +44,41 @@ from tcae_diffusers.trainer import (
     start_trackers,
 )
 from tcae_diffusers.trainer.arguments import option
+from tcae_diffusers.trainer.collapse_monitor import CollapseMonitor
+from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
+from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
+from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
+from tcae_diffusers.trainer.tokenizer_setup import (
+    build_autoencoder,
+    build_loader,
+    build_reconstruction_loss,
+    check_multiple,
+    checkpoint_identity,
+    compile_blocks,
+    resolve_sizes,
+    to_unit_range,
+)
+from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 
 logger = get_logger(__name__)
 
 
 @dataclass
-class TokenizerArguments(RunArguments):
-    """Train a TC-AE tokenizer jointly with self-supervision."""
+class TokenizerArguments(ReconstructionArguments):
+    """Train a TC-AE tokenizer jointly with self-supervision, or another autoencoder without."""
 
     autoencoder: str = option(
-        "tc-ae-f32c128", "Preset name, or folder with a config.json (and weights to start from)."
+        "tc-ae-f32c128",
+        "Preset name, or a config.json (or folder with one, and weights to start from) of any diffusers autoencoder.",
     )
     autoencoder_overrides: dict = option(
         {}, 'Config arguments that replace the preset\'s, as JSON: {"patch_size": 4}.'
     )
-    train_data: str = option(
-        "openmoji:train", "openmoji:train, a folder root/class/img.png, or datasets:NAME[:SPLIT]."
-    )
-    heldout_data: str | None = option(None, "Images for held-out PSNR and pictures, never trained on; same forms.")
-    data_resolution: int | None = option(None, "Size at which vector images are drawn; twice the resolution if unset.")
-    resolution: int | None = option(None, "Side of the reconstructed images; the model's sample_size if unset.")
-    horizontal_flip: bool = option(True, "Reconstruct randomly mirrored images.")
-    max_broken_images: int = option(100, "Stop after this many images that cannot be decoded; each is named.")
-
     reconstruction_weight: float = option(1.0, "alpha of the paper: weight of L_rec.")
-    pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Distance of pixels inside L_rec.")
-    pixel_weight: float = option(1.0, "Its weight.")
-    mse_weight: float = option(0.0, "Weight of a squared error beside it; helps short runs to start.")
+    kl_weight: float = option(
+        1e-6, "Weight of the KL term, for autoencoders that sample their latent (AutoencoderKL)."
+    )
 
     ssl: Literal["ibot", "dino", "dinov2", "none"] = option("ibot", "Self-supervision; none is the paper's ablation.")
     ssl_weight: float = option(1.0, "Weight of the self-supervised loss.")
@@ -77,8 +86,14 @@ class TokenizerArguments(RunArguments):
         "last", "Tokens that the head reads: of the last encoder block, or before the intermediate bottleneck."
     )
     ssl_out_dim: int = option(8192, "Prototypes of the head.")
+    ssl_patch_out_dim: int | None = option(None, "Prototypes for patch tokens, if the head has separate ones.")
     ssl_hidden_dim: int = option(2048, "Hidden width of the head.")
     ssl_bottleneck_dim: int = option(256, "Bottleneck width of the head.")
+    ssl_head_sharing: Literal["method", "shared", "semi_shared", "separate"] = option(
+        "method", "What class and patch tokens share of the head; by default what the method's authors do."
+    )
+    ssl_centering: Literal["method", "momentum", "sinkhorn_knopp"] = option("method", "How targets are balanced.")
+    koleo_weight: float | None = option(None, "Weight of KoLeo; 0.1 for dinov2 and 0 for the others if unset.")
     global_crop_size: int | None = option(None, "Side of the two global crops; the resolution if unset.")
     local_crop_size: int | None = option(None, "Side of the local crops; half the resolution if unset.")
     num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
@@ -97,64 +112,121 @@ class TokenizerArguments(RunArguments):
     )
     center_momentum: float = option(0.9, "Momentum of the centres.")
     freeze_last_layer_steps: int = option(0, "Steps during which the head's last layer stays as it is.")
+    drop_path: float = option(0.0, "Stochastic depth of the student's encoder at its last block (iBOT: 0.1).")
     weight_decay: float = option(0.04, "Weight decay of encoder and head at the start, and of the decoder throughout.")
     final_weight_decay: float = option(0.4, "Weight decay of encoder and head at the end (cosine).")
 
-    eval_steps: int = option(500, "Steps between two looks at held-out images.")
-    num_eval_images: int = option(256, "Held-out images for the PSNR.")
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("eval_steps", self.eval_steps >= 1, "at least 1")
         self._require("num_local_crops", self.num_local_crops >= 0, "0 or more")
         self._require("mask_probability", 0 <= self.mask_probability <= 1, "between 0 and 1")
         self._require(
             "mask_ratio_max", 0 < self.mask_ratio_min <= self.mask_ratio_max < 1, "below 1, above the minimum"
         )
+        self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
+        self._require("teacher_momentum", 0 <= self.teacher_momentum <= 1, "between 0 and 1")
+        if self.drop_path and self.gradient_checkpointing:
+            raise ValueError("--drop_path and --gradient_checkpointing exclude each other: choose one.")
 
 
-def build_autoencoder(arguments: TokenizerArguments) -> AutoencoderTC:
-    """A preset by name, or a saved model to go on from."""
-    if Path(arguments.autoencoder).is_dir():
-        return AutoencoderTC.from_pretrained(arguments.autoencoder, **arguments.autoencoder_overrides)
-    return AutoencoderTC.from_preset(arguments.autoencoder, **arguments.autoencoder_overrides)
+@dataclass
+class TokenizerRun:
+    """
+    Everything that the loop needs, ready to go on from `first_step`.
+
+    Args:
+        student: unwrapped; `model` is the same as accelerate prepared it.
+        teacher, ssl_loss: `None` without self-supervision.
+        stochastic_depth: `None` without drop path.
+    """
+
+    arguments: TokenizerArguments
+    folder: Path
+    accelerator: Accelerator
+    autoencoder: ModelMixin
+    student: JointTokenizer | PlainTokenizer
+    model: torch.nn.Module
+    teacher: Teacher | None
+    ssl_loss: SelfDistillationLoss | None
+    stochastic_depth: StochasticDepth | None
+    reconstruction_loss: ReconstructionLoss
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel
+    guard: NonFiniteGuard
+    checkpoints: CheckpointManager
+    dataset: TokenizerTrainingDataset
+    preview: ReconstructionPreview | None
+    total_batch: int
+    first_step: int
 
 
-def build_dataset(arguments: TokenizerArguments, autoencoder: AutoencoderTC) -> TokenizerTrainingDataset:
+def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> TokenizerTrainingDataset:
+    """The images, and the views that the objective needs of each."""
     source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
-    ratio = autoencoder.spatial_compression_ratio
-    for name in ("resolution", "global_crop_size", "local_crop_size"):
-        if getattr(arguments, name) % ratio:
-            raise ValueError(
-                f"--{name} {getattr(arguments, name)} is not a multiple of the compression ratio {ratio}."
-            )
-    use_ssl = arguments.ssl != "none"
-    # Masks are drawn on groups of patches that one token of the last stage stands for, so they survive the reduction.
-    grid = arguments.global_crop_size // mask_group_pixels(autoencoder)
+    views = {}
+    if arguments.ssl != "none":
+        # Masks are drawn on groups of patches that one token of the last stage stands for, so they survive the cut.
+        side = arguments.global_crop_size // mask_group_pixels(autoencoder)
+        views = {
+            "global_crop_size": arguments.global_crop_size,
+            "local_crop_size": arguments.local_crop_size,
+            "num_local_crops": arguments.num_local_crops,
+            "mask_grid": (side, side) if arguments.ssl != "dino" else None,
+        }
     transform = MultiCropTransform(
         arguments.resolution,
-        global_crop_size=arguments.global_crop_size if use_ssl else None,
-        local_crop_size=arguments.local_crop_size,
-        num_local_crops=arguments.num_local_crops if use_ssl else 0,
-        mask_grid=(grid, grid) if use_ssl else None,
         horizontal_flip=arguments.horizontal_flip,
         global_crop_scale=(arguments.global_crop_min_scale, 1.0),
         local_crop_scale=(arguments.local_crop_min_scale, arguments.global_crop_min_scale),
-        mask_probability=arguments.mask_probability if arguments.ssl != "dino" else 0.0,
+        mask_probability=arguments.mask_probability,
         mask_ratio=(arguments.mask_ratio_min, arguments.mask_ratio_max),
         mask_shape=arguments.mask_shape,
+        **views,
     )
     return TokenizerTrainingDataset(
         source, transform, seed=arguments.seed, max_broken_images=arguments.max_broken_images
     )
 
 
-def mask_group_pixels(autoencoder: AutoencoderTC) -> int:
+def mask_group_pixels(autoencoder: ModelMixin) -> int:
     """Side in pixels of a mask group: a patch, or 2x2 patches with staged compression."""
     return autoencoder.config.patch_size * (2 if autoencoder.config.staged_compression else 1)
 
 
-def parameter_groups(model: JointTokenizer, arguments: TokenizerArguments) -> list[dict]:
+def build_student(
+    arguments: TokenizerArguments, autoencoder: ModelMixin
+) -> tuple[JointTokenizer | PlainTokenizer, SelfDistillationLoss | None]:
+    """The modules with gradient, and the self-supervised loss with its centres."""
+    has_token_features = hasattr(autoencoder, "forward_features")
+    if arguments.ssl == "none":
+        return JointTokenizer(autoencoder) if has_token_features else PlainTokenizer(autoencoder), None
+    if not has_token_features:
+        raise ValueError(
+            f"--ssl {arguments.ssl} needs the tokens of the encoder, which {type(autoencoder).__name__} does not give;"
+            " pass --ssl none, or train an AutoencoderTC."
+        )
+    options = {
+        "sharing": None if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
+        "student_temperature": arguments.student_temperature,
+        "center_momentum": arguments.center_momentum,
+    }
+    if arguments.ssl_centering != "method":
+        options["centering"] = arguments.ssl_centering
+    if arguments.koleo_weight is not None:
+        options["koleo_weight"] = arguments.koleo_weight
+    head, ssl_loss = build_self_distillation(
+        arguments.ssl,
+        autoencoder.config.hidden_size,
+        out_dim=arguments.ssl_out_dim,
+        patch_out_dim=arguments.ssl_patch_out_dim,
+        hidden_dim=arguments.ssl_hidden_dim,
+        bottleneck_dim=arguments.ssl_bottleneck_dim,
+        **options,
+    )
+    return JointTokenizer(autoencoder, head, arguments.ssl_features), ssl_loss
+
+
+def parameter_groups(model: torch.nn.Module, arguments: TokenizerArguments) -> list[dict]:
     """Encoder and head follow the weight decay schedule, the decoder keeps its start; vectors have none."""
     groups = {name: [] for name in ("scheduled", "constant", "none")}
     for name, parameter in model.named_parameters():
@@ -165,46 +237,40 @@ def parameter_groups(model: JointTokenizer, arguments: TokenizerArguments) -> li
         else:
             groups["scheduled"].append(parameter)
     decay = {"scheduled": arguments.weight_decay, "constant": arguments.weight_decay, "none": 0.0}
-    return [{"params": parameters, "name": name, "weight_decay": decay[name]} for name, parameters in groups.items()]
+    return [
+        {"params": parameters, "name": name, "weight_decay": decay[name]}
+        for name, parameters in groups.items()
+        if parameters
+    ]
 
 
-def to_unit_range(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 [0, 255] -> float [-1, 1], converted on the device: a byte travels, not four."""
-    return images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)
-
-
-def view_major(crops: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """Crops `(B, V, 3, h, w)` in uint8 -> `(V, B, 3, h, w)` in [-1, 1]."""
-    return None if crops is None else to_unit_range(crops, device).transpose(0, 1).contiguous()
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(TokenizerArguments, argv)
+def start(arguments: TokenizerArguments) -> TokenizerRun:
+    """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
-
-    autoencoder = build_autoencoder(arguments)
+    autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+    if hasattr(autoencoder, "set_latent_statistics"):
+        # Those of weights that were trained before: training moves the latents, cache_latents measures them anew.
+        channels = autoencoder.config.latent_channels
+        autoencoder.set_latent_statistics(torch.zeros(channels), torch.ones(channels))
     resolve_sizes(arguments, autoencoder)
+    student, ssl_loss = build_student(arguments, autoencoder)
+    if ssl_loss is not None:
+        resolve_crop_sizes(arguments, spatial_ratio(autoencoder))
     dataset = build_dataset(arguments, autoencoder)
     preview = ReconstructionPreview.from_spec(
         arguments.heldout_data, arguments.data_resolution, arguments.resolution, arguments.num_eval_images
     )
-    head = ssl_loss = None
-    if arguments.ssl != "none":
-        head, ssl_loss = build_self_distillation(
-            arguments.ssl,
-            autoencoder.config.hidden_size,
-            out_dim=arguments.ssl_out_dim,
-            hidden_dim=arguments.ssl_hidden_dim,
-            bottleneck_dim=arguments.ssl_bottleneck_dim,
-            student_temperature=arguments.student_temperature,
-            center_momentum=arguments.center_momentum,
-        )
-    student = JointTokenizer(autoencoder, head, arguments.ssl_features)
-    teacher = Teacher(student).to(accelerator.device) if head is not None else None
+    reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
+    teacher = Teacher(student).to(accelerator.device) if ssl_loss is not None else None
+    stochastic_depth = add_stochastic_depth(autoencoder, arguments.drop_path)
+    if arguments.gradient_checkpointing:
+        autoencoder.enable_gradient_checkpointing()
+    if arguments.compile:
+        compile_blocks(student, *([teacher] if teacher else []), names=tuple(autoencoder._repeated_blocks or ()))
+
     ema = EMAModel(autoencoder.parameters(), decay=arguments.ema_decay, foreach=True)
     ema.to(accelerator.device)
-    reconstruction_loss = ReconstructionLoss(arguments.pixel_loss, arguments.pixel_weight, arguments.mse_weight)
     optimizer = torch.optim.AdamW(
         parameter_groups(student, arguments),
         lr=arguments.learning_rate,
@@ -215,112 +281,58 @@ def main(argv: list[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(student, optimizer)
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
     accelerator.register_for_checkpointing(ema, guard)
-    if head is not None:
+    if ssl_loss is not None:
         ssl_loss.to(accelerator.device)
         accelerator.register_for_checkpointing(teacher, ssl_loss)
 
     total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
+    identity = checkpoint_identity("train_tcae", arguments, autoencoder, dataset.source.fingerprint, total_batch)
     checkpoints = CheckpointManager(
         accelerator,
         folder / "checkpoints",
         arguments.checkpoints_total_limit,
-        identity={
-            "script": "train_tcae",
-            "model": {key: value for key, value in autoencoder.config.items() if not key.startswith("_")},
-            "ssl": arguments.ssl,
-            "seed": arguments.seed,
-            "total batch": total_batch,
-            "max_train_steps": arguments.max_train_steps,
-            "data": dataset.source.fingerprint,
-        },
+        {**identity, "ssl": arguments.ssl, "losses": reconstruction_loss.description},
     )
     first_step = checkpoints.resume(arguments.resume)
-    start_trackers(accelerator, arguments, "train_tcae", first_step)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=StepIndexedBatchSampler(
-            num_samples=len(dataset),
-            batch_size_per_rank=arguments.train_batch_size,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            seed=arguments.seed,
-            start_step=first_step,
-            num_steps=arguments.max_train_steps - first_step,
-            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        ),
-        collate_fn=collate_training_views,
-        num_workers=arguments.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=False,
-    )
-    progress = TrainingProgress(
-        accelerator, "tokenizer", arguments.max_train_steps, first_step, total_batch, arguments.log_steps
-    )
-    logger.info(
-        f"{autoencoder.num_parameters() / 1e6:.2f} M parameters, {len(dataset)} images of"
-        f" {len(dataset.source.classes)} classes, batch {total_batch}, steps {first_step} to"
-        f" {arguments.max_train_steps}"
+    return TokenizerRun(
+        arguments=arguments,
+        folder=folder,
+        accelerator=accelerator,
+        autoencoder=autoencoder,
+        student=student,
+        model=model,
+        teacher=teacher,
+        ssl_loss=ssl_loss,
+        stochastic_depth=stochastic_depth,
+        reconstruction_loss=reconstruction_loss,
+        optimizer=optimizer,
+        ema=ema,
+        guard=guard,
+        checkpoints=checkpoints,
+        dataset=dataset,
+        preview=preview,
+        total_batch=total_batch,
+        first_step=first_step,
     )
 
-    model.train()
-    batches = iter(loader)
-    step = first_step
-    with StopSignal() as stop:
-        while step < arguments.max_train_steps and not stop.agreed():
-            set_schedules(optimizer, arguments, step, total_batch)
-            for _ in range(arguments.gradient_accumulation_steps):
-                started = time.perf_counter()
-                batch = next(batches)
-                progress.waited(time.perf_counter() - started)
-                with accelerator.accumulate(model):
-                    loss, metrics = compute_loss(batch, model, teacher, ssl_loss, reconstruction_loss, arguments, step)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        if head is not None and step < arguments.freeze_last_layer_steps:
-                            student.head.cancel_last_layer_gradients()
-                        grad_norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-                        skipped = guard.mark(optimizer, loss, grad_norm)
-                        metrics["train/grad_norm"] = grad_norm
-                    optimizer.step()
-                    optimizer.zero_grad()
-                progress.add(metrics)
-            ema.step(autoencoder.parameters())
-            if head is not None:
-                ssl_loss.discard_pending(skipped > 0)
-                ssl_loss.update_centers()
-                momentum = teacher_momentum(step, arguments.max_train_steps, arguments.teacher_momentum)
-                update_teacher([autoencoder.encoder, student.head], [teacher.encoder, teacher.head], momentum)
-            step += 1
 
-            logged = progress.step(step, {"train/learning_rate": optimizer.param_groups[0]["lr"]})
-            if logged is not None:
-                report(logged, guard, arguments)
-            started = time.perf_counter()
-            if preview is not None and (step % arguments.eval_steps == 0 or step == arguments.max_train_steps):
-                preview.log(accelerator, autoencoder, ema, step)
-            if step % arguments.checkpointing_steps == 0 and step < arguments.max_train_steps:
-                checkpoints.save(step, samples_seen=step * total_batch)
-            progress.pause(time.perf_counter() - started)
-
-    checkpoints.save(step, samples_seen=step * total_batch)
-    progress.close()
-    if step == arguments.max_train_steps:
-        if accelerator.is_main_process:
-            ema.copy_to(autoencoder.parameters())
-            save_model(autoencoder, folder / "model")
-        logger.info(f"finished; the tokenizer is in {folder / 'model'}")
-    else:
-        logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
-    accelerator.end_training()
-
-
-def resolve_sizes(arguments: TokenizerArguments, autoencoder: AutoencoderTC) -> None:
-    """Fill in the sizes that follow from the model."""
-    ratio = autoencoder.spatial_compression_ratio
-    arguments.resolution = arguments.resolution or autoencoder.config.sample_size
-    arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
+def resolve_crop_sizes(arguments: TokenizerArguments, ratio: int) -> None:
+    """Fill in the sizes of the crops and check them."""
     arguments.global_crop_size = arguments.global_crop_size or arguments.resolution
     arguments.local_crop_size = arguments.local_crop_size or max(ratio, arguments.resolution // 2 // ratio * ratio)
+    for name in ("global_crop_size", "local_crop_size"):
+        check_multiple(name, getattr(arguments, name), ratio)
+
+
+def add_stochastic_depth(autoencoder: ModelMixin, rate: float) -> StochasticDepth | None:
+    if rate == 0:
+        return None
+    if not hasattr(autoencoder, "forward_features"):
+        raise ValueError(
+            f"--drop_path works with AutoencoderTC, not with {type(autoencoder).__name__}; leave it at 0."
+        )
+    encoder = autoencoder.encoder
+    return StochasticDepth(encoder, [*encoder.first_blocks, *encoder.last_blocks], rate)
 
 
 def set_schedules(
@@ -341,71 +353,224 @@ def set_schedules(
             group["weight_decay"] = weight_decay(step, total, arguments.weight_decay, arguments.final_weight_decay)
 
 
-def compute_loss(batch, model, teacher, ssl_loss, reconstruction_loss, arguments, step) -> tuple[torch.Tensor, dict]:
-    """One forward pass of student and teacher: the loss, and its terms for the log."""
-    student = model.module if hasattr(model, "module") else model
-    device = next(student.parameters()).device
-    images = to_unit_range(batch["pixel_values"], device)
-    if teacher is None:
-        output = model(images)
-        reconstruction = reconstruction_loss(output.reconstruction, images)
-        loss = arguments.reconstruction_weight * reconstruction.loss
-        return loss, {"train/loss": loss, **reconstruction_metrics(reconstruction)}
+def forward_student(run: TokenizerRun, batch: dict, images: torch.Tensor, step: int, micro_step: int):
+    """The student's one forward pass, and what it masked; `masked_tokens` is `None` where nothing is."""
+    arguments, device = run.arguments, images.device
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    first_slot = (micro_step * world_size + rank) * arguments.train_batch_size
+    global_crops, local_crops = (
+        view_major(batch.get("global_crops"), device),
+        view_major(batch.get("local_crops"), device),
+    )
+    if run.stochastic_depth is not None:
+        views = 1 + sum(crops.shape[0] for crops in (global_crops, local_crops) if crops is not None)
+        generators = slot_generators(arguments.seed, step, first_slot, len(images))
+        run.stochastic_depth.draw(generators, views, device)
+    if run.ssl_loss is None:
+        if isinstance(run.student, PlainTokenizer):
+            return run.model(images, slot_generators(arguments.seed, step, first_slot, len(images))), None, None
+        return run.model(images), None, None
 
-    global_crops = view_major(batch["global_crops"], device)
-    local_crops = view_major(batch.get("local_crops"), device)
+    token_mask, masked_tokens = token_masks(batch, run.autoencoder, arguments.ssl_features, device)
+    return run.model(images, global_crops, local_crops, token_mask, masked_tokens), global_crops, masked_tokens
+
+
+def token_masks(
+    batch: dict, autoencoder: ModelMixin, ssl_features: str, device: torch.device
+) -> tuple[torch.Tensor | None, MaskedTokens | None]:
+    """
+    Masks of the global crops from those drawn on groups: `(2, B, h / p, w / p)` over patches for the encoder, and the
+    hidden tokens on the grid that the head reads. `None` twice for a method without masks.
+    """
+    if "masks" not in batch:
+        return None, None
     group_mask = batch["masks"].transpose(0, 1)
-    group_size = mask_group_pixels(student.autoencoder) // student.autoencoder.config.patch_size
-    token_mask = expand_mask(group_mask, group_size)
-    head_mask = group_mask if arguments.ssl_features == "last" else token_mask
+    token_mask = expand_mask(group_mask, mask_group_pixels(autoencoder) // autoencoder.config.patch_size)
+    head_mask = group_mask if ssl_features == "last" else token_mask
+    # Counted while still on the CPU: counting on a GPU would wait for it.
     masked_tokens = MaskedTokens.from_mask(head_mask.flatten(-2)).to(device)
+    return token_mask.to(device, non_blocking=True), masked_tokens
 
-    output = model(images, global_crops, local_crops, token_mask.to(device, non_blocking=True), masked_tokens)
-    teacher_class_logits, teacher_patch_logits = teacher(global_crops, masked_tokens)
-    reconstruction = reconstruction_loss(output.reconstruction, images)
-    ssl = ssl_loss(
+
+def view_major(crops: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """Crops `(B, V, 3, h, w)` in uint8 -> `(V, B, 3, h, w)` in [-1, 1]."""
+    return None if crops is None else to_unit_range(crops, device).transpose(0, 1).contiguous()
+
+
+def compute_loss(run: TokenizerRun, batch: dict, step: int, micro_step: int) -> tuple[torch.Tensor, dict]:
+    """One forward pass of student and teacher: the loss, and its terms for the log."""
+    arguments = run.arguments
+    images = to_unit_range(batch["pixel_values"], run.accelerator.device)
+    output, global_crops, masked_tokens = forward_student(run, batch, images, step, micro_step)
+    reconstruction = run.reconstruction_loss(output.reconstruction, images)
+    loss = arguments.reconstruction_weight * reconstruction.loss
+    metrics = {"train/loss_rec": reconstruction.loss}
+    metrics |= {f"train/loss_{name}": value for name, value in reconstruction.terms.items()}
+    if output.kl is not None:
+        loss = loss + arguments.kl_weight * output.kl
+        metrics["train/loss_kl"] = output.kl
+    if run.ssl_loss is not None:
+        ssl, ssl_metrics = compute_ssl_loss(run, output, global_crops, masked_tokens, step)
+        loss = loss + arguments.ssl_weight * ssl
+        metrics |= ssl_metrics
+    if is_log_step(step, arguments):
+        channels = output.latent.detach().float().transpose(0, 1).flatten(1).std(dim=1)
+        metrics |= {"latent/channel_std": channels.mean(), "latent/min_channel_std": channels.min()}
+    return loss, {"train/loss": loss, **metrics}
+
+
+def compute_ssl_loss(
+    run: TokenizerRun,
+    output: JointTokenizerOutput,
+    global_crops: torch.Tensor,
+    masked_tokens: MaskedTokens | None,
+    step: int,
+) -> tuple[torch.Tensor, dict]:
+    arguments = run.arguments
+    teacher_class_logits, teacher_patch_logits = run.teacher(global_crops, masked_tokens)
+    temperature = teacher_temperature(
+        step,
+        arguments.max_train_steps,
+        arguments.teacher_temperature_start,
+        arguments.teacher_temperature,
+        arguments.teacher_temperature_warmup_fraction,
+    )
+    ssl = run.ssl_loss(
         output.class_logits,
         teacher_class_logits,
         output.patch_logits,
         teacher_patch_logits,
         masked_tokens,
-        teacher_temperature=teacher_temperature(
-            step,
-            arguments.max_train_steps,
-            arguments.teacher_temperature_start,
-            arguments.teacher_temperature,
-            arguments.teacher_temperature_warmup_fraction,
-        ),
+        teacher_temperature=temperature,
         student_class_tokens=output.class_tokens,
-        with_diagnostics=(step + 1) % arguments.log_steps == 0,
+        with_diagnostics=is_log_step(step, arguments),
     )
-    loss = arguments.reconstruction_weight * reconstruction.loss + arguments.ssl_weight * ssl.loss
-    metrics = {
-        "train/loss": loss,
-        **reconstruction_metrics(reconstruction),
-        "train/loss_cls": ssl.loss_cls,
-        "train/loss_mim": ssl.loss_mim,
-        "latent/std": output.latent.detach().std(),
-        **{f"ssl/{name}": value for name, value in ssl.diagnostics.items()},
-    }
-    return loss, metrics
+    metrics = {"train/loss_cls": ssl.loss_cls}
+    if run.ssl_loss.predicts_patches:
+        metrics["train/loss_mim"] = ssl.loss_mim
+    if run.ssl_loss.koleo_weight:
+        metrics["train/loss_koleo"] = ssl.loss_koleo
+    return ssl.loss, {**metrics, **{f"ssl/{name}": value for name, value in ssl.diagnostics.items()}}
 
 
-def reconstruction_metrics(reconstruction: ReconstructionOutput) -> dict[str, torch.Tensor]:
-    terms = {f"train/loss_{name}": value for name, value in reconstruction.terms.items()}
-    return {"train/loss_rec": reconstruction.loss, **terms}
+def is_log_step(step: int, arguments: TokenizerArguments) -> bool:
+    """Whether the step that starts with `step` done ends with a log entry, which wants what is too dear for others."""
+    return (step + 1) % arguments.log_steps == 0 or step + 1 == arguments.max_train_steps
 
 
-def report(logged: dict[str, float], guard: NonFiniteGuard, arguments: TokenizerArguments) -> None:
+def optimize(run: TokenizerRun, batches, progress: TrainingProgress, step: int) -> None:
+    """One optimizer step, and the moving averages that follow it."""
+    arguments, accelerator, optimizer = run.arguments, run.accelerator, run.optimizer
+    set_schedules(optimizer, arguments, step, run.total_batch)
+    for micro_step in range(arguments.gradient_accumulation_steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        progress.waited(time.perf_counter() - started)
+        with accelerator.accumulate(run.model):
+            loss, metrics = compute_loss(run, batch, step, micro_step)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                if run.ssl_loss is not None and step < arguments.freeze_last_layer_steps:
+                    run.student.head.cancel_last_layer_gradients()
+                grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm)
+                skipped = run.guard.mark(optimizer, loss, grad_norm)
+                metrics["train/grad_norm"] = grad_norm
+                if is_log_step(step, arguments):
+                    metrics |= gradient_norms(run.student, grad_norm, arguments.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.add(metrics)
+    run.ema.step(run.autoencoder.parameters())
+    if run.ssl_loss is not None:
+        run.ssl_loss.discard_pending(skipped > 0)
+        run.ssl_loss.update_centers()
+        momentum = teacher_momentum(step, arguments.max_train_steps, arguments.teacher_momentum)
+        student = [run.autoencoder.encoder, run.student.head]
+        update_teacher(student, [run.teacher.encoder, run.teacher.head], momentum)
+
+
+def train(run: TokenizerRun) -> None:
+    """From `first_step` to the end, or to a signal; then the checkpoint, and the model once it is finished."""
+    arguments, accelerator = run.arguments, run.accelerator
+    progress = TrainingProgress(
+        accelerator, "tokenizer", arguments.max_train_steps, run.first_step, run.total_batch, arguments.log_steps
+    )
+    collapse = CollapseMonitor(
+        arguments.ssl_out_dim,
+        arguments.ssl_patch_out_dim,
+        first_step=max(300, round(arguments.lr_warmup_fraction * arguments.max_train_steps)),
+    )
+    run.model.train()
+    batches = iter(build_loader(run.dataset, arguments, accelerator, run.first_step))
+    step = run.first_step
+    with StopSignal() as stop:
+        while step < arguments.max_train_steps and not stop.agreed():
+            optimize(run, batches, progress, step)
+            step += 1
+
+            logged = progress.step(step, {"train/learning_rate": run.optimizer.param_groups[0]["lr"]})
+            if logged is not None:
+                warn(run, collapse, logged, step)
+            started = time.perf_counter()
+            if run.preview is not None and (step % arguments.eval_steps == 0 or step == arguments.max_train_steps):
+                run.preview.log(accelerator, run.autoencoder, run.ema, step)
+            if step % arguments.checkpointing_steps == 0 and step < arguments.max_train_steps:
+                run.checkpoints.save(step, samples_seen=step * run.total_batch)
+            progress.pause(time.perf_counter() - started)
+        run.checkpoints.save(step, samples_seen=step * run.total_batch)
+    progress.close()
+    if step == arguments.max_train_steps:
+        if accelerator.is_main_process:
+            run.ema.copy_to(run.autoencoder.parameters())
+            save_model(run.autoencoder, run.folder / "model")
+        logger.info(f"finished; the tokenizer is in {run.folder / 'model'}")
+    else:
+        logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
+    accelerator.end_training()
+
+
+def warn(run: TokenizerRun, collapse: CollapseMonitor, logged: dict[str, float], step: int) -> None:
     """Say what a reader of the log must not miss."""
-    skipped = guard.check()
+    skipped = run.guard.check()
     if skipped:
         logger.warning(f"{skipped} steps so far were skipped because loss or gradient was not finite")
-    diagnostics = {name[4:]: value for name, value in logged.items() if name.startswith("ssl/")}
-    if diagnostics:
-        warning = collapse_warning(diagnostics, arguments.ssl_out_dim)
-        if warning:
-            logger.warning(f"the teacher may be collapsing: {warning}")
+    warning = collapse.add(step, {name[4:]: value for name, value in logged.items() if name.startswith("ssl/")})
+    if warning:
+        logger.warning(f"the teacher may be collapsing: {warning}")
+
+
+def describe(run: TokenizerRun) -> dict:
+    """The run in words, for its log and its folder; a run without a perceptual loss says so."""
+    arguments = run.arguments
+    losses = f"{arguments.reconstruction_weight:g} * ({run.reconstruction_loss.description})"
+    if run.ssl_loss is None:
+        losses += ", without self-supervision"
+    else:
+        losses += f" + {arguments.ssl_weight:g} * {arguments.ssl} on the tokens {arguments.ssl_features}"
+    return {
+        "losses": losses,
+        "autoencoder": type(run.autoencoder).__name__,
+        "parameters": run.autoencoder.num_parameters(),
+        "images": len(run.dataset),
+        "classes": len(run.dataset.source.classes),
+        "total_batch": run.total_batch,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(TokenizerArguments, argv)
+    with exit_on_user_error("train_tcae"), discard_new_folder_on_error(arguments.output_dir):
+        run = start(arguments)
+        start_trackers(run.accelerator, arguments, "train_tcae", run.first_step)
+        description = describe(run)
+        save_description(run.accelerator, run.folder, description)
+    logger.info(
+        f"{description['parameters'] / 1e6:.2f} M parameters, {description['images']} images of"
+        f" {description['classes']} classes, batch {run.total_batch}, steps {run.first_step} to"
+        f" {arguments.max_train_steps}; {description['losses']}"
+    )
+    with exit_on_user_error("train_tcae", RUN_ERRORS):
+        train(run)
 
 
 if __name__ == "__main__":

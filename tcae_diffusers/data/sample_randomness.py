@@ -4,10 +4,11 @@ Augmentation, masks and flips drawn from these are the same on every rank, in ev
 """
 
 import numpy as np
+import torch
 
 # First word of each use, so that no two uses share a stream. A tag in front and not a further number behind:
 # SeedSequence pads with zeros, which makes (seed, epoch) and (seed, epoch, 0) the same.
-_SAMPLE, _ORDER = 1, 2
+_SAMPLE, _ORDER, _SLOT = 1, 2, 3
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -23,6 +24,24 @@ def epoch_permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of epoch `epoch`: a permutation of `range(num_samples)` as int64, the same for equal arguments."""
     sequence = np.random.SeedSequence((_ORDER, seed, epoch))
     return np.random.Generator(np.random.PCG64(sequence)).permutation(num_samples)
+
+
+def slot_generators(seed: int, step: int, first_slot: int, count: int) -> list[torch.Generator]:
+    """CPU generators for the images of one forward pass, each a function of (seed, step, slot).
+
+    Noise drawn from them is the same however a step is divided over ranks and micro-batches.
+
+    Args:
+        seed (`int`): Of the run.
+        step (`int`): Optimizer step.
+        first_slot (`int`): Place of the first image within the step's global batch.
+        count (`int`): Images.
+    """
+    generators = []
+    for slot in range(first_slot, first_slot + count):
+        state = np.random.SeedSequence((_SLOT, seed, step, slot)).generate_state(1, np.uint64)
+        generators.append(torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
+    return generators
 
 
 def choose_per_sample(seed: int, epochs: int | np.ndarray, indices: np.ndarray, num_choices: int) -> np.ndarray:

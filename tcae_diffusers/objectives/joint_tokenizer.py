@@ -22,6 +22,7 @@ class JointTokenizerOutput:
         class_logits (`torch.Tensor` of shape `(V, B, K)`, *optional*): Of all views, global ones first.
         patch_logits (`torch.Tensor` of shape `(T, K)`, *optional*): Of the masked tokens of the global views.
         class_tokens (`torch.Tensor` of shape `(2, B, D)`, *optional*): Of the global views, before the head.
+        kl (`torch.Tensor`, *optional*): Divergence of a sampled latent, for autoencoders that have one.
     """
 
     reconstruction: torch.Tensor
@@ -29,6 +30,7 @@ class JointTokenizerOutput:
     class_logits: torch.Tensor | None = None
     patch_logits: torch.Tensor | None = None
     class_tokens: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
 
 
 def select_tokens(features: AutoencoderTCFeatures, place: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +61,8 @@ class JointTokenizer(nn.Module):
         self.head = head
         self.place = place
         # Zero, as in the iBOT release: before training a masked patch is a patch that says nothing.
-        self.mask_token = nn.Parameter(torch.zeros(autoencoder.config.hidden_size)) if head is not None else None
+        masks = head is not None and head.patch_out_dim is not None
+        self.mask_token = nn.Parameter(torch.zeros(autoencoder.config.hidden_size)) if masks else None
 
     def forward(
         self,
@@ -75,7 +78,7 @@ class JointTokenizer(nn.Module):
             global_crops (`torch.Tensor` of shape `(2, B, 3, h, w)`, *optional*): View-major, in [-1, 1].
             local_crops (`torch.Tensor` of shape `(L, B, 3, h', w')`, *optional*): View-major, in [-1, 1].
             token_mask (`torch.BoolTensor` of shape `(2, B, h / p, w / p)`, *optional*): Hidden patches of the global
-                crops.
+                crops; not given for a method without masks (DINO).
             masked_tokens ([`MaskedTokens`], *optional*): The same mask on the grid of the tokens that the head reads.
         """
         encoder = self.autoencoder.encoder
@@ -84,11 +87,13 @@ class JointTokenizer(nn.Module):
             return JointTokenizerOutput(self.autoencoder.decoder(features.latent), features.latent)
 
         views = global_crops.flatten(0, 1)
-        view_mask = token_mask.flatten(0, 1)
+        view_mask = None if token_mask is None else token_mask.flatten(0, 1)
         if views.shape[1:] == pixel_values.shape[1:]:
             # Equal sizes share one pass: fewer, larger products.
-            no_mask = view_mask.new_zeros((pixel_values.shape[0], *view_mask.shape[1:]))
-            both = encoder(torch.cat([pixel_values, views]), torch.cat([no_mask, view_mask]), self.mask_token)
+            mask = view_mask
+            if view_mask is not None:
+                mask = torch.cat([view_mask.new_zeros((pixel_values.shape[0], *view_mask.shape[1:])), view_mask])
+            both = encoder(torch.cat([pixel_values, views]), mask, self.mask_token)
             latent = both.latent[: pixel_values.shape[0]]
             class_tokens, patch_tokens = (
                 tokens[pixel_values.shape[0] :] for tokens in select_tokens(both, self.place)
@@ -97,13 +102,13 @@ class JointTokenizer(nn.Module):
             latent = encoder(pixel_values).latent
             class_tokens, patch_tokens = select_tokens(encoder(views, view_mask, self.mask_token), self.place)
 
-        masked = masked_tokens.gather(patch_tokens)
+        predicts_patches = self.head.patch_out_dim is not None
+        masked = masked_tokens.gather(patch_tokens) if predicts_patches else None
         all_class_tokens = [class_tokens]
         if local_crops is not None:
             all_class_tokens.append(select_tokens(encoder(local_crops.flatten(0, 1)), self.place)[0])
-        predicts_patches = self.head.patch_out_dim is not None
         class_logits, patch_logits = self.head(
-            torch.cat(all_class_tokens).unflatten(0, (-1, pixel_values.shape[0])), masked if predicts_patches else None
+            torch.cat(all_class_tokens).unflatten(0, (-1, pixel_values.shape[0])), masked
         )
         return JointTokenizerOutput(
             reconstruction=self.autoencoder.decoder(latent),
@@ -132,12 +137,12 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, global_crops: torch.Tensor, masked_tokens: MaskedTokens
+        self, global_crops: torch.Tensor, masked_tokens: MaskedTokens | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             global_crops (`torch.Tensor` of shape `(2, B, 3, h, w)`): The student's views, nothing hidden.
-            masked_tokens ([`MaskedTokens`]): Where the student's are hidden.
+            masked_tokens ([`MaskedTokens`], *optional*): Where the student's are hidden.
 
         Returns:
             Class logits `(2, B, K)` and patch logits `(T, K)`, or `None` for a method without masked tokens.

@@ -60,6 +60,8 @@ class RunArguments:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("checkpointing_steps", "checkpoints_total_limit", "max_nonfinite_steps"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
+        self._require("dataloader_num_workers", self.dataloader_num_workers >= 0, "0 or more")
         self._require("lr_warmup_fraction", 0 <= self.lr_warmup_fraction <= 1, "between 0 and 1")
         self._require("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
         self._require("learning_rate", self.learning_rate > 0, "positive")

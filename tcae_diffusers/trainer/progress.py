@@ -11,6 +11,9 @@ from tqdm.auto import tqdm
 
 logger = get_logger(__name__)
 
+# Least time between two lines in a log file.
+LOG_SECONDS = 20.0
+
 
 class TrainingProgress:
     """
@@ -39,15 +42,14 @@ class TrainingProgress:
         self.total_steps = total_steps
         self.total_batch_size = total_batch_size
         self.log_steps = log_steps
+        self._on_terminal = sys.stderr.isatty()
+        self._said = time.perf_counter()
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,
             desc=description,
             unit="step",
-            disable=not accelerator.is_local_main_process,
-            # A log file is not a terminal: one line in a while is enough there.
-            mininterval=0.1 if sys.stderr.isatty() else 20,
-            maxinterval=10 if sys.stderr.isatty() else 60,
+            disable=not (accelerator.is_local_main_process and self._on_terminal),
             dynamic_ncols=True,
         )
         self._start_interval()
@@ -100,8 +102,17 @@ class TrainingProgress:
             "train/memory_gib": _peak_memory_gib(self.accelerator.device),
         }
         self.accelerator.log(logged, step=step)
-        shown = {name.split("/")[-1]: f"{value:.4g}" for name, value in averages.items() if name.startswith("train/")}
-        self.bar.set_postfix({**shown, "img/s": f"{rate:.0f}"}, refresh=False)
+        line = ", ".join(
+            [f"{name.split('/')[-1]} {value:.4g}" for name, value in averages.items() if name.startswith("train/")]
+            + [f"{rate:.0f} img/s", f"data {logged['train/data_wait_share']:.0%}"]
+            + [f"{logged['train/memory_gib']:.1f} GiB"]
+        )
+        self.bar.set_postfix_str(line, refresh=False)
+        if not self._on_terminal and time.perf_counter() - self._said > LOG_SECONDS:
+            # Where there is no terminal there is no bar: a line of the log says the same.
+            remaining = (self.total_steps - step) * elapsed / self._steps
+            logger.info(f"step {step}/{self.total_steps}, {line}, {tqdm.format_interval(remaining)} left")
+            self._said = time.perf_counter()
         self._start_interval()
         return logged
 

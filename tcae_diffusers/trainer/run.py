@@ -1,11 +1,15 @@
 """Start and end of a run: folder, accelerator, trackers, final model."""
 
+import json
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -35,6 +39,19 @@ def prepare_run_folder(arguments: RunArguments) -> Path:
     return folder
 
 
+@contextmanager
+def discard_new_folder_on_error(folder: str | Path) -> Iterator[None]:
+    """Remove `folder` again if it did not exist before and what runs inside fails: no run, no trace of one."""
+    folder = Path(folder)
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def configure_logging(accelerator: Accelerator) -> None:
     """Show the scripts' own messages, from the main process of each machine."""
     logging.basicConfig(
@@ -47,7 +64,7 @@ def configure_logging(accelerator: Accelerator) -> None:
 
 
 def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
-    """Build the accelerator, seed every rank alike (ranks draw alike initial weights), and save the arguments."""
+    """Build the accelerator and seed every rank alike (ranks draw alike initial weights)."""
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
@@ -56,13 +73,16 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
     )
     configure_logging(accelerator)
     set_seed(arguments.seed)
-    if accelerator.is_main_process:
-        save_arguments(arguments, folder / "arguments.yaml")
     return accelerator
 
 
 def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str, first_step: int) -> None:
-    """Open the trackers; entries after `first_step` left by a killed process are dropped by TensorBoard."""
+    """
+    Save the arguments in the run's folder and open the trackers; entries after `first_step` left by a killed process
+    are dropped by TensorBoard. Call it once nothing can be wrong with the arguments any more, a resume included.
+    """
+    if accelerator.is_main_process:
+        save_arguments(arguments, Path(arguments.output_dir) / "arguments.yaml")
     config = {
         key: value if isinstance(value, int | float | str | bool) else str(value)
         for key, value in asdict(arguments).items()
@@ -72,8 +92,19 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
     accelerator.init_trackers(name, config=config, init_kwargs=kwargs)
 
 
+def save_description(accelerator: Accelerator, folder: Path, description: dict[str, Any]) -> None:
+    """Write `run.json`: what a report must say about the run beside its arguments, such as its losses in words."""
+    if accelerator.is_main_process:
+        temporary = folder / ".run.json"
+        temporary.write_text(json.dumps(description, indent=1) + "\n")
+        os.replace(temporary, folder / "run.json")
+
+
 def save_model(model: ModelMixin | DiffusionPipeline, folder: Path) -> None:
     """`model.save_pretrained(folder)`, replaced as a whole: a reader sees the old model or the new one."""
+    for leftover in folder.parent.glob(f".{folder.name}-*"):
+        # Of a process that was killed here.
+        shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     model.save_pretrained(temporary)
     os.chmod(temporary, 0o755)

@@ -6,25 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..data.latent_format import LatentCacheError
+from ..data.tokenizer_training_dataset import TooManyBrokenImagesError
 from .checkpoint import CheckpointError
 from .nonfinite import NonFiniteError
 
-# What bad input raises; anything else is a defect of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, LatentCacheError, CheckpointError, NonFiniteError)
+# What a run may meet at any step through no defect of ours: data, disk, divergence.
+RUN_ERRORS = (OSError, LatentCacheError, CheckpointError, NonFiniteError, TooManyBrokenImagesError)
+# What bad input raises besides at the start; anything else is a defect of ours and keeps its traceback.
+USER_ERRORS = (ValueError, ImportError, *RUN_ERRORS)
 
 
 @contextmanager
-def exit_on_user_error(command: str) -> Iterator[None]:
+def exit_on_user_error(command: str, errors: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """
     Context manager around a command's work: `train_dit: error: <message>` on stderr and `SystemExit(2)` for an error
-    in [`USER_ERRORS`]. `TCAE_TRACEBACK=1` lets it through with its traceback.
+    in `errors`. `TCAE_TRACEBACK=1` lets it through with its traceback.
 
     Args:
         command (`str`): Name of the command, such as `"train_dit"`.
+        errors (`tuple`, defaults to `USER_ERRORS`): [`RUN_ERRORS`] for the loop, where a ValueError is a defect.
     """
     try:
         yield
-    except USER_ERRORS as error:
+    except errors as error:
         if os.environ.get("TCAE_TRACEBACK"):
             raise
         print(f"{command}: error: {_one_line(error)}", file=sys.stderr)
@@ -36,5 +40,7 @@ def _one_line(error: Exception) -> str:
         # Without "[Errno 13]", which says nothing to most people.
         return f"{error.strerror}: {error.filename}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # An error of a data loader's worker carries the worker's traceback, whose last line is the message.
-    return lines[-1].strip() if "Original Traceback" in str(error) else " ".join(line.strip() for line in lines)
+    if "Original Traceback" in str(error):
+        # From a data loader's worker, with the worker's traceback, whose last line is `Type: message`.
+        return lines[-1].partition(": ")[2]
+    return " ".join(line.strip() for line in lines)

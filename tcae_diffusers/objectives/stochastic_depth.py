@@ -1,0 +1,65 @@
+"""Drop path (Huang et al., 2016) for the student's encoder, as hooks: the model and its saved config know nothing."""
+
+import torch
+from torch import nn
+
+
+class StochasticDepth:
+    """
+    Leaves out the attention or MLP branch of a block for single images, with a probability that rises linearly from 0
+    at the first block to `rate` at the last, as iBOT's release does; kept branches are scaled to keep the mean.
+
+    Attach it after the teacher was copied: a deep copy takes hooks along.
+
+    Args:
+        blocks (`list[nn.Module]`): In order; each adds the outputs of its `attn` and `ff` to its input.
+        encoder (`nn.Module`): What runs them; called with a batch of images, several times per step.
+        rate (`float`): Probability at the last block, in [0, 1).
+
+    Raises:
+        ValueError: `rate` out of range.
+    """
+
+    def __init__(self, encoder: nn.Module, blocks: list[nn.Module], rate: float):
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop path rate is {rate}; expected at least 0 and below 1")
+        self.rates = torch.linspace(0.0, rate, len(blocks)).tolist() if len(blocks) > 1 else [rate]
+        self._scales: torch.Tensor | None = None
+        self._next_image = 0
+        self._current: torch.Tensor | None = None
+        encoder.register_forward_pre_hook(self._start_pass)
+        for index, block in enumerate(blocks):
+            for branch, module in enumerate((block.attn, block.ff)):
+                module.register_forward_hook(self._hook(index, branch))
+
+    def draw(self, generators: list[torch.Generator], num_views: int, device: torch.device) -> None:
+        """
+        Decide for one forward pass of the student, whose encoder sees `num_views` views of each image, view by view.
+
+        Args:
+            generators (`list[torch.Generator]`): One per image.
+            num_views (`int`): All views over all calls of the encoder.
+            device (`torch.device`): Of the model.
+        """
+        shape = (num_views, len(self.rates), 2)
+        uniform = torch.stack([torch.rand(shape, generator=generator) for generator in generators], dim=1)
+        keep = 1.0 - torch.tensor(self.rates).view(1, 1, -1, 1)
+        # (blocks, 2, views * images): the order in which the encoder sees them.
+        self._scales = ((uniform < keep) / keep).flatten(0, 1).permute(1, 2, 0).to(device, non_blocking=True)
+        self._next_image = 0
+
+    def _start_pass(self, encoder: nn.Module, inputs: tuple) -> None:
+        self._current = None
+        if self._scales is None or not encoder.training:
+            return
+        count = inputs[0].shape[0]
+        self._current = self._scales[..., self._next_image : self._next_image + count]
+        self._next_image += count
+
+    def _hook(self, index: int, branch: int):
+        def scale_branch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            if self._current is None:
+                return output
+            return output * self._current[index, branch].to(output.dtype).view(-1, *[1] * (output.ndim - 1))
+
+        return scale_branch

@@ -1,0 +1,25 @@
+"""Gradient norms by part of the model, for the log."""
+
+import torch
+from torch import nn
+
+
+def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> dict[str, torch.Tensor]:
+    """
+    Norm of the gradients of `encoder`, `decoder` and the rest (`head`) as they were before clipping.
+
+    Args:
+        model (`nn.Module`): Unwrapped, with gradients that were clipped.
+        total (`torch.Tensor`): What `clip_grad_norm_` returned.
+        max_norm (`float`): To which it clipped.
+
+    Returns:
+        `dict`: `train/grad_norm_<part>`, tensors of shape `()` on the device.
+    """
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = next((p for p in ("encoder", "decoder") if f"{p}." in name), "head")
+            parts.setdefault(part, []).append(parameter.grad)
+    scale = (total / max_norm).clamp(min=1.0)
+    return {f"train/grad_norm_{part}": nn.utils.get_total_norm(grads) * scale for part, grads in parts.items()}
