@@ -1,0 +1,92 @@
+"""The demo's plan: commands that exist, in an order that works, resumed where they stopped. The run is `make demo`."""
+
+import argparse
+import importlib
+
+import pytest
+
+from tcae_diffusers.trainer import parse_arguments
+from tcae_diffusers.training import cache_latents, demo, train_dit, train_tcae
+
+ARGUMENTS = {
+    "training.train_tcae": train_tcae.TokenizerArguments,
+    "training.cache_latents": cache_latents.CacheArguments,
+    "training.train_dit": train_dit.DiTArguments,
+}
+
+
+def test_every_command_of_the_demo_is_understood_by_its_program(tmp_path):
+    for stage in demo.stages(tmp_path, minutes=10, num_samples=500, seed=0):
+        if stage.module in ARGUMENTS:
+            parse_arguments(ARGUMENTS[stage.module], stage.arguments)
+        else:
+            command = importlib.import_module(f"tcae_diffusers.{stage.module}.{stage.arguments[0]}")
+            parser = argparse.ArgumentParser()
+            command.add_arguments(parser)
+            parser.parse_args(stage.arguments[1:])
+
+
+def test_minutes_scale_the_training_steps_and_nothing_else(tmp_path):
+    short, long = (demo.stages(tmp_path, minutes, num_samples=500, seed=0) for minutes in (10, 30))
+    changed = [
+        (a.module, x, y)
+        for a, b in zip(short, long, strict=True)
+        for x, y in zip(a.arguments, b.arguments, strict=True)
+        if x != y
+    ]
+    assert [module for module, _, _ in changed] == ["training.train_tcae", "training.train_dit"]
+    assert all(int(y) == 3 * int(x) for _, x, y in changed)
+
+
+class FakeCommands:
+    """Stands for the commands: makes their results, or is interrupted at one of them."""
+
+    def __init__(self, interrupted_at: int | None = None):
+        self.interrupted_at = interrupted_at
+        self.ran = []
+
+    def __call__(self, stage: demo.Stage) -> int:
+        self.ran.append(stage.title)
+        if len(self.ran) == self.interrupted_at:
+            return 0  # a training script saves and exits with 0 after Ctrl-C, without its result
+        stage.result.parent.mkdir(parents=True, exist_ok=True)
+        stage.result.touch()
+        return 0
+
+
+def test_an_interrupted_demo_goes_on_with_the_command_that_was_interrupted(tmp_path, monkeypatch, capsys):
+    first, second, third = FakeCommands(interrupted_at=3), FakeCommands(), FakeCommands()
+    monkeypatch.setattr(demo, "run_stage", first)
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--output_dir", str(tmp_path)])
+    assert stopped.value.code == 130 and "stopped in step 3" in capsys.readouterr().out
+
+    monkeypatch.setattr(demo, "run_stage", second)
+    demo.main(["--output_dir", str(tmp_path)])
+    assert second.ran[0] == first.ran[2] and len(first.ran) - 1 + len(second.ran) == 9
+    assert "report.html" in capsys.readouterr().out
+
+    monkeypatch.setattr(demo, "run_stage", third)
+    demo.main(["--output_dir", str(tmp_path)])
+    assert third.ran == []
+
+
+def test_a_failing_command_ends_the_demo_with_its_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "run_stage", lambda stage: 2)
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--minutes", "-3"], ["--minutes", "soon"]])
+def test_bad_minutes_are_refused(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        demo.main([*arguments, "--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2 and "minutes" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        demo.main(["--output_dir", str(tmp_path / "file")])
+    assert str(tmp_path / "file") in capsys.readouterr().err
