@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -82,7 +83,12 @@ def parse_arguments(arguments_type: type[ArgumentsType], argv: Sequence[str] | N
     Exits with code 2 and a message, as argparse does, for an unknown preset, an unknown key or a bad value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(arguments_type, description=arguments_type.__doc__)
+    parser = HfArgumentParser(arguments_type, description=arguments_type.__doc__, allow_abbrev=False)
+    # The message alone: the usage of a hundred options before it would hide it.
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    for action in parser._actions:
+        if action.type is dict:
+            action.type = _json_object
     parser.add_argument("--config", help="YAML file, or name of a preset: " + ", ".join(_preset_names()))
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config")
@@ -99,9 +105,15 @@ def parse_arguments(arguments_type: type[ArgumentsType], argv: Sequence[str] | N
             names = [f"--{f.name}" for f in fields(arguments_type)]
             raise ValueError(f"unknown argument {unknown[0]}{_near(unknown[0].split('=')[0], names)}")
         values = {key: value for key, value in vars(namespace).items() if key != "config"}
+        for action in parser._actions:
+            # argparse checks the choices of what is typed, not of defaults, which a config sets.
+            value = values.get(action.dest)
+            if action.choices and value is not None and value not in action.choices:
+                expected = ", ".join(map(str, action.choices))
+                raise ValueError(f"{action.dest}: {value!r} is unknown; expected one of {expected}")
         arguments = arguments_type(**values)
         _check_types(arguments)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     return arguments
 
@@ -109,6 +121,16 @@ def parse_arguments(arguments_type: type[ArgumentsType], argv: Sequence[str] | N
 def save_arguments(arguments: RunArguments, path: Path) -> None:
     """Write the resolved arguments as a YAML file that `--config` reads again."""
     path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object; expected {{"key": value}}')
+    return value
 
 
 def _preset_names() -> list[str]:
@@ -123,7 +145,10 @@ def _read_config(config: str, known: set[str]) -> dict[str, Any]:
         text = (resources.files("tcae_diffusers.training.configs") / f"{config}.yaml").read_text()
     else:
         raise ValueError(f"--config {config}: no such file, and no such preset{_near(config, _preset_names())}")
-    values = yaml.safe_load(text) or {}
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {config}: expected `key: value` lines, found {type(values).__name__}")
     for key in values:
@@ -151,7 +176,7 @@ def _check_types(arguments: RunArguments) -> None:
                 setattr(arguments, f.name, float(value))
             except ValueError:
                 raise ValueError(f"{f.name}: {value!r} is not a number") from None
-        elif f.type in (int, float, bool, str) and (
+        elif f.type in (int, float, bool, str, dict) and (
             not isinstance(value, f.type) or (f.type is int and isinstance(value, bool))
         ):
             raise ValueError(f"{f.name}: {value!r} is a {type(value).__name__}, expected {f.type.__name__}")

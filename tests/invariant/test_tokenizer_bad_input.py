@@ -1,0 +1,282 @@
+"""Bad input to `train_tcae`: one line that says what is wrong, exit code 2, and nothing half-written or lost."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tcae_diffusers.trainer import checkpoint as checkpoint_module
+from tcae_diffusers.training import train_tcae
+
+from ..latent_commands import assert_same_training_state, home, run
+from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted
+
+
+def folder_without_classes(place: Path) -> Path:
+    place.mkdir()
+    Image.new("RGB", (16, 16)).save(place / "image.png")
+    return place
+
+
+def folder_with_an_empty_class(place: Path) -> Path:
+    shutil.copytree(home() / "images", place)
+    (place / "empty").mkdir()
+    return place
+
+
+def folder_of_broken_images(place: Path) -> Path:
+    (place / "class").mkdir(parents=True)
+    for index in range(3):
+        (place / "class" / f"{index}.png").write_bytes(b"no image")
+    return place
+
+
+def text_file(place: Path, text: str) -> Path:
+    place.write_text(text)
+    return place
+
+
+def saved_model(place: Path, damage=None) -> Path:
+    from tcae_diffusers import AutoencoderTC
+
+    AutoencoderTC(**TINY).save_pretrained(place)
+    if damage is not None:
+        damage(place)
+    return place
+
+
+def truncate_weights(place: Path) -> None:
+    os.truncate(place / "diffusion_pytorch_model.safetensors", 1000)
+
+
+def change_width(place: Path) -> None:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+
+
+def overridden(**values) -> str:
+    return json.dumps({**TINY, **values})
+
+
+# name: (options made from a temporary folder, words that the message must hold)
+CASES = {
+    # files
+    "missing data folder": (lambda t: {"train_data": t / "nowhere"}, ["nowhere", "does not exist"]),
+    "data folder is a file": (lambda t: {"train_data": text_file(t / "file", "")}, ["is a file", "root/class"]),
+    "no class folder": (lambda t: {"train_data": folder_without_classes(t / "flat")}, ["no class folder"]),
+    "empty class": (lambda t: {"train_data": folder_with_an_empty_class(t / "data")}, ["empty", "holds no image"]),
+    "only broken images": (lambda t: {"train_data": folder_of_broken_images(t / "data")}, ["none of the 3 images"]),
+    "more broken images than allowed": (
+        lambda t: {"train_data": folder_of_broken_images(t / "data"), "max_broken_images": 1},
+        ["2 broken images, 1 allowed", ".png"],
+    ),
+    "the same in a worker process": (
+        lambda t: {
+            "train_data": folder_of_broken_images(t / "data"),
+            "max_broken_images": 1,
+            "dataloader_num_workers": 1,
+        },
+        ["2 broken images, 1 allowed", ".png"],
+    ),
+    "unknown OpenMoji split": (lambda t: {"train_data": "openmoji:tomorrow"}, ["tomorrow", "train"]),
+    "unknown Hugging Face dataset": (lambda t: {"train_data": f"datasets:{t}/nothing"}, ["nothing"]),
+    "missing held-out folder": (lambda t: {"heldout_data": t / "nowhere"}, ["nowhere", "does not exist"]),
+    "output folder is a file": (lambda t: {"output_dir": text_file(t / "file", "")}, ["file", "cannot be written"]),
+    "output folder below a file": (
+        lambda t: {"output_dir": text_file(t / "file", "") / "run"},
+        ["file/run", "cannot be written"],
+    ),
+    # sizes
+    "resolution no multiple of the ratio": (lambda t: {"resolution": 20}, ["resolution 20", "ratio 8", "16 or 24"]),
+    "global crops no multiple of the ratio": (lambda t: {"global_crop_size": 12}, ["global_crop_size 12", "8 or 16"]),
+    "local crops no multiple of the ratio": (lambda t: {"local_crop_size": 9}, ["local_crop_size 9", "8 or 16"]),
+    "resolution of zero": (lambda t: {"resolution": -8}, ["--resolution -8", "at least 1"]),
+    "crop scale out of range": (lambda t: {"global_crop_min_scale": 1.5}, ["1.5", "(0, 1]"]),
+    # the model
+    "unknown preset": (lambda t: {"autoencoder": "tc-ae-xs-f8c33"}, ["tc-ae-xs-f8c33", "tc-ae-xs-f8c32"]),
+    "unknown config argument": (
+        lambda t: {"autoencoder_overrides": overridden(patchsize=4)},
+        ["'patchsize'", "patch_size"],
+    ),
+    "config that does not fit together": (
+        lambda t: {"autoencoder_overrides": overridden(hidden_size=33)},
+        ["33"],
+    ),
+    "overrides are not JSON": (lambda t: {"autoencoder_overrides": "{patch_size: 4}"}, ["not JSON", "patch_size"]),
+    "folder without a config": (lambda t: {"autoencoder": home() / "images"}, ["config.json", "does not exist"]),
+    "config is not JSON": (lambda t: {"autoencoder": text_file(t / "c.json", "{")}, ["c.json", "not JSON"]),
+    "config of a class that is no autoencoder": (
+        lambda t: {"autoencoder": text_file(t / "c.json", '{"_class_name": "UNet2DModel"}')},
+        ["UNet2DModel", "no autoencoder"],
+    ),
+    "truncated weights": (
+        lambda t: {"autoencoder": saved_model(t / "m", truncate_weights), "autoencoder_overrides": "{}"},
+        ["weights cannot be loaded"],
+    ),
+    "weights of another shape": (
+        lambda t: {"autoencoder": saved_model(t / "m", change_width), "autoencoder_overrides": "{}"},
+        ["weights cannot be loaded", "64"],
+    ),
+    "self-supervision of a class without tokens": (
+        lambda t: {
+            "autoencoder": text_file(t / "c.json", '{"_class_name": "AutoencoderKL", "sample_size": 16}'),
+            "autoencoder_overrides": "{}",
+        },
+        ["--ssl ibot", "AutoencoderKL", "--ssl none"],
+    ),
+    # losses
+    "no reconstruction term": (lambda t: {"pixel_weight": 0, "mse_weight": 0}, ["all reconstruction weights are 0"]),
+    "negative weight": (lambda t: {"pixel_weight": -1}, ["pixel_weight is -1"]),
+    "LPIPS of tiny images": (lambda t: {"perceptual": "lpips-vgg"}, ["32x32", "efficientnet-lite0"]),
+    "LPIPS without its weights": (
+        lambda t: {"perceptual": "lpips-alex", "perceptual_weights_path": t / "alex.pth", "resolution": 32},
+        ["alex.pth", "ImageNet weights"],
+    ),
+    "head sizes that contradict": (lambda t: {"ssl_patch_out_dim": 32}, ["patch_out_dim is 32", "shared"]),
+    "temperature of zero": (lambda t: {"student_temperature": 0}, ["student_temperature is 0"]),
+    "mask ratios the wrong way round": (lambda t: {"mask_ratio_min": 0.6}, ["--mask_ratio_max 0.5"]),
+    "drop path with recomputed activations": (lambda t: {"gradient_checkpointing": True}, ["drop_path", "choose one"]),
+    # arguments
+    "unknown option": (lambda t: {"learning_rat": 1}, ["--learning_rat", "--learning_rate"]),
+    "unknown choice": (lambda t: {"ssl": "ibott"}, ["ibott", "ibot"]),
+    "text for a number": (lambda t: {"train_batch_size": "many"}, ["many"]),
+    "no steps": (lambda t: {"max_train_steps": 0}, ["--max_train_steps 0", "at least 1"]),
+    "negative seed": (lambda t: {"seed": -1}, ["--seed -1"]),
+    "unknown tracker": (lambda t: {"report_to": "paper"}, ["paper"]),
+    "unknown config": (lambda t: {"config": "openmoji33"}, ["openmoji33", "openmoji32"]),
+    "unknown key in a config": (lambda t: {"config": text_file(t / "c.yaml", "max_steps: 3")}, ["max_steps"]),
+    "unknown choice in a config": (
+        lambda t: {"config": text_file(t / "c.yaml", "mask_shape: star")},
+        ["star", "block"],
+    ),
+    "text for a number in a config": (lambda t: {"config": text_file(t / "c.yaml", "seed: one")}, ["seed", "one"]),
+    "config that is no mapping": (lambda t: {"config": text_file(t / "c.yaml", "- 3")}, ["c.yaml", "key: value"]),
+    "config that is not YAML": (lambda t: {"config": text_file(t / "c.yaml", "a: [")}, ["c.yaml"]),
+    # resume
+    "resume from nowhere": (lambda t: {"resume": t / "step-00000003"}, ["step-00000003", "does not exist"]),
+}
+
+
+def run_expecting_error(capsys, options) -> str:
+    """The message of a run that must end with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(train_tcae.main, **options)
+    captured = capsys.readouterr().err
+    assert stopped.value.code == 2, captured
+    assert "Traceback" not in captured
+    lines = [line for line in captured.splitlines() if "error: " in line]
+    assert len(lines) == 1, captured
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(tmp_path, capsys, name):
+    make_options, words = CASES[name]
+    defaults = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run"}
+    changed = make_options(tmp_path)
+    if "config" in changed:
+        # The command line wins over a config, so what the config says wrongly must not be said there.
+        defaults.pop("seed", None)
+    message = run_expecting_error(capsys, {**defaults, **changed})
+    missing = [word for word in words if word not in message]
+    assert not missing, message
+    assert not (tmp_path / "run" / "model").exists() and not list(tmp_path.glob("run/checkpoints/*"))
+    if name not in ("only broken images", "more broken images than allowed", "the same in a worker process"):
+        # These are found while training; all others leave no trace.
+        assert not (tmp_path / "run").exists()
+
+
+OTHER_RUNS = {
+    "another model": ({"autoencoder_overrides": overridden(latent_channels=8)}, ["model", "'latent_channels': 4"]),
+    "another batch, as of another number of ranks": ({"train_batch_size": 2}, ["total batch is 4, this run's is 2"]),
+    "another seed": ({"seed": 1}, ["seed is 0"]),
+    "another length": ({"max_train_steps": 7}, ["max_train_steps is 6"]),
+    "another objective": ({"ssl": "none"}, ["ssl is ibot"]),
+    "other losses": ({"pixel_weight": 2.0}, ["losses is"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_path, capsys, name):
+    changed, words = OTHER_RUNS[name]
+    folder = shutil.copytree(uninterrupted(), tmp_path / "run")
+    before = (folder / "arguments.yaml").read_text()
+    defaults = {**OPTIONS, "train_data": home() / "images", "output_dir": folder, "resume": "latest"}
+    message = run_expecting_error(capsys, {**defaults, **changed})
+    assert all(word in message for word in ["belongs to another run", *words]), message
+    assert (folder / "arguments.yaml").read_text() == before
+    assert_same_training_state(checkpoint(folder), checkpoint(uninterrupted()))
+
+
+def test_a_checkpoint_with_other_images_is_refused(tmp_path, capsys):
+    images = shutil.copytree(home() / "images", tmp_path / "images")
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(images / "circles" / "new.png")
+    folder = shutil.copytree(uninterrupted(), tmp_path / "run")
+    options = {**OPTIONS, "train_data": images, "output_dir": folder, "resume": "latest"}
+    assert "its data is" in run_expecting_error(capsys, options)
+
+
+@pytest.mark.parametrize("moment", ["while a file is written", "while it is synced", "while it is renamed"])
+def test_a_full_disk_while_saving_keeps_what_was_saved_before(tmp_path, capsys, monkeypatch, moment):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def nearly_full(step):
+        return step >= 6
+
+    save = checkpoint_module.CheckpointManager.save
+    target = {
+        "while a file is written": (torch, "save"),
+        "while it is synced": (checkpoint_module, "_sync"),
+        "while it is renamed": (checkpoint_module.os, "rename"),
+    }[moment]
+
+    def save_on_a_full_disk(self, step, samples_seen):
+        with pytest.MonkeyPatch.context() as patch:
+            if nearly_full(step):
+                patch.setattr(*target, full)
+            return save(self, step, samples_seen)
+
+    options = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.CheckpointManager, "save", save_on_a_full_disk)
+        message = run_expecting_error(capsys, options)
+    assert "No space left" in message and "step-00000006" in message and "intact" in message
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    train(tmp_path / "run", resume="latest")
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(uninterrupted()))
+
+
+def test_loss_that_stays_infinite_ends_the_run_with_the_last_finite_weights_intact(tmp_path, capsys, monkeypatch):
+    compute_loss = train_tcae.compute_loss
+
+    def diverging(run, batch, step, micro_step):
+        loss, metrics = compute_loss(run, batch, step, micro_step)
+        return loss * (float("inf") if step >= 3 else 1.0), metrics
+
+    monkeypatch.setattr(train_tcae, "compute_loss", diverging)
+    options = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run", "max_nonfinite_steps": 2}
+    message = run_expecting_error(capsys, {**options, "log_steps": 1})
+    assert "not finite for 2 steps in a row" in message
+    assert_same_training_state(checkpoint(tmp_path / "run", 3), checkpoint(uninterrupted(), 3))
+
+
+def test_single_infinite_steps_are_skipped_and_counted(tmp_path, monkeypatch, caplog):
+    compute_loss = train_tcae.compute_loss
+
+    def one_bad_step(run, batch, step, micro_step):
+        loss, metrics = compute_loss(run, batch, step, micro_step)
+        return loss * (float("nan") if step == 2 else 1.0), metrics
+
+    monkeypatch.setattr(train_tcae, "compute_loss", one_bad_step)
+    folder = train(tmp_path / "run")
+    guard = torch.load(checkpoint(folder) / "custom_checkpoint_1.pkl", weights_only=True)
+    assert guard["skipped"] == 1 and guard["in_a_row"] == 0
+    optimizer = torch.load(checkpoint(folder) / "optimizer.bin", weights_only=True)
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {5}

@@ -1,0 +1,92 @@
+"""How a step is divided over ranks and micro-batches does not change what `train_tcae` learns."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ..latent_commands import fork_ranks
+from ..tokenizer_commands import checkpoint, train, uninterrupted
+
+
+def assert_close_state(first, second):
+    """Weights, teacher, centres and average agree within the rounding of another order of summation."""
+    first, second = checkpoint(first), checkpoint(second)
+    ours, theirs = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for index in (2, 3):
+        name = f"custom_checkpoint_{index}.pkl"
+        ours |= torch.load(first / name, weights_only=True)
+        theirs |= torch.load(second / name, weights_only=True)
+    for index, (mine, other) in enumerate(
+        zip(
+            *(
+                torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
+                for folder in (first, second)
+            ),
+            strict=True,
+        )
+    ):
+        ours[f"ema {index}"], theirs[f"ema {index}"] = mine, other
+    for key, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[key], rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+# Adam divides by the square root of tiny squares, which turns rounding into steps of full size; a large epsilon
+# keeps what is compared a smooth function of the gradients.
+SMOOTH = {"adam_epsilon": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole") / "run", **SMOOTH, max_train_steps=6, train_batch_size=8)
+
+
+def test_eight_accumulated_images_equal_a_batch_of_eight(tmp_path, whole):
+    run = train(tmp_path / "run", **SMOOTH, train_batch_size=1, gradient_accumulation_steps=8)
+    assert_close_state(run, whole)
+
+
+def test_the_tolerance_would_notice_another_batch(tmp_path, whole):
+    run = train(tmp_path / "run", **SMOOTH, train_batch_size=7)
+    with pytest.raises(AssertionError):
+        assert_close_state(run, whole)
+
+
+@pytest.mark.parametrize("ssl", ["ibot", "none"])
+def test_two_ranks_equal_one_and_end_with_equal_parameters(tmp_path, whole, ssl):
+    def rank_run(rank):
+        from tcae_diffusers.training import train_tcae
+
+        step = train_tcae.optimize
+
+        def optimize(run, *arguments):
+            step(run, *arguments)
+            state = {
+                **run.student.state_dict(),
+                **({} if run.teacher is None else {f"teacher.{k}": v for k, v in run.teacher.state_dict().items()}),
+                **({} if run.ssl_loss is None else run.ssl_loss.state_dict()),
+            }
+            torch.save(state, tmp_path / f"rank-{rank}-step-{arguments[-1]}.pt")
+
+        train_tcae.optimize = optimize
+        train(tmp_path / "run", **SMOOTH, train_batch_size=4, ssl=ssl)
+
+    assert fork_ranks(rank_run) == [0, 0]
+    for step in range(6):
+        first, second = (torch.load(tmp_path / f"rank-{rank}-step-{step}.pt") for rank in range(2))
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    if ssl == "ibot":
+        assert_close_state(tmp_path / "run", whole)
+
+
+def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
+    options = {**SMOOTH, "train_batch_size": 8}
+    train(tmp_path / "run", **options)
+    for part in ("model", "checkpoints/step-00000006"):
+        (tmp_path / "run" / part).rename(tmp_path / part.replace("/", "-"))
+    halves = {**options, "train_batch_size": 4, "resume": "latest"}
+    assert fork_ranks(lambda rank: train(tmp_path / "run", **halves)) == [0, 0]
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+    assert uninterrupted().exists()

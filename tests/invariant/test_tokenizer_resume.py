@@ -1,0 +1,115 @@
+"""A tokenizer run that was stopped and resumed equals the uninterrupted one, through `train_tcae`."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from tcae_diffusers.training import train_tcae
+
+from ..latent_commands import assert_same_training_state, home, weights
+from ..tokenizer_commands import checkpoint, train, uninterrupted
+
+
+def stop_at_call(monkeypatch, number, signal_number):
+    step, calls = train_tcae.compute_loss, []
+
+    def compute_loss(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal_number)
+        return step(*arguments)
+
+    monkeypatch.setattr(train_tcae, "compute_loss", compute_loss)
+
+
+# 22 images in batches of 4: step 4 is in epoch 0, the 6th step crosses into epoch 1.
+VARIANTS = {
+    "ibot": {},
+    "dinov2 in accumulated halves": {"ssl": "dinov2", "train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "dino on the first stage": {"ssl": "dino", "ssl_features": "first_stage"},
+    "reconstruction alone": {"ssl": "none"},
+}
+
+
+@pytest.mark.parametrize(("name", "number"), [*((name, signal.SIGTERM) for name in VARIANTS), ("ibot", signal.SIGINT)])
+def test_stopped_by_a_signal_within_a_step_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, name, number):
+    options = VARIANTS[name]
+    calls = 2 * options.get("gradient_accumulation_steps", 1)
+    with monkeypatch.context() as patch:
+        stop_at_call(patch, calls, number)
+        # Returning is exit code 0; the handlers of this process are back afterwards.
+        train(tmp_path / "run", **options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert not (tmp_path / "run" / "model").exists()
+
+    train(tmp_path / "run", **options, resume="latest")
+    whole = uninterrupted() if name == "ibot" else train(tmp_path / "whole", **options)
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(whole))
+    ours, theirs = weights(tmp_path / "run" / "model"), weights(whole / "model")
+    assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_the_state_that_is_compared_holds_teacher_centres_optimizer_and_average():
+    folder = checkpoint(uninterrupted())
+    parts = [torch.load(file, weights_only=True) for file in sorted(folder.glob("custom_checkpoint_*.pkl"))]
+    assert len(parts) == 4
+    ema, guard, teacher, loss = parts
+    assert ema["optimization_step"] == 6 and set(guard) == {"skipped", "in_a_row"}
+    assert any(key.startswith("encoder.") for key in teacher) and any(key.startswith("head.") for key in teacher)
+    assert loss["class_center"].abs().sum() > 0 and loss["patch_center"].abs().sum() > 0
+    optimizer = torch.load(folder / "optimizer.bin", weights_only=True)
+    assert all({"step", "exp_avg", "exp_avg_sq"} <= set(state) for state in optimizer["state"].values())
+
+
+def test_a_run_from_a_named_checkpoint_equals_the_whole_one(tmp_path):
+    named = checkpoint(shutil.copytree(uninterrupted(), tmp_path / "old"), step=3)
+    train(tmp_path / "run", resume=named)
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(uninterrupted()))
+
+
+@pytest.mark.parametrize("damage", ["shorter", "altered", "missing"])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    shutil.rmtree(run / "model")
+    victim = checkpoint(run) / "model.safetensors"
+    if damage == "missing":
+        victim.unlink()
+    elif damage == "shorter":
+        os.truncate(victim, victim.stat().st_size - 1)
+    else:
+        with open(victim, "r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            last = stream.read(1)
+            stream.seek(-1, os.SEEK_END)
+            stream.write(bytes([last[0] ^ 1]))
+    train(run, resume="latest")
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+    assert (run / "model" / "config.json").exists()
+
+
+def test_resuming_a_finished_run_writes_the_same_model_again(tmp_path):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    shutil.rmtree(run / "model")
+    (run / ".model-left-by-a-killed-process").mkdir()
+    train(run, resume="latest")
+    ours, theirs = weights(run / "model"), weights(uninterrupted() / "model")
+    assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert not list(run.glob(".model*"))
+
+
+def test_workers_change_nothing(tmp_path):
+    run = train(tmp_path / "run", dataloader_num_workers=2)
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path, capsys):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        train(run)
+    assert stopped.value.code == 2 and "--resume latest" in capsys.readouterr().err
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+    assert home().exists()

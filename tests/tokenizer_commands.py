@@ -1,0 +1,60 @@
+"""Runs the tokenizer training commands in this process on a tiny model and a handful of images."""
+
+import functools
+import json
+from pathlib import Path
+
+from tcae_diffusers.training import train_tcae
+
+from .latent_commands import home, run
+
+TINY = {
+    "sample_size": 16,
+    "spatial_compression_ratio": 8,
+    "patch_size": 2,
+    "latent_channels": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "encoder_num_layers": [1, 1],
+}
+# Everything that has state or randomness of its own is on.
+OPTIONS = {
+    "autoencoder": "tc-ae-xs-f8c32",
+    "autoencoder_overrides": json.dumps(TINY),
+    "max_train_steps": 6,
+    "train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "lr_warmup_fraction": 0,
+    "final_learning_rate": 1e-3,
+    "ema_decay": 0.5,
+    "mse_weight": 1.0,
+    "ssl_out_dim": 16,
+    "ssl_hidden_dim": 16,
+    "ssl_bottleneck_dim": 8,
+    "num_local_crops": 1,
+    "teacher_momentum": 0.5,
+    "drop_path": 0.2,
+    "checkpointing_steps": 3,
+    "log_steps": 2,
+    "eval_steps": 100,
+    "num_eval_images": 2,
+    "report_to": "none",
+}
+
+
+def train(output, data=None, **options) -> Path:
+    """`train_tcae` with `OPTIONS` on the 22 images of [`home`]; an option of `None` is left out."""
+    options = {**OPTIONS, "train_data": home() / "images" if data is None else data, **options}
+    options = {name: value for name, value in options.items() if value is not None}
+    run(train_tcae.main, **options, output_dir=output)
+    return Path(output)
+
+
+@functools.cache
+def uninterrupted() -> Path:
+    """The run with which interrupted, killed and divided ones are compared."""
+    return train(home() / "runs" / "uninterrupted")
+
+
+def checkpoint(folder, step=6) -> Path:
+    return Path(folder) / "checkpoints" / f"step-{step:08d}"

@@ -1,0 +1,215 @@
+"""What `train_tcae` trains: the student by gradient, the teacher by averaging, any autoencoder, any of the losses."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.data.tokenizer_training_dataset import collate_training_views
+from tcae_diffusers.trainer import TrainingProgress, parse_arguments
+from tcae_diffusers.training import train_tcae
+
+from ..latent_commands import home, reset_accelerate
+from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted
+
+
+@pytest.fixture
+def started(tmp_path):
+    """`started(**options)`: a run that has everything built and no step done."""
+
+    def start(**options):
+        reset_accelerate()
+        options = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run", **options}
+        argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        return train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
+
+    yield start
+    reset_accelerate()
+
+
+def first_batch(run):
+    return collate_training_views([run.dataset[(0, index)] for index in range(run.arguments.train_batch_size)])
+
+
+def test_the_teacher_takes_no_gradient_and_moves_by_the_schedule_towards_the_student(started):
+    run = started(max_train_steps=3, teacher_momentum=0.5)
+    batches = iter(train_tcae.build_loader(run.dataset, run.arguments, run.accelerator, 0))
+    progress = TrainingProgress(run.accelerator, "test", 3, 0, run.total_batch, 100)
+    run.model.train()
+    # A cosine from 0.5 to 1 over three steps.
+    for step, momentum in enumerate((0.5, 0.75, 1.0)):
+        before = {name: value.clone() for name, value in run.teacher.state_dict().items()}
+        train_tcae.optimize(run, batches, progress, step)
+        student = {
+            **{f"encoder.{name}": value for name, value in run.autoencoder.encoder.state_dict().items()},
+            **{f"head.{name}": value for name, value in run.student.head.state_dict().items()},
+        }
+        for name, value in run.teacher.state_dict().items():
+            torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * student[name])
+        assert any(not torch.equal(student[name], before[name]) for name in student)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in run.teacher.parameters())
+    assert not run.teacher.training
+
+
+@pytest.mark.parametrize("features", ["last", "first_stage"])
+def test_masks_hide_whole_groups_and_nothing_of_a_hidden_patch_reaches_the_student(started, features):
+    run = started(mask_probability=1.0, ssl_features=features, num_local_crops=0)
+    batch = first_batch(run)
+    token_mask, masked = train_tcae.token_masks(batch, run.autoencoder, features, torch.device("cpu"))
+    # 16 pixels in patches of 2 give 8x8 tokens; staged compression merges 2x2 of them.
+    assert token_mask.shape == (2, 4, 8, 8)
+    groups = token_mask.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+    assert torch.equal(groups.all(-1), groups.any(-1)) and groups.any()
+    # The head is asked about exactly the hidden tokens, on its own grid.
+    on_grid = groups.any(-1) if features == "last" else token_mask
+    assert torch.equal(masked.indices, on_grid.flatten().nonzero().squeeze(1))
+
+    crops = train_tcae.view_major(batch["global_crops"], torch.device("cpu"))
+    pixel_mask = token_mask.repeat_interleave(2, -2).repeat_interleave(2, -1).unsqueeze(2)
+    changed = torch.where(pixel_mask, torch.randn_like(crops), crops)
+    assert not torch.equal(changed, crops)
+    run.model.eval()
+    with torch.no_grad():
+        images = train_tcae.to_unit_range(batch["pixel_values"], torch.device("cpu"))
+        first = run.model(images, crops, None, token_mask, masked)
+        second = run.model(images, changed, None, token_mask, masked)
+        third = run.model(images, torch.where(pixel_mask, crops, -crops), None, token_mask, masked)
+    assert torch.equal(first.patch_logits, second.patch_logits)
+    assert torch.equal(first.class_logits, second.class_logits)
+    assert not torch.allclose(first.patch_logits, third.patch_logits)
+
+
+def test_dino_draws_no_masks_and_has_no_mask_token(started):
+    run = started(ssl="dino")
+    batch = first_batch(run)
+    assert "masks" not in batch and run.student.mask_token is None
+    loss, metrics = train_tcae.compute_loss(run, batch, 0, 0)
+    assert "train/loss_cls" in metrics and "train/loss_mim" not in metrics
+    loss.backward()
+    unused = [name for name, parameter in run.student.named_parameters() if parameter.grad is None]
+    assert unused == []
+
+
+def test_drop_path_touches_the_student_in_training_alone(started):
+    run = started(drop_path=0.5, num_local_crops=1)
+    batch = first_batch(run)
+    images = train_tcae.to_unit_range(batch["pixel_values"], torch.device("cpu"))
+    crops = train_tcae.view_major(batch["global_crops"], torch.device("cpu"))
+
+    def student():
+        return train_tcae.forward_student(run, batch, images, step=0, micro_step=0)[0].reconstruction
+
+    with torch.no_grad():
+        masked = train_tcae.token_masks(batch, run.autoencoder, "last", torch.device("cpu"))[1]
+        teacher = run.teacher(crops, masked)[0]
+        run.model.train()
+        dropped, again = student(), student()
+        later = train_tcae.forward_student(run, batch, images, step=1, micro_step=0)[0].reconstruction
+        run.model.eval()
+        whole = student()
+        assert torch.equal(teacher, run.teacher(crops, masked)[0])
+    assert torch.equal(dropped, again) and not torch.equal(dropped, later) and not torch.equal(dropped, whole)
+    plain = AutoencoderTC(**json.loads(OPTIONS["autoencoder_overrides"])).eval()
+    plain.load_state_dict(run.autoencoder.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images).sample, whole)
+    assert run.autoencoder.config.keys() == plain.config.keys()
+
+
+def test_the_saved_model_holds_the_averaged_weights_and_the_run_says_what_it_was_trained_with():
+    folder = uninterrupted()
+    model = AutoencoderTC.from_pretrained(folder / "model")
+    ema = torch.load(checkpoint(folder) / "custom_checkpoint_0.pkl", weights_only=True)
+    for parameter, average in zip(model.parameters(), ema["shadow_params"], strict=True):
+        assert torch.equal(parameter, average) and average.dtype == torch.float32
+    trained = load_file(checkpoint(folder) / "model.safetensors")
+    assert not torch.equal(trained["autoencoder.encoder.patch_embed.weight"], model.encoder.patch_embed.weight)
+    assert "without a perceptual loss" in json.loads((folder / "run.json").read_text())["losses"]
+
+
+def test_averaged_weights_move_in_bf16_training_where_a_bf16_average_would_not(tmp_path):
+    folder = train(tmp_path / "run", mixed_precision="bf16", max_train_steps=2, ema_decay=0.9999)
+    ema = torch.load(checkpoint(folder, 2) / "custom_checkpoint_0.pkl", weights_only=True)
+    assert {average.dtype for average in ema["shadow_params"]} == {torch.float32}
+    # One step of an average at 0.9999 towards a weight that is 1 % away: below half the spacing of bf16 numbers.
+    start, goal = torch.tensor(1.0), torch.tensor(1.01)
+    assert torch.lerp(start, goal, 1e-4) > start
+    assert torch.lerp(start.bfloat16(), goal.bfloat16(), 1e-4) == start.bfloat16()
+
+
+def test_a_perceptual_loss_is_used_named_and_logged(started):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    run = started(perceptual="efficientnet-lite0", perceptual_weight=0.5, ssl="none", train_batch_size=2)
+    loss, metrics = train_tcae.compute_loss(run, first_batch(run), 0, 0)
+    name = "train/loss_efficientnet-lite0-features"
+    assert metrics[name] > 0
+    expected = metrics["train/loss_l1"] + metrics["train/loss_mse"] + 0.5 * metrics[name]
+    torch.testing.assert_close(loss, expected)
+    assert "0.5 efficientnet-lite0-features" in train_tcae.describe(run)["losses"]
+    assert "without self-supervision" in train_tcae.describe(run)["losses"]
+
+
+BASELINES = {
+    "AutoencoderDC": {
+        "latent_channels": 4,
+        "attention_head_dim": 8,
+        "encoder_block_types": ["ResBlock", "EfficientViTBlock"],
+        "decoder_block_types": ["ResBlock", "EfficientViTBlock"],
+        "encoder_block_out_channels": [8, 16],
+        "decoder_block_out_channels": [8, 16],
+        "encoder_layers_per_block": [1, 1],
+        "decoder_layers_per_block": [1, 1],
+        "encoder_qkv_multiscales": [[], []],
+        "decoder_qkv_multiscales": [[], []],
+        "upsample_block_type": "interpolate",
+        "downsample_block_type": "Conv",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+    },
+    "AutoencoderKL": {
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "sample_size": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_config_decides_the_class_and_baselines_train_resume_and_load(tmp_path, name):
+    config = tmp_path / "baseline.json"
+    config.write_text(json.dumps({"_class_name": name, **BASELINES[name]}))
+    options = {"autoencoder": config, "autoencoder_overrides": "{}", "ssl": "none", "drop_path": 0, "resolution": 16}
+    whole = train(tmp_path / "whole", **options)
+    model = getattr(diffusers, name).from_pretrained(whole / "model")
+    assert model(torch.rand(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
+    assert json.loads((whole / "run.json").read_text())["autoencoder"] == name
+
+    folder = train(tmp_path / "run", **options, checkpoints_total_limit=9)
+    for part in ("model", "checkpoints/step-00000006"):
+        (folder / part).rename(tmp_path / part.replace("/", "-"))
+    train(folder, **options, resume="latest")
+    ours, theirs = (load_file(checkpoint(run) / "model.safetensors") for run in (folder, whole))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_training_goes_on_from_a_saved_model_without_its_old_statistics(started, tmp_path):
+    model = AutoencoderTC(**json.loads(OPTIONS["autoencoder_overrides"]))
+    model.set_latent_statistics(torch.ones(4), 2 * torch.ones(4))
+    model.save_pretrained(tmp_path / "saved")
+    run = started(autoencoder=tmp_path / "saved", autoencoder_overrides="{}")
+    assert torch.equal(run.autoencoder.encoder.patch_embed.weight, model.encoder.patch_embed.weight)
+    assert run.autoencoder.latent_mean.abs().sum() == 0 and (run.autoencoder.latent_std == 1).all()
+
+
+def test_recomputed_activations_give_the_same_run(tmp_path):
+    options = {"drop_path": 0, "max_train_steps": 2}
+    plain = train(tmp_path / "plain", **options)
+    checkpointed = train(tmp_path / "checkpointed", **options, gradient_checkpointing=True)
+    ours, theirs = (load_file(checkpoint(run, 2) / "model.safetensors") for run in (plain, checkpointed))
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
