@@ -4,7 +4,9 @@ import random
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tcae_diffusers.models import AutoencoderTC
 from tcae_diffusers.models.tiling import apply_in_tiles, blend_weights, tile_starts
 
 
@@ -113,3 +115,64 @@ def test_tiling_works_with_slicing_gradients_and_half_precision(tiny_tcae):
         half = tiny_tcae.to(torch.bfloat16)(images.bfloat16()).sample
     assert half.dtype == torch.bfloat16
     assert (half.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+# Quality -------------------------------------------------------------------------------------------------------------
+
+
+def steps_between_lines(error: torch.Tensor, dim: int) -> torch.Tensor:
+    """Mean size of the step from each line to the next."""
+    return error.diff(dim=dim).abs().mean(dim=[other for other in range(4) if other != dim])
+
+
+def seam_ratio(model, images: list[torch.Tensor], tile: int, stride: int) -> float:
+    """
+    Steps of the reconstruction error across the edges of tiles, over those inside tiles. Only lines between latent
+    positions are compared: there the model's own patches meet, seams or not. The error is taken, not the picture,
+    whose contours have nothing to do with tiles.
+    """
+    model.enable_tiling(tile, tile, stride, stride)
+    ratio = model.spatial_compression_ratio
+    across, inside = [], []
+    for image in images:
+        size = image.shape[-1]
+        starts = tile_starts(size, tile, stride)
+        edges = {*starts[1:], *(start + tile for start in starts[:-1])}
+        error = model(image).sample - image
+        for dim in (2, 3):
+            steps = steps_between_lines(error, dim)
+            across.append(torch.stack([steps[line - 1] for line in edges]).mean())
+            inside.append(
+                torch.stack([steps[line - 1] for line in range(ratio, size, ratio) if line not in edges]).mean()
+            )
+    model.disable_tiling()
+    return float(sum(across) / sum(inside))
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        (1024, ("rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg", "ihc.png")),
+        (2048, ("hubble_deep_field.jpg", "retina.jpg")),
+    ],
+)
+def test_photographs_show_no_seams(tcae_of_photographs, photograph, size, names):
+    images = [photograph(name, size) for name in names]
+    assert seam_ratio(tcae_of_photographs, images, 128, 96) < 1.05
+    if size == 1024:
+        # The measure does see seams: tiles that do not overlap.
+        assert seam_ratio(tcae_of_photographs, images, 128, 128) > 1.3
+
+
+def test_a_tiled_2048_pixel_round_trip_needs_less_than_2_5_times_the_memory_of_512(live_tensors):
+    """Width, patch and tile of the paper's model; the depth changes no peak. The image itself is counted."""
+    peaks = {}
+    with FakeTensorMode():
+        model = AutoencoderTC.from_preset("tc-ae-f32c128", encoder_num_layers=(1, 1)).eval()
+        for size, tiling in ((512, False), (2048, True)):
+            model.use_tiling = tiling
+            images = torch.empty(1, 3, size, size)
+            with torch.no_grad(), live_tensors(ignore=model.state_dict().values()) as tensors:
+                model(images)
+            peaks[size] = tensors.peak + images.nbytes
+    assert 100e6 < peaks[512] < peaks[2048] < 2.5 * peaks[512], peaks
