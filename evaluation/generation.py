@@ -1,14 +1,17 @@
-"""How close is a set of generated images to real ones? Fréchet distance, KID, Inception score, precision and recall.
+"""How close is a set of generated images to real ones? Fréchet distance, KID, Inception score, precision, recall,
+density and coverage.
 
 torch-fidelity is the engine: its extractor interface and its KID, IS and precision/recall; the Fréchet distance is our
-own float64 computation of the same quantity ([`frechet`]), tested against torch-fidelity's. Beside every figure stands
+own float64 computation of the same quantity ([`frechet`]), tested against torch-fidelity's; density and coverage are
+ours. Beside every figure stands
 its **floor**: the same measure between two disjoint random halves of the reference. A generator that were perfect
 would score about the floor, not zero, because both sides are finite samples.
 
 Numbers of images. With a reference of fewer than 50,000 images each sample set is compared with as many reference
 images as it has samples, drawn at random several times: the Fréchet distance is biased upwards by small numbers, and
 only equal numbers make figures and floor comparable. `--reference_count all` uses the whole reference. KID is unbiased
-at any number.
+at any number, and FD-inf (FID-inf) extrapolates the Fréchet distance to infinitely many images. Each figure carries a
+95 % interval and says how it was made ([`confidence`]).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from accelerate import PartialState
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
+from .confidence import JACKKNIFE, inception_score_interval
 from .contact_sheet import contact_sheet, png_bytes
 from .errors import EvaluationError
 from .feature_cache import default_cache_folder, features_of
@@ -33,7 +37,17 @@ from .metric_names import FULL_SAMPLE_COUNT, INCEPTION, metric_name
 from .named_paths import parse_named_paths
 from .provenance import provenance, write_bytes_atomically, write_json
 
-_BETTER = {"FID": "lower", "KID": "lower", "precision": "higher", "recall": "higher", "IS": "higher"}
+_BETTER = {
+    "FID": "lower",
+    "FID-inf": "lower",
+    "KID": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "density": "higher",
+    "coverage": "higher",
+    "IS": "higher",
+}
+_OF_GENERATORS = ("FID", "FID-inf", "KID")
 
 
 def evaluate_generation(
@@ -72,7 +86,7 @@ def evaluate_generation(
         smaller = len(samples) if used is None or "reference" in figure else min(len(samples), used)
         described.append(
             {
-                "name": metric_name(measure, network.name, smaller, prefix="g" if measure in ("FID", "KID") else ""),
+                "name": metric_name(measure, network.name, smaller, prefix="g" if measure in _OF_GENERATORS else ""),
                 **figure,
                 "samples": len(samples),
                 "reference_images": used if "reference" not in figure else None,
@@ -85,15 +99,17 @@ def evaluate_generation(
     if "logits" in own:
         splits = 10 if len(samples) >= 100 else 1
         score = isc_features_to_metric(torch.from_numpy(own["logits"]), splits=splits)
+        figure = {
+            "name": metric_name("IS", network.name, len(samples)),
+            "value": score[KEY_METRIC_ISC_MEAN],
+            "std": score[KEY_METRIC_ISC_STD],
+            "samples": len(samples),
+            "better": _BETTER["IS"],
+            "extractor": network.describe(),
+        }
+        interval = inception_score_interval(own["logits"])
         described.append(
-            {
-                "name": metric_name("IS", network.name, len(samples)),
-                "value": score[KEY_METRIC_ISC_MEAN],
-                "std": score[KEY_METRIC_ISC_STD],
-                "samples": len(samples),
-                "better": _BETTER["IS"],
-                "extractor": network.describe(),
-            }
+            figure if interval is None else {**figure, "interval": interval, "interval_method": JACKKNIFE}
         )
     return described
 
@@ -251,5 +267,7 @@ def run(args: argparse.Namespace) -> int:
     for entry in sets:
         for figure in entry["figures"]:
             floor = f"  (real against real: {figure['floor']['value']:.4f})" if "floor" in figure else ""
-            print(f"{entry['name']}: {figure['name']} {figure['value']:.4f} over {figure['samples']} samples{floor}")
+            spread = f" ± {figure['interval']:.2g}" if "interval" in figure else ""
+            value = f"{figure['value']:.4f}{spread} over {figure['samples']} samples"
+            print(f"{entry['name']}: {figure['name']} {value}{floor}")
     return 0

@@ -13,7 +13,8 @@ def metric_name(metric: str, extractor: str, samples: int, prefix: str = "") -> 
     """Name of a figure.
 
     Args:
-        metric: `FID`, `KID`, `IS`, `precision`, `recall`, `density` or `coverage`.
+        metric: `FID`, `FID-inf` (extrapolated to infinitely many images), `KID`, `IS`, `precision`, `recall`,
+            `density` or `coverage`.
         extractor: Name of the feature network, see [`features.EXTRACTORS`].
         samples: Number of images behind the figure (the smaller side, if both sides are images).
         prefix: `r` for reconstructions, `g` for generated images, or nothing.
@@ -22,7 +23,7 @@ def metric_name(metric: str, extractor: str, samples: int, prefix: str = "") -> 
         For example `FID`, `rFID-256`, `gFD-efficientnet-lite0`, `KID-800`, `precision-efficientnet-lite0`.
     """
     if extractor != INCEPTION:
-        base = "FD" if metric == "FID" else metric
+        base = metric.replace("FID", "FD")
         return f"{prefix}{base}-{extractor}"
     if samples < FULL_SAMPLE_COUNT:
         return f"{prefix}{metric}-{samples}"

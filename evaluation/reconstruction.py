@@ -1,4 +1,4 @@
-"""How well does an autoencoder give back images that it has not seen? PSNR, SSIM, Fréchet distance.
+"""How well does an autoencoder give back images that it has not seen? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
 
 Works for any autoencoder of diffusers.
 
@@ -21,14 +21,17 @@ from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
+from tcae_diffusers.objectives.perceptual import LPIPS_BACKBONES, LPIPSLoss
+
 from .autoencoder_access import check_image_size, decode_latent, encode_to_latent, load_autoencoder, model_fingerprint
+from .confidence import JACKKNIFE, MEAN_OF_IMAGES
 from .contact_sheet import contact_sheet, png_bytes
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from .frechet import FrechetStatistics, frechet_distance
+from .grouped_moments import StreamedFrechet
 from .image_sets import EvenlySpacedImages, ImageSet, open_data_source, to_signed_unit, to_uint8, uint8_batches
-from .image_similarity import psnr, ssim
+from .image_similarity import ms_ssim_scales, psnr, structural_similarities
 from .metric_names import metric_name
 from .provenance import provenance, write_bytes_atomically, write_json
 
@@ -42,14 +45,18 @@ class ReconstructionResult:
     Args:
         figures (`list[dict]`): Each with `name`, `value`, `samples`, `better` (`higher` or `lower`) and, where known,
             `interval` (half width of the 95 % confidence interval of the mean), `baseline`, `extractor`.
-        psnr, ssim (`np.ndarray`): Per image `(N,)`, in the order of the set.
+        per_image (`dict[str, np.ndarray]`): `psnr`, `ssim`, `ms_ssim` and, where asked for, `lpips`, each `(N,)` in
+            the order of the set.
         latent_shape (`tuple[int, ...]`): `(c, h, w)`.
     """
 
     figures: list[dict[str, Any]]
-    psnr: np.ndarray
-    ssim: np.ndarray
+    per_image: dict[str, np.ndarray]
     latent_shape: tuple[int, ...]
+
+    @property
+    def psnr(self) -> np.ndarray:
+        return self.per_image["psnr"]
 
 
 @torch.inference_mode()
@@ -73,8 +80,9 @@ def evaluate_reconstruction(
     network: FeatureNetwork | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    lpips: LPIPSLoss | None = None,
 ) -> ReconstructionResult:
-    """PSNR, SSIM and (with a feature network) the Fréchet distance between originals and reconstructions.
+    """PSNR, SSIM, MS-SSIM and (with their networks) LPIPS and Fréchet distance of originals and reconstructions.
 
     Under several ranks each takes its own index range; every rank returns the result over all images.
 
@@ -83,6 +91,7 @@ def evaluate_reconstruction(
         images: Originals, of a size that the compression ratio divides.
         network: Feature network, or `None` for no Fréchet distance.
         batch_size: Images at a time; has no influence on the result beyond float rounding.
+        lpips: LPIPS with its backbone, or `None` for no LPIPS.
 
     Raises:
         EvaluationError: Fewer than two images, or a size that does not fit.
@@ -93,50 +102,68 @@ def evaluate_reconstruction(
     check_image_size(model, height, width)
     state = PartialState()
     indices = rank_range(len(images), state.process_index, state.num_processes)
-    statistics = [FrechetStatistics(network.dimensions) for _ in range(2)] if network else []
-    values: list[list[float]] = [[], []]
+    frechet = StreamedFrechet(network.dimensions, len(images)) if network else None
+    values: dict[str, list[float]] = {name: [] for name in ("psnr", "ssim", "ms_ssim", *(["lpips"] if lpips else []))}
     latent_shape: tuple[int, ...] = ()
 
     hidden = not (progress and state.is_main_process)
     with tqdm(total=len(indices), desc="reconstruct", unit="image", disable=hidden) as bar:
-        for originals in uint8_batches(images, batch_size, indices):
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
+            (originals,) = uint8_batches(images, batch_size, chosen)
             output, latent = reconstruct(model, originals)
             latent_shape = tuple(latent.shape[1:])
             originals = originals.to(output.device)
-            values[0] += psnr(originals, output).tolist()
-            values[1] += ssim(originals, output).tolist()
-            for target, batch in zip(statistics, (originals, output), strict=False):
-                target.update(network(batch)["features"])
+            values["psnr"] += psnr(originals, output).tolist()
+            single, multiple = structural_similarities(originals, output)
+            values["ssim"] += single.tolist()
+            values["ms_ssim"] += multiple.tolist()
+            if lpips:
+                values["lpips"] += lpips_per_image(lpips, originals, output)
+            if network:
+                frechet.update(*(network(batch)["features"].numpy() for batch in (originals, output)), chosen)
             bar.update(len(originals))
 
-    gathered = gather_in_rank_order((values, statistics, latent_shape), state)
-    per_image = [np.concatenate([part[0][metric] for part in gathered]) for metric in range(2)]
-    if len(per_image[0]) != len(images):
-        raise RuntimeError(f"{len(per_image[0])} images were evaluated, expected {len(images)}")
+    gathered = gather_in_rank_order((values, latent_shape), state)
+    per_image = {name: np.concatenate([part[0][name] for part in gathered]) for name in values}
+    if len(per_image["psnr"]) != len(images):
+        raise RuntimeError(f"{len(per_image['psnr'])} images were evaluated, expected {len(images)}")
+    scales = ms_ssim_scales(height, width)
     figures = [
-        _mean_figure("PSNR (dB)", per_image[0], baseline=mean_image_psnr(images)),
-        _mean_figure("SSIM", per_image[1]),
+        _mean_figure("PSNR (dB)", per_image["psnr"], baseline=mean_image_psnr(images)),
+        _mean_figure("SSIM", per_image["ssim"]),
+        _mean_figure("MS-SSIM" if scales == 5 else f"MS-SSIM ({scales} of 5 scales)", per_image["ms_ssim"]),
     ]
+    if lpips:
+        figures.append(_mean_figure(lpips.name.upper(), per_image["lpips"], better="lower"))
     if network:
-        for part in gathered[1:]:
-            for target, other in zip(gathered[0][1], part[1], strict=True):
-                target.merge(other)
-        figures.append(
-            {
-                "name": metric_name("FID", network.name, len(images), prefix="r"),
-                "value": frechet_distance(*gathered[0][1]),
-                "samples": len(images),
-                "better": "lower",
-                "extractor": network.describe(),
-            }
-        )
-    latent_shape = next(part[2] for part in gathered if part[2])
-    return ReconstructionResult(figures, per_image[0], per_image[1], latent_shape)
+        distance, interval = frechet.result(state)
+        figure = {
+            "name": metric_name("FID", network.name, len(images), prefix="r"),
+            "value": distance,
+            "samples": len(images),
+            "better": "lower",
+            "extractor": network.describe(),
+        }
+        figures.append(figure if interval is None else {**figure, "interval": interval, "interval_method": JACKKNIFE})
+    latent_shape = next(part[1] for part in gathered if part[1])
+    return ReconstructionResult(figures, per_image, latent_shape)
 
 
-def _mean_figure(name: str, values: np.ndarray, baseline: float | None = None) -> dict[str, Any]:
-    figure = {"name": name, "value": float(values.mean()), "samples": len(values), "better": "higher"}
+@torch.inference_mode()
+def lpips_per_image(lpips: LPIPSLoss, originals: torch.Tensor, output: torch.Tensor) -> list[float]:
+    """LPIPS v0.1 of each pair of uint8 images `(B, 3, H, W)`, at least 32 pixels a side."""
+    if min(output.shape[-2:]) < 32:
+        raise EvaluationError(f"LPIPS needs images of at least 32 pixels, got {output.shape[-1]}x{output.shape[-2]}")
+    return lpips.network(to_signed_unit(output), to_signed_unit(originals)).flatten().tolist()
+
+
+def _mean_figure(
+    name: str, values: np.ndarray, baseline: float | None = None, better: str = "higher"
+) -> dict[str, Any]:
+    figure = {"name": name, "value": float(values.mean()), "samples": len(values), "better": better}
     figure["interval"] = float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+    figure["interval_method"] = MEAN_OF_IMAGES
     if baseline is not None:
         figure["baseline"] = {"name": "the mean image for every image", "value": baseline}
     return figure
@@ -188,13 +215,13 @@ def spread_indices(images: ImageSet, count: int) -> list[int]:
 
 
 def per_image_csv(result: ReconstructionResult, images: ImageSet) -> bytes:
-    """One line per image: `index,label,psnr,ssim`."""
+    """One line per image: index, label, then every measure per image."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["index", "label", "psnr", "ssim"])
-    for index, (one_psnr, one_ssim) in enumerate(zip(result.psnr, result.ssim, strict=True)):
+    writer.writerow(["index", "label", *result.per_image])
+    for index, row in enumerate(zip(*result.per_image.values(), strict=True)):
         label = images.classes[images.labels[index]] if images.labels is not None and images.classes else ""
-        writer.writerow([index, label, f"{one_psnr:.4f}", f"{one_ssim:.6f}"])
+        writer.writerow([index, label, *(f"{value:.6f}" for value in row)])
     return buffer.getvalue().encode()
 
 
@@ -216,6 +243,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extractor_weights", type=Path, help="weights of the feature network, if not installed or downloaded"
     )
+    parser.add_argument(
+        "--lpips",
+        default="none",
+        choices=["none", *LPIPS_BACKBONES],
+        help="also LPIPS with this backbone (alex is the usual one for figures); needs its ImageNet weights",
+    )
+    parser.add_argument("--lpips_weights", help="torchvision's weights file of the LPIPS backbone, if not downloaded")
+    parser.add_argument(
+        "--tiling", action="store_true", help="encode and decode in tiles (enable_tiling), for large images"
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
     parser.add_argument(
@@ -228,7 +265,12 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or state.device
     if args.batch_size < 1:
         raise EvaluationError(f"--batch_size {args.batch_size} must be at least 1")
+    lpips = None if args.lpips == "none" else LPIPSLoss(args.lpips, args.lpips_weights).to(device)
     model = load_autoencoder(args.autoencoder, device)
+    if args.tiling:
+        if not hasattr(model, "enable_tiling"):
+            raise EvaluationError(f"{type(model).__name__} has no enable_tiling(); leave out --tiling")
+        model.enable_tiling()
     resolution = args.resolution or getattr(model.config, "sample_size", None)
     if isinstance(resolution, (list, tuple)):
         resolution = resolution[0]
@@ -236,7 +278,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_images and args.max_images < len(images):
         images = EvenlySpacedImages(images, args.max_images)
     network = None if args.extractor == "none" else FeatureNetwork(args.extractor, args.extractor_weights, device)
-    result = evaluate_reconstruction(model, images, network, args.batch_size)
+    result = evaluate_reconstruction(model, images, network, args.batch_size, lpips=lpips)
     if not state.is_main_process:
         return 0
 
@@ -269,15 +311,22 @@ def run(args: argparse.Namespace) -> int:
                 "fingerprint": images.fingerprint,
                 "attribution": images.attribution,
             },
+            # What a reader may miss, and why it is not there.
+            "not_measured": {}
+            if lpips
+            else {"LPIPS": "not asked for; --lpips alex with its ImageNet weights gives it"},
             "uint8_rule": "round(clamp((x + 1) / 2 * 255, 0, 255))",
             "psnr_percentiles": dict(
                 zip(("5", "25", "50", "75", "95"), np.percentile(result.psnr, (5, 25, 50, 75, 95)), strict=True)
             ),
             "grid_indices": grid,
             **{f"{name}_indices": indices for name, indices in extremes.items()},
-            **provenance(ranks=state.num_processes, batch_size=args.batch_size, resolution=resolution),
+            **provenance(
+                ranks=state.num_processes, batch_size=args.batch_size, resolution=resolution, tiling=args.tiling
+            ),
         },
     )
     for figure in result.figures:
-        print(f"{figure['name']}: {figure['value']:.4f} over {figure['samples']} images")
+        spread = f" ± {figure['interval']:.2g}" if "interval" in figure else ""
+        print(f"{figure['name']}: {figure['value']:.4f}{spread} over {figure['samples']} images")
     return 0

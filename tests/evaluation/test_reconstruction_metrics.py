@@ -7,12 +7,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.evaluation.autoencoder_access import encode_to_latent, model_fingerprint, spatial_ratio
+from tcae_diffusers.evaluation.confidence import jackknife_interval, random_groups
 from tcae_diffusers.evaluation.features import FeatureNetwork
+from tcae_diffusers.evaluation.frechet import frechet_distance_of_features
+from tcae_diffusers.evaluation.grouped_moments import StreamedFrechet
 from tcae_diffusers.evaluation.image_sets import open_data_source
-from tcae_diffusers.evaluation.reconstruction import evaluate_reconstruction, spread_indices
+from tcae_diffusers.evaluation.reconstruction import evaluate_reconstruction, reconstruct, spread_indices
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +67,11 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_autoencoder, image_fo
     images = open_data_source(str(image_folder), 32)
     results = [
         evaluate_reconstruction(tiny_autoencoder, images, network, batch_size, progress=False)
-        for batch_size in (7, 30)
+        for batch_size in (1, 7, 64)
     ]
-    np.testing.assert_allclose(results[0].psnr, results[1].psnr, atol=1e-3)
-    for one, other in zip(results[0].figures, results[1].figures, strict=True):
+    for other in results[1:]:
+        np.testing.assert_allclose(results[0].psnr, other.psnr, atol=1e-3)
+    for one, other in zip(results[0].figures * 2, results[1].figures + results[2].figures, strict=True):
         assert one["name"] == other["name"]
         assert one["value"] == pytest.approx(other["value"], rel=1e-4)
 
@@ -117,3 +122,56 @@ def test_the_command_writes_figures_counts_hashes_and_pictures(tiny_autoencoder,
     assert {"reconstruction_grid.png", "reconstruction_best.png", "reconstruction_worst.png"} <= {
         file.name for file in output.iterdir()
     }
+
+
+def test_lpips_equals_the_package_per_image_and_is_named_when_missing(
+    tiny_autoencoder, image_folder, tmp_path, capsys
+):
+    import lpips
+    from torchvision.models import squeezenet1_1
+
+    # Random weights stand in for ImageNet's, which are a download: the arithmetic is what is compared.
+    torch.manual_seed(0)
+    backbone = squeezenet1_1(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "squeeze.pth")
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    arguments = ["reconstruction", "--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder)]
+    arguments += ["--extractor", "none", "--device", "cpu", "--output", str(tmp_path / "out"), "--lpips", "squeeze"]
+    assert main([*arguments, "--lpips_weights", str(tmp_path / "squeeze.pth"), "--max_images", "5"]) == 0
+    result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    figure = next(figure for figure in result["figures"] if figure["name"] == "LPIPS-SQUEEZE")
+
+    theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    names = {key: "features." + key.split(".", 1)[1] for key in theirs.net.state_dict()}
+    theirs.net.load_state_dict({key: backbone.state_dict()[source] for key, source in names.items()})
+    images = open_data_source(str(image_folder), 32)
+    pixels = torch.stack([torch.from_numpy(images[index * 30 // 5]) for index in range(5)]).permute(0, 3, 1, 2)
+    output, _ = reconstruct(tiny_autoencoder, pixels)
+    with torch.no_grad():
+        expected = theirs(output / 127.5 - 1, pixels / 127.5 - 1).mean().item()
+    assert figure["value"] == pytest.approx(expected, rel=1e-4)
+    assert figure["better"] == "lower"
+    assert main([*arguments, "--lpips_weights", str(tmp_path / "nowhere.pth")]) == 2
+    assert "nowhere.pth" in capsys.readouterr().err
+
+
+def test_tiles_are_used_where_the_model_has_them(tiny_autoencoder, image_folder, tmp_path):
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    arguments = ["reconstruction", "--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder), "--tiling"]
+    arguments += ["--extractor", "none", "--device", "cpu", "--max_images", "3", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["settings"]["tiling"] is True
+
+
+@pytest.mark.parametrize("dimensions", [12, 103])
+def test_a_streamed_distance_and_its_interval_are_those_of_the_features(dimensions):
+    features = np.random.default_rng(0).normal(size=(2, 103, dimensions)).astype(np.float32)
+    stream = StreamedFrechet(dimensions, 103)
+    for start in range(0, 103, 7):
+        indices = range(start, min(start + 7, 103))
+        stream.update(*features[:, indices], indices)
+    distance, interval = stream.result(PartialState())
+    assert distance == pytest.approx(frechet_distance_of_features(*features), rel=1e-6)
+    groups = random_groups(103)
+    expected = jackknife_interval(lambda group: frechet_distance_of_features(*features[:, groups != group]))
+    assert interval == pytest.approx(expected, rel=1e-5)
