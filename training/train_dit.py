@@ -66,6 +66,7 @@ class DiTArguments(RunArguments):
     attention_head_dim: int | None = option(None, "Channels per head; the preset's, else 72, if unset.")
     patch_size: int = option(1, "Latent positions per token side; 1 for deep-compression latents (LightningDiT).")
     gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
+    unconditional: bool = option(False, "Ignore the labels: one class that holds all images.")
     label_dropout: float = option(0.1, "Share of samples trained without their label, for classifier-free guidance.")
     null_class_id: int | None = option(
         None, "Class id of 'no label'. Unset: 1000 for epsilon and v, as stock DiTPipeline asks; else class count."
@@ -192,7 +193,8 @@ def train(arguments: DiTArguments) -> None:
     cache = open_cache(arguments, tokenizer)
     check_latent_shape(arguments.transformer, cache.latent_shape, arguments.patch_size)
     objective = build_objective(arguments, cache.latent_shape)
-    num_classes = len(cache.id2label)
+    id2label = {0: "image"} if arguments.unconditional else cache.id2label
+    num_classes = len(id2label)
     null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
@@ -209,7 +211,7 @@ def train(arguments: DiTArguments) -> None:
     )
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=cache.id2label)
+    pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
     preview = SamplePreview(
         pipeline, arguments.samples_per_class, arguments.num_inference_steps, arguments.guidance_scale, arguments.seed
     )
@@ -253,6 +255,7 @@ def train(arguments: DiTArguments) -> None:
             "script": "train_dit",
             "model": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
             "objective": {"name": arguments.objective, **asdict(objective), "label_dropout": arguments.label_dropout},
+            "unconditional": arguments.unconditional,
             "EMA decays": [average.decay for average in averages],
             "seed": arguments.seed,
             "total batch": total_batch,
@@ -314,13 +317,14 @@ def train(arguments: DiTArguments) -> None:
                 batch = next(batches)
                 progress.waited(time.perf_counter() - started)
                 first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * rank_batch
+                labels = torch.zeros_like(batch["labels"]) if arguments.unconditional else batch["labels"]
                 mine = {name: value[first_slot : first_slot + rank_batch] for name, value in randomness.items()}
                 with accelerator.accumulate(model):
                     losses = compute_losses(
                         model,
                         objective,
                         batch["latents"].to(accelerator.device, non_blocking=True),
-                        batch["labels"].to(accelerator.device, non_blocking=True),
+                        labels.to(accelerator.device, non_blocking=True),
                         null_class_id,
                         mine,
                     )

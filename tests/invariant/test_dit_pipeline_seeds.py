@@ -20,7 +20,7 @@ from PIL import Image
 from tcae_diffusers import AutoencoderTC, TCDiTPipeline, TCDiTTransformer2DModel
 from tcae_diffusers.evaluation.__main__ import main as evaluate
 
-from ..latent_commands import CLASSES, home, reset_accelerate, train
+from ..latent_commands import CLASSES, fork_ranks, home, reset_accelerate, train
 
 RUNS = {
     "dit-flow": {"timestep_shift_base": 4},
@@ -110,3 +110,15 @@ def test_the_null_class_of_the_config_is_the_one_that_dropped_labels_train():
     start = TCDiTTransformer2DModel.from_config(trained.config)
     moved = (trained.class_embed.weight - start.class_embed.weight).abs().amax(1)
     assert moved[3] > 0
+
+
+def test_two_ranks_draw_the_images_of_one(tmp_path):
+    arguments = ["generate", "--pipeline", str(pipeline_folder("tc-dit-flow")), "--num_images", "7", "--device", "cpu"]
+    arguments += ["--num_inference_steps", "3", "--batch_size", "2"]
+    reset_accelerate()
+    assert evaluate([*arguments, "--output", str(tmp_path / "one")]) == 0
+    reset_accelerate()
+    assert fork_ranks(lambda rank: evaluate([*arguments, "--output", str(tmp_path / "two")])) == [0, 0]
+    one, two = pictures(tmp_path / "one"), pictures(tmp_path / "two")
+    assert len(one) == 7 and one.keys() == two.keys()
+    assert all(np.abs(pixels.astype(int) - two[path]).max() <= 1 for path, pixels in one.items())

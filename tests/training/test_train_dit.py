@@ -1,0 +1,156 @@
+"""Options of `train_dit` that change what is trained, logged or saved."""
+
+import functools
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tcae_diffusers.data.latent_cache import LatentCache
+from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder
+from tcae_diffusers.training import train_dit
+from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id
+
+from ..latent_commands import NUM_IMAGES, cache, home, train, weights
+
+
+@functools.cache
+def watched_run():
+    """A run with pictures, an online distance and three averages."""
+    options = {"report_to": "tensorboard", "sample_steps": 3, "gfd_steps": 3, "gfd_samples": 8}
+    return train(
+        home() / "watched", **options, gfd_reference=home() / "images", extra_ema_decays=[0.0, 0.9], ema_decay=0.3
+    )
+
+
+def logged(run):
+    """The run's TensorBoard entries; another file beside it holds the arguments."""
+    files = [EventAccumulator(str(file)).Reload() for file in run.rglob("events.out.tfevents.*")]
+    (events,) = (events for events in files if "train/loss" in events.Tags()["scalars"])
+    return events
+
+
+def test_pictures_and_the_online_distance_are_logged_and_plainly_labelled(tmp_path):
+    events = logged(watched_run())
+    (name,) = (tag for tag in events.Tags()["scalars"] if tag.startswith("online/"))
+    assert name == "online/gFD-efficientnet-lite0 of 8 samples"
+    assert [event.step for event in events.Scalars(name)] == [3, 6]
+    assert all(event.value > 0 for event in events.Scalars(name))
+    pictures = events.Images("samples/a row per class")
+    assert [picture.step for picture in pictures] == [3, 6]
+    assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
+
+    # Looking at the model changes nothing: the same run without pictures and distances.
+    quiet = train(tmp_path / "quiet", extra_ema_decays=[0.0, 0.9], ema_decay=0.3)
+    ours, theirs = (weights(run / "pipeline" / "transformer") for run in (watched_run(), quiet))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_each_average_of_the_weights_is_saved_under_its_decay():
+    run = watched_run()
+    raw = weights(run / "checkpoints" / "step-00000006")
+    averages = {decay: weights(run / "ema" / decay) for decay in ("0", "0.9")}
+    averages["0.3"] = weights(run / "pipeline" / "transformer")
+    # Without decay the average is the weights; the larger the decay, the further behind.
+    assert all(torch.equal(value, averages["0"][key]) for key, value in raw.items() if key in averages["0"])
+
+    def distance(decay):
+        return sum((averages[decay][key] - averages["0"][key]).square().sum() for key in averages["0"])
+
+    assert 0 < distance("0.3") < distance("0.9")
+
+
+def test_an_unconditional_run_has_one_class(tmp_path):
+    run = train(tmp_path / "run", unconditional=True)
+    pipeline = DiffusionPipeline.from_pretrained(run / "pipeline")
+    assert pipeline.id2label == {0: "image"} and pipeline.num_classes == 1
+    assert len(pipeline(["image"], num_inference_steps=1).images) == 1
+
+
+@pytest.mark.parametrize("transformer", ["dit", "tc-dit"])
+@pytest.mark.parametrize(("objective", "share"), [("flow_matching", 0.95), ("epsilon", 0.8)])
+def test_the_loss_falls(tmp_path, transformer, objective, share):
+    options = {"max_train_steps": 60, "log_steps": 15, "train_batch_size": 16, "report_to": "tensorboard"}
+    run = train(tmp_path / "run", transformer=transformer, objective=objective, **options)
+    losses = [event.value for event in logged(run).Scalars("train/loss")]
+    assert losses[-1] < share * losses[0], losses
+
+
+def test_latents_of_other_autoencoders_are_scaled_as_pipelines_undo_it(tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.3,
+        shift_factor=0.2,
+    ).save_pretrained(tmp_path / "kl")
+    latents = cache(tmp_path / "latents", tokenizer=tmp_path / "kl")
+    options = {"tokenizer": tmp_path / "kl", "latents": latents}
+    arguments = train_dit.DiTArguments(output_dir="", **{key: str(value) for key, value in options.items()})
+    read = train_dit.open_cache(arguments, load_autoencoder(tmp_path / "kl"))
+    raw = LatentCache(latents)
+    torch.testing.assert_close(read.read(range(NUM_IMAGES))[0], (raw.read(range(NUM_IMAGES))[0] - 0.2) * 0.3)
+    run = train(tmp_path / "run", **options)
+    pipeline = DiffusionPipeline.from_pretrained(run / "pipeline")
+    assert pipeline([0], num_inference_steps=1).images[0].size == (16, 16)
+
+
+def test_a_step_draws_the_same_however_it_is_divided_and_drops_the_share_of_labels_asked_for():
+    objective = train_dit.FlowMatchingObjective()
+    drawn = train_dit.draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    again = train_dit.draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    other = train_dit.draw_step_randomness(0, 8, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    assert all(torch.equal(drawn[name], again[name]) and not torch.equal(drawn[name], other[name]) for name in drawn)
+    assert abs(drawn["drop"].float().mean() - 0.25) < 0.03
+    labels = train_dit.drop_labels(torch.arange(4), torch.tensor([True, False, False, True]), 9)
+    assert labels.tolist() == [9, 1, 2, 9]
+
+
+@pytest.mark.parametrize(
+    ("requested", "classes", "prediction_type", "expected"),
+    [
+        (None, 9, "flow_prediction", 9),
+        (None, 9, "epsilon", 1000),
+        (None, 1000, "v_prediction", 1000),
+        (None, 1001, "epsilon", 1001),
+        (12, 9, "epsilon", 12),
+    ],
+)
+def test_the_null_class_is_the_stock_pipelines_where_that_one_can_run(requested, classes, prediction_type, expected):
+    null = choose_null_class_id(requested, classes, prediction_type)
+    assert null == expected
+    for name in ("dit", "tc-dit"):
+        transformer = build_transformer(name, (4, 2, 2), classes, null, 1, 2, 8)
+        inputs = torch.randn(1, 4, 2, 2), torch.tensor([10]), torch.tensor([null])
+        assert transformer.eval()(*inputs).sample.shape == (1, 4, 2, 2)
+
+
+def test_sizes_come_from_the_preset_unless_they_are_given():
+    with torch.device("meta"):
+        small = build_transformer("tc-dit-s", (4, 2, 2), 3, 3)
+        shallow = build_transformer("tc-dit-s", (4, 2, 2), 3, 3, num_layers=2)
+        plain = build_transformer("dit", (4, 2, 2), 3, 3)
+    assert (small.config.num_layers, small.config.num_attention_heads) == (12, 6)
+    assert (shallow.config.num_layers, shallow.config.num_attention_heads) == (2, 6)
+    assert (plain.config.num_layers, plain.config.attention_head_dim) == (28, 72)
+
+
+def test_the_saved_arguments_name_the_run_and_start_it_again(tmp_path):
+    run = watched_run()
+    assert {"train/loss", "train/grad_norm", "train/data_wait_share"} <= set(logged(run).Tags()["scalars"])
+    saved = (run / "arguments.yaml").read_text()
+    assert "extra_ema_decays:\n- 0.0\n- 0.9" in saved and "objective: flow_matching" in saved
+    repeated = train(
+        tmp_path / "again", config=run / "arguments.yaml", report_to="none", sample_steps=100, gfd_steps=0
+    )
+    manifests = [
+        json.loads((folder / "checkpoints/step-00000006/manifest.json").read_text()) for folder in (run, repeated)
+    ]
+    model = "model.safetensors"
+    assert manifests[0]["files"][model] == manifests[1]["files"][model]
