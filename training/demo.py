@@ -15,8 +15,8 @@ from pathlib import Path
 
 # Steps for DEMO_MINUTES=10; other values scale them. What is not training takes about four minutes of the whole.
 DEFAULT_MINUTES = 10.0
-TOKENIZER_STEPS = 900
-DIT_STEPS = 900
+TOKENIZER_STEPS = 750
+DIT_STEPS = 850
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     samples, results = folder / "samples", folder / "results"
     model, pipeline = tokenizer / "model", dit / "pipeline"
     sampling = ["--labels", "openmoji:train", "--num_images", str(num_samples), "--seed", str(seed)]
+    sampling += ["--num_inference_steps", "25"]
+    guided = ["--pipeline", str(pipeline), "--guidance_scale", "1.5"]
 
     def steps(count: int) -> str:
         return str(max(2, round(count * scale)))
@@ -87,26 +89,12 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
             + ["--output", str(results / "reconstruction")],
             results / "reconstruction" / "reconstruction.json",
         ),
-        draw("dit", "draw samples", "--pipeline", str(pipeline), "--guidance_scale", "1.5"),
-        draw(
-            "untrained-dit",
-            "draw from an untrained DiT, for comparison",
-            "--pipeline",
-            str(pipeline),
-            "--baseline",
-            "untrained",
-            "--guidance_scale",
-            "1.5",
-        ),
+        draw("dit", "draw samples", *guided),
+        draw("untrained-dit", "draw from an untrained DiT, to compare", *guided, "--baseline", "untrained"),
         draw(
             "class-mean",
-            "draw the mean image of each class, for comparison",
-            "--baseline",
-            "class-mean",
-            "--data",
-            "openmoji:train",
-            "--resolution",
-            "32",
+            "draw the mean image of each class, to compare",
+            *["--baseline", "class-mean", "--data", "openmoji:train", "--resolution", "32"],
         ),
         Stage(
             "measure the samples",
