@@ -83,13 +83,27 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     assert_same_training_state(last_checkpoint(run), last_checkpoint(uninterrupted(name)))
 
 
-def test_two_ranks_and_accumulation_train_what_one_rank_trains(tmp_path):
-    name = "tc-dit by v prediction"
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_and_accumulation_train_what_one_rank_trains(tmp_path, name):
     half = {**VARIANTS[name], "train_batch_size": 2}
     assert fork_ranks(lambda rank: train(tmp_path / "two", **half)) == [0, 0]
-    train(tmp_path / "accumulated", **half, gradient_accumulation_steps=2)
+    train(tmp_path / "accumulated", **half, gradient_accumulation_steps=2, gradient_checkpointing=True)
     expected = weights(last_checkpoint(uninterrupted(name)))
     for run in ("two", "accumulated"):
         found = weights(last_checkpoint(tmp_path / run))
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
+            # Softmax ignores a bias of the keys: its gradient is rounding noise, which AdamW blows up.
+            if not (key.endswith("to_k.bias") and name.startswith("dit")):
+                torch.testing.assert_close(found[key], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("transformer", ["dit", "tc-dit"])
+def test_half_precision_keeps_weights_averages_and_optimizer_in_fp32(tmp_path, transformer):
+    run = train(tmp_path / "half", transformer=transformer, mixed_precision="bf16")
+    plain = train(tmp_path / "plain", transformer=transformer)
+    for part in ("checkpoints/step-00000006", "pipeline/transformer"):
+        ours, theirs = weights(run / part), weights(plain / part)
+        assert all(value.dtype == torch.float32 for value in ours.values())
+        assert any(not torch.equal(value, theirs[key]) for key, value in ours.items())
+    state = torch.load(run / "checkpoints/step-00000006/optimizer.bin", weights_only=True)["state"]
+    assert all(entry["exp_avg"].dtype == torch.float32 for entry in state.values())
