@@ -4,7 +4,10 @@ import functools
 import json
 from pathlib import Path
 
-from tcae_diffusers.training import train_tcae
+import torch
+
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.training import finetune_decoder, train_tcae
 
 from .latent_commands import home, run
 
@@ -54,6 +57,52 @@ def train(output, data=None, **options) -> Path:
 def uninterrupted() -> Path:
     """The run with which interrupted, killed and divided ones are compared."""
     return train(home() / "runs" / "uninterrupted")
+
+
+DECODER_OPTIONS = {
+    "max_train_steps": 6,
+    "train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "lr_warmup_fraction": 0,
+    "ema_decay": 0.5,
+    "perceptual": "none",
+    "latent_noise": 0.5,
+    "discriminator_layers": 2,
+    "discriminator_channels": 8,
+    "discriminator_learning_rate": 1e-2,
+    "discriminator_ema_decay": 0.5,
+    "discriminator_start_step": 1,
+    "adversarial_start_step": 2,
+    "diff_augment": ["color", "translation"],
+    "r1_weight": 0.1,
+    "r1_interval": 2,
+    "lecam_weight": 0.01,
+    "checkpointing_steps": 3,
+    "log_steps": 2,
+    "report_to": "none",
+}
+
+
+@functools.cache
+def trained_tokenizer() -> Path:
+    """A tiny tokenizer with latent statistics of its own."""
+    torch.manual_seed(1)
+    model = AutoencoderTC(**TINY)
+    model.set_latent_statistics(torch.linspace(-1, 1, 4), torch.linspace(0.5, 2, 4))
+    model.save_pretrained(home() / "trained-tokenizer")
+    return home() / "trained-tokenizer"
+
+
+def finetune(output, **options) -> Path:
+    """`finetune_decoder` with `DECODER_OPTIONS`."""
+    options = {"autoencoder": trained_tokenizer(), "train_data": home() / "images", **DECODER_OPTIONS, **options}
+    run(finetune_decoder.main, **{name: value for name, value in options.items() if value != []}, output_dir=output)
+    return Path(output)
+
+
+@functools.cache
+def uninterrupted_finetuning() -> Path:
+    return finetune(home() / "runs" / "uninterrupted-decoder")
 
 
 def checkpoint(folder, step=6) -> Path:

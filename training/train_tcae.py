@@ -18,10 +18,7 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.data.image_sources import build_image_source
-from tcae_diffusers.data.multi_crop import MultiCropTransform
 from tcae_diffusers.data.sample_randomness import slot_generators
-from tcae_diffusers.data.token_masks import expand_mask
 from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
 from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer, JointTokenizerOutput, Teacher
@@ -29,7 +26,7 @@ from tcae_diffusers.objectives.masked_tokens import MaskedTokens
 from tcae_diffusers.objectives.plain_tokenizer import PlainTokenizer
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.objectives.schedules import cosine_with_warmup, teacher_momentum, teacher_temperature, weight_decay
-from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
+from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss
 from tcae_diffusers.objectives.stochastic_depth import StochasticDepth
 from tcae_diffusers.objectives.teacher import update_teacher
 from tcae_diffusers.trainer import (
@@ -53,13 +50,21 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
     build_reconstruction_loss,
-    check_multiple,
     checkpoint_identity,
     compile_blocks,
     resolve_sizes,
     to_unit_range,
 )
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
+from tcae_diffusers.training.tokenizer_student import (
+    add_stochastic_depth,
+    build_dataset,
+    build_student,
+    parameter_groups,
+    resolve_crop_sizes,
+    token_masks,
+    view_major,
+)
 
 logger = get_logger(__name__)
 
@@ -160,90 +165,6 @@ class TokenizerRun:
     first_step: int
 
 
-def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> TokenizerTrainingDataset:
-    """The images, and the views that the objective needs of each."""
-    source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
-    views = {}
-    if arguments.ssl != "none":
-        # Masks are drawn on groups of patches that one token of the last stage stands for, so they survive the cut.
-        side = arguments.global_crop_size // mask_group_pixels(autoencoder)
-        views = {
-            "global_crop_size": arguments.global_crop_size,
-            "local_crop_size": arguments.local_crop_size,
-            "num_local_crops": arguments.num_local_crops,
-            "mask_grid": (side, side) if arguments.ssl != "dino" else None,
-        }
-    transform = MultiCropTransform(
-        arguments.resolution,
-        horizontal_flip=arguments.horizontal_flip,
-        global_crop_scale=(arguments.global_crop_min_scale, 1.0),
-        local_crop_scale=(arguments.local_crop_min_scale, arguments.global_crop_min_scale),
-        mask_probability=arguments.mask_probability,
-        mask_ratio=(arguments.mask_ratio_min, arguments.mask_ratio_max),
-        mask_shape=arguments.mask_shape,
-        **views,
-    )
-    return TokenizerTrainingDataset(
-        source, transform, seed=arguments.seed, max_broken_images=arguments.max_broken_images
-    )
-
-
-def mask_group_pixels(autoencoder: ModelMixin) -> int:
-    """Side in pixels of a mask group: a patch, or 2x2 patches with staged compression."""
-    return autoencoder.config.patch_size * (2 if autoencoder.config.staged_compression else 1)
-
-
-def build_student(
-    arguments: TokenizerArguments, autoencoder: ModelMixin
-) -> tuple[JointTokenizer | PlainTokenizer, SelfDistillationLoss | None]:
-    """The modules with gradient, and the self-supervised loss with its centres."""
-    has_token_features = hasattr(autoencoder, "forward_features")
-    if arguments.ssl == "none":
-        return JointTokenizer(autoencoder) if has_token_features else PlainTokenizer(autoencoder), None
-    if not has_token_features:
-        raise ValueError(
-            f"--ssl {arguments.ssl} needs the tokens of the encoder, which {type(autoencoder).__name__} does not give;"
-            " pass --ssl none, or train an AutoencoderTC."
-        )
-    options = {
-        "sharing": None if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
-        "student_temperature": arguments.student_temperature,
-        "center_momentum": arguments.center_momentum,
-    }
-    if arguments.ssl_centering != "method":
-        options["centering"] = arguments.ssl_centering
-    if arguments.koleo_weight is not None:
-        options["koleo_weight"] = arguments.koleo_weight
-    head, ssl_loss = build_self_distillation(
-        arguments.ssl,
-        autoencoder.config.hidden_size,
-        out_dim=arguments.ssl_out_dim,
-        patch_out_dim=arguments.ssl_patch_out_dim,
-        hidden_dim=arguments.ssl_hidden_dim,
-        bottleneck_dim=arguments.ssl_bottleneck_dim,
-        **options,
-    )
-    return JointTokenizer(autoencoder, head, arguments.ssl_features), ssl_loss
-
-
-def parameter_groups(model: torch.nn.Module, arguments: TokenizerArguments) -> list[dict]:
-    """Encoder and head follow the weight decay schedule, the decoder keeps its start; vectors have none."""
-    groups = {name: [] for name in ("scheduled", "constant", "none")}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim <= 1 or name.endswith(("class_token", "mask_token")):
-            groups["none"].append(parameter)
-        elif name.startswith("autoencoder.decoder."):
-            groups["constant"].append(parameter)
-        else:
-            groups["scheduled"].append(parameter)
-    decay = {"scheduled": arguments.weight_decay, "constant": arguments.weight_decay, "none": 0.0}
-    return [
-        {"params": parameters, "name": name, "weight_decay": decay[name]}
-        for name, parameters in groups.items()
-        if parameters
-    ]
-
-
 def start(arguments: TokenizerArguments) -> TokenizerRun:
     """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
@@ -316,25 +237,6 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     )
 
 
-def resolve_crop_sizes(arguments: TokenizerArguments, ratio: int) -> None:
-    """Fill in the sizes of the crops and check them."""
-    arguments.global_crop_size = arguments.global_crop_size or arguments.resolution
-    arguments.local_crop_size = arguments.local_crop_size or max(ratio, arguments.resolution // 2 // ratio * ratio)
-    for name in ("global_crop_size", "local_crop_size"):
-        check_multiple(name, getattr(arguments, name), ratio)
-
-
-def add_stochastic_depth(autoencoder: ModelMixin, rate: float) -> StochasticDepth | None:
-    if rate == 0:
-        return None
-    if not hasattr(autoencoder, "forward_features"):
-        raise ValueError(
-            f"--drop_path works with AutoencoderTC, not with {type(autoencoder).__name__}; leave it at 0."
-        )
-    encoder = autoencoder.encoder
-    return StochasticDepth(encoder, [*encoder.first_blocks, *encoder.last_blocks], rate)
-
-
 def set_schedules(
     optimizer: torch.optim.Optimizer, arguments: TokenizerArguments, step: int, total_batch: int
 ) -> None:
@@ -373,28 +275,6 @@ def forward_student(run: TokenizerRun, batch: dict, images: torch.Tensor, step: 
 
     token_mask, masked_tokens = token_masks(batch, run.autoencoder, arguments.ssl_features, device)
     return run.model(images, global_crops, local_crops, token_mask, masked_tokens), global_crops, masked_tokens
-
-
-def token_masks(
-    batch: dict, autoencoder: ModelMixin, ssl_features: str, device: torch.device
-) -> tuple[torch.Tensor | None, MaskedTokens | None]:
-    """
-    Masks of the global crops from those drawn on groups: `(2, B, h / p, w / p)` over patches for the encoder, and the
-    hidden tokens on the grid that the head reads. `None` twice for a method without masks.
-    """
-    if "masks" not in batch:
-        return None, None
-    group_mask = batch["masks"].transpose(0, 1)
-    token_mask = expand_mask(group_mask, mask_group_pixels(autoencoder) // autoencoder.config.patch_size)
-    head_mask = group_mask if ssl_features == "last" else token_mask
-    # Counted while still on the CPU: counting on a GPU would wait for it.
-    masked_tokens = MaskedTokens.from_mask(head_mask.flatten(-2)).to(device)
-    return token_mask.to(device, non_blocking=True), masked_tokens
-
-
-def view_major(crops: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """Crops `(B, V, 3, h, w)` in uint8 -> `(V, B, 3, h, w)` in [-1, 1]."""
-    return None if crops is None else to_unit_range(crops, device).transpose(0, 1).contiguous()
 
 
 def compute_loss(run: TokenizerRun, batch: dict, step: int, micro_step: int) -> tuple[torch.Tensor, dict]:

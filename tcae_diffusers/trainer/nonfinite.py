@@ -1,5 +1,7 @@
 """Steps whose loss or gradient is not finite: skipped on the device, counted, and fatal when they do not end."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -34,9 +36,19 @@ class NonFiniteGuard:
         self.skipped.copy_(state["skipped"])
         self.in_a_row.copy_(state["in_a_row"])
 
-    def mark(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+    def mark(
+        self,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+    ) -> torch.Tensor:
         """
         Call between clipping and `optimizer.step()`.
+
+        Args:
+            optimizer (`torch.optim.Optimizer` or several): Those whose update is skipped, all or none.
+            loss (`torch.Tensor` of shape `()`): Of the step; a sum where there are several.
+            grad_norm (`torch.Tensor` of shape `()`): The same.
 
         Returns:
             `torch.Tensor`: 1.0 where this step is skipped, else 0.0; shape `()`, on the device, equal on all ranks.
@@ -47,7 +59,8 @@ class NonFiniteGuard:
         self.skipped += found
         self.in_a_row = (self.in_a_row + found) * found
         if self.accelerator.scaler is None:
-            getattr(optimizer, "optimizer", optimizer).found_inf = found
+            for each in optimizer if isinstance(optimizer, Sequence) else [optimizer]:
+                getattr(each, "optimizer", each).found_inf = found
         return found
 
     def check(self) -> int:

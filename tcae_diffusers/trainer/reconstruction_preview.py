@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from torchvision.utils import make_grid
 
 from ..data.image_sources import build_image_source
 from ..data.multi_crop import center_crop, to_uint8
-from ..models import AutoencoderTC
 
 logger = get_logger(__name__)
 
@@ -40,16 +40,17 @@ class ReconstructionPreview:
         return cls(torch.stack([to_uint8(center_crop(source[int(index)][0], resolution)) for index in chosen]))
 
     @torch.no_grad()
-    def log(self, accelerator: Accelerator, autoencoder: AutoencoderTC, ema: EMAModel, step: int) -> float:
+    def log(self, accelerator: Accelerator, autoencoder: ModelMixin, ema: EMAModel, step: int) -> float:
         """
         Reconstruct with the averaged weights, log `heldout/psnr` in dB and a grid of originals over reconstructions.
 
         Images are rounded to 8 bits before the PSNR, as they would be when saved; every rank computes the same.
         """
-        parameters = list(autoencoder.parameters())
+        parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
         ema.store(parameters)
         ema.copy_to(parameters)
-        training = autoencoder.training
+        # Module by module: a frozen encoder stays in evaluation mode.
+        training = {module: module.training for module in autoencoder.modules()}
         autoencoder.eval()
         try:
             reconstructions = []
@@ -58,7 +59,8 @@ class ReconstructionPreview:
                 reconstructions.append(((sample + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
         finally:
             ema.restore(parameters)
-            autoencoder.train(training)
+            for module, mode in training.items():
+                module.training = mode
         reconstructions = torch.cat(reconstructions)
         errors = (reconstructions.float() - self.images.float()).square().flatten(1).mean(dim=1)
         psnr = float((10 * torch.log10(255.0**2 / errors.clamp(min=1e-10))).mean())

@@ -1,0 +1,81 @@
+"""The module of phase 2: an autoencoder whose decoder alone learns (paper, section 3: decoder fine-tuning)."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from ..evaluation.autoencoder_access import decode_latent, encode_to_latent
+
+# First parts of the names of what comes after the latent, in the autoencoders of diffusers.
+DECODER_PARTS = ("decoder", "post_quant_conv")
+
+
+def is_decoder(name: str) -> bool:
+    """Whether a parameter or buffer of that name belongs to the decoder."""
+    return name.split(".")[0] in DECODER_PARTS
+
+
+def frozen_fingerprint(autoencoder: nn.Module) -> str:
+    """sha256 of everything that is not the decoder: latents stay valid as long as it does not change."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        if not is_decoder(name):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class FrozenEncoderTokenizer(nn.Module):
+    """
+    Reconstructs through a frozen encoder, which stays in evaluation mode and takes no gradient.
+
+    Args:
+        autoencoder (`nn.Module`): Any autoencoder of diffusers; its decoder's parameters are those to train.
+        noise (`float`, defaults to 0.0):
+            tau of RAE: each image's latent gets Gaussian noise of deviation `|N(0, tau^2)|`, in the units of what
+            `encode` returns, so that the decoder tolerates imperfect samples of a diffusion model.
+
+    Raises:
+        ValueError: negative noise, or an autoencoder without a decoder of its own.
+    """
+
+    def __init__(self, autoencoder: nn.Module, noise: float = 0.0):
+        super().__init__()
+        if noise < 0:
+            raise ValueError(f"latent noise is {noise}; expected 0 or more")
+        self.autoencoder = autoencoder
+        self.noise = noise
+        for name, parameter in autoencoder.named_parameters():
+            parameter.requires_grad_(is_decoder(name))
+        if not any(parameter.requires_grad for parameter in autoencoder.parameters()):
+            raise ValueError(f"{type(autoencoder).__name__} has no part called {' or '.join(DECODER_PARTS)} to train")
+
+    def train(self, mode: bool = True) -> "FrozenEncoderTokenizer":
+        super().train(mode)
+        for name, module in self.autoencoder.named_children():
+            if not is_decoder(name):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor, generators: list[torch.Generator] | None = None) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [-1, 1].
+            generators (`list[torch.Generator]`, *optional*): One per image, for the noise; none is added without.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 3, H, W)`: reconstructions in about [-1, 1].
+        """
+        with torch.no_grad():
+            latent = encode_to_latent(self.autoencoder, pixel_values)
+            if self.noise and generators is not None:
+                latent = latent + self._draw_noise(latent, generators)
+        return decode_latent(self.autoencoder, latent)
+
+    def _draw_noise(self, latent: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        noise = []
+        for generator in generators:
+            deviation = self.noise * torch.randn((), generator=generator).abs()
+            noise.append(deviation * torch.randn(latent.shape[1:], generator=generator))
+        return torch.stack(noise).to(latent, non_blocking=True)

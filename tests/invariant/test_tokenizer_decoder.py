@@ -1,0 +1,92 @@
+"""Decoder fine-tuning that was stopped, killed or divided equals the plain run, through `finetune_decoder`."""
+
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcae_diffusers.training import finetune_decoder
+
+from ..latent_commands import assert_same_training_state, fork_ranks, weights
+from ..tokenizer_commands import checkpoint, finetune, uninterrupted_finetuning
+from ..tokenizer_kills import LONG, kill_and_resume
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop):
+    """Before the adversary has begun, and with all of it under way."""
+    step, calls = finetune_decoder.forward_backward, []
+
+    def forward_backward(*arguments):
+        calls.append(1)
+        if len(calls) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_decoder, "forward_backward", forward_backward)
+        finetune(tmp_path / "run")
+    assert checkpoint(tmp_path / "run", stop).exists() and not (tmp_path / "run" / "model").exists()
+    finetune(tmp_path / "run", resume="latest")
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(uninterrupted_finetuning()))
+    for part in ("model", "discriminator"):
+        ours, theirs = weights(tmp_path / "run" / part), weights(uninterrupted_finetuning() / part)
+        assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
+    whole = finetune(tmp_path / "whole", **LONG)
+    assert len(kill_and_resume(finetune, tmp_path / "run", whole, kills=8, seed=3)) == 8
+
+
+# A large epsilon keeps what is compared a smooth function of the gradients, see test_tokenizer_division.py.
+SMOOTH = {"adam_epsilon": 1e-3, "adversarial_start_step": 0, "discriminator_start_step": 0}
+# AdamW of the discriminator has no such option, so its rate is small instead.
+SMOOTH |= {"discriminator_learning_rate": 1e-3}
+
+
+def all_tensors(folder):
+    folder = checkpoint(folder)
+    tensors = {f"decoder {k}": v for k, v in load_file(folder / "model.safetensors").items()}
+    tensors |= {f"discriminator {k}": v for k, v in load_file(folder / "model_1.safetensors").items()}
+    return tensors | torch.load(folder / "custom_checkpoint_2.pkl", weights_only=True)
+
+
+def assert_close(first, second):
+    ours, theirs = all_tensors(first), all_tensors(second)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[key], rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(tmp_path):
+    whole = finetune(tmp_path / "whole", **SMOOTH, train_batch_size=8)
+
+    def rank_run(rank):
+        step = finetune_decoder.optimize
+
+        def optimize(run, *arguments):
+            step(run, *arguments)
+            state = {**run.autoencoder.state_dict(), **run.adversary.loss.state_dict()}
+            state |= {f"discriminator.{k}": v for k, v in run.adversary.discriminator.state_dict().items()}
+            torch.save(state, tmp_path / f"rank-{rank}-step-{arguments[-1]}.pt")
+
+        finetune_decoder.optimize = optimize
+        finetune(tmp_path / "run", **SMOOTH, train_batch_size=4)
+
+    assert fork_ranks(rank_run) == [0, 0]
+    for step in range(6):
+        first, second = (torch.load(tmp_path / f"rank-{rank}-step-{step}.pt") for rank in range(2))
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert_close(tmp_path / "run", whole)
+
+
+def test_accumulated_images_equal_one_batch_when_the_weight_is_not_adaptive(tmp_path):
+    """The adaptive weight is the ratio of two gradients of one forward pass, so it depends on what that pass saw."""
+    options = {**SMOOTH, "adaptive_weight": False, "r1_weight": 0, "lecam_weight": 0}
+    whole = finetune(tmp_path / "whole", **options, train_batch_size=8)
+    assert_close(finetune(tmp_path / "run", **options, train_batch_size=2, gradient_accumulation_steps=4), whole)

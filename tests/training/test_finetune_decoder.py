@@ -1,0 +1,193 @@
+"""What `finetune_decoder` trains: the decoder and its discriminator, never the encoder, for any autoencoder."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.data.tokenizer_training_dataset import collate_training_views
+from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
+from tcae_diffusers.trainer import parse_arguments
+from tcae_diffusers.training import finetune_decoder
+
+from ..latent_commands import home, reset_accelerate, weights
+from ..tokenizer_commands import (
+    DECODER_OPTIONS,
+    TINY,
+    checkpoint,
+    finetune,
+    trained_tokenizer,
+    uninterrupted_finetuning,
+)
+from .test_train_tcae import BASELINES
+
+
+@pytest.fixture
+def started(tmp_path):
+    """`started(**options)`: a run that has everything built and no step done."""
+
+    def start(**options):
+        reset_accelerate()
+        defaults = {
+            "autoencoder": trained_tokenizer(),
+            "train_data": home() / "images",
+            "output_dir": tmp_path / "run",
+        }
+        argv = []
+        for name, value in {**defaults, **DECODER_OPTIONS, **options}.items():
+            values = value if isinstance(value, list) else [value]
+            argv += [f"--{name}", *map(str, values)] if values else []
+        return finetune_decoder.start(parse_arguments(finetune_decoder.DecoderArguments, argv))
+
+    yield start
+    reset_accelerate()
+
+
+def first_batch(run):
+    return collate_training_views([run.dataset[(0, index)] for index in range(run.arguments.train_batch_size)])
+
+
+def test_encoder_and_statistics_stay_bit_identical_and_latents_with_them():
+    before = AutoencoderTC.from_pretrained(trained_tokenizer())
+    after = AutoencoderTC.from_pretrained(uninterrupted_finetuning() / "model")
+    assert frozen_fingerprint(before) == frozen_fingerprint(after)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(before.encode(images).latent, after.encode(images).latent)
+    old, new = before.decoder.state_dict(), after.decoder.state_dict()
+    same = [name for name, value in old.items() if torch.equal(value, new[name])]
+    assert same == []
+    described = json.loads((uninterrupted_finetuning() / "run.json").read_text())
+    assert described["encoder_sha256"] == frozen_fingerprint(before)
+    assert "without a perceptual loss" in described["losses"] and "adaptive hinge (patchgan)" in described["losses"]
+
+
+def test_the_fingerprint_sees_the_smallest_change_outside_the_decoder_alone(tiny_tcae):
+    before = frozen_fingerprint(tiny_tcae)
+    with torch.no_grad():
+        next(tiny_tcae.decoder.parameters()).add_(1.0)
+        assert frozen_fingerprint(tiny_tcae) == before
+        tiny_tcae.latent_std[0] += 1e-6
+        assert frozen_fingerprint(tiny_tcae) != before
+
+
+def test_a_changed_encoder_is_never_written(started):
+    run = started()
+    with torch.no_grad():
+        run.autoencoder.encoder.class_token.add_(1e-6)
+    with pytest.raises(RuntimeError, match="encoder changed"):
+        finetune_decoder.save_result(run)
+    assert not (run.folder / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "decoder_sees", "discriminator_learns"), [(0, False, False), (1, False, True), (2, True, True)]
+)
+def test_who_learns_when(started, step, decoder_sees, discriminator_learns):
+    run = started()
+    run.model.train()
+    metrics = finetune_decoder.forward_backward(run, first_batch(run), step, 0)
+    assert ("train/loss_gan" in metrics) == decoder_sees
+    assert ("train/loss_discriminator" in metrics) == discriminator_learns
+    with_gradient = {name.split(".")[0] for name, p in run.autoencoder.named_parameters() if p.grad is not None}
+    assert with_gradient == {"decoder"}
+    gradients = [parameter.grad for parameter in run.adversary.discriminator.parameters()]
+    assert all((gradient is not None) == discriminator_learns for gradient in gradients)
+    if decoder_sees:
+        expected = metrics["train/loss_l1"] + 0.75 * metrics["train/adaptive_weight"] * metrics["train/loss_gan"]
+        torch.testing.assert_close(metrics["train/loss"], expected)
+        assert 0 < metrics["train/adaptive_weight"] <= 1e4
+
+
+def test_a_step_that_is_not_finite_is_skipped_by_both_sides(started):
+    run = started(adversarial_start_step=0, discriminator_start_step=0)
+    run.model.train()
+    finetune_decoder.forward_backward(run, first_batch(run), 0, 0)
+    before = {name: value.clone() for name, value in run.autoencoder.state_dict().items()}
+    discriminator = {name: value.clone() for name, value in run.adversary.discriminator.state_dict().items()}
+    optimizers = [run.optimizer, run.adversary.optimizer]
+    assert run.guard.mark(optimizers, torch.tensor(float("nan")), torch.tensor(1.0)) == 1
+    for optimizer in optimizers:
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in run.autoencoder.state_dict().items())
+    assert all(torch.equal(v, discriminator[name]) for name, v in run.adversary.discriminator.state_dict().items())
+
+
+def test_noise_is_a_function_of_the_generators_and_only_there_in_training(tiny_tcae):
+    tokenizer = FrozenEncoderTokenizer(tiny_tcae, noise=0.5).train()
+    assert tokenizer.training and tiny_tcae.decoder.training and not tiny_tcae.encoder.training
+    images = torch.rand(3, 3, 32, 32)
+
+    def decode(seeds):
+        generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            return tokenizer(images, generators)
+
+    assert torch.equal(decode([1, 2, 3]), decode([1, 2, 3]))
+    torch.testing.assert_close(decode([1, 2, 3])[2], decode([7, 8, 3])[2])
+    assert not torch.allclose(decode([1, 2, 3]), decode([4, 5, 6]))
+    torch.testing.assert_close(decode(None), tiny_tcae(images).sample)
+
+
+def test_the_discriminator_is_saved_with_its_own_average():
+    folder = uninterrupted_finetuning()
+    saved = weights(folder / "discriminator")
+    trained = load_file(checkpoint(folder) / "model_1.safetensors")
+    assert saved.keys() == trained.keys() and not any(torch.equal(saved[key], trained[key]) for key in saved)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_decoders_of_other_autoencoders_learn_too(tmp_path, name):
+    torch.manual_seed(0)
+    original = getattr(diffusers, name)(**BASELINES[name])
+    original.save_pretrained(tmp_path / "original")
+    options = {"autoencoder": tmp_path / "original", "resolution": 16, "max_train_steps": 3}
+    tuned = getattr(diffusers, name).from_pretrained(finetune(tmp_path / "run", **options) / "model")
+    assert frozen_fingerprint(tuned) == frozen_fingerprint(original)
+    assert not torch.equal(tuned.decoder.conv_in.weight, original.decoder.conv_in.weight)
+
+
+def test_a_frozen_feature_discriminator_trains(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    options = {"discriminator": "efficientnet-lite0", "adversarial_start_step": 0, "discriminator_start_step": 0}
+    options |= {"r1_weight": 0, "max_train_steps": 1, "train_batch_size": 2, "perceptual": "efficientnet-lite0"}
+    folder = finetune(tmp_path / "run", **options)
+    assert (
+        "efficientnet-lite0-features + 0.75 adaptive hinge (efficientnet-lite0)"
+        in json.loads((folder / "run.json").read_text())["losses"]
+    )
+
+
+def test_without_an_adversary_the_run_says_so(tmp_path):
+    folder = finetune(tmp_path / "run", discriminator="none", max_train_steps=2)
+    assert "without an adversarial loss" in (folder / "run.json").read_text()
+    assert not (folder / "discriminator").exists()
+
+
+BAD_INPUT = {
+    "no tokenizer": ({"autoencoder": "nowhere"}, "nowhere"),
+    "another kind of model": ({"autoencoder": home}, "config.json"),
+    "images too small for the discriminator": ({"discriminator_layers": 3}, "discriminator_layers 3"),
+    "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),
+    "unknown augmentation": ({"diff_augment": ["blur"]}, "blur"),
+    "negative noise": ({"latent_noise": -1}, "latent noise is -1"),
+    "negative weight": ({"r1_weight": -1}, "r1_weight is -1"),
+    "an interval of zero": ({"r1_interval": 0}, "r1_interval is 0"),
+    "DINO that is not there": ({"discriminator": "dino", "discriminator_weights_path": "/nowhere/at/all"}, "/nowhere"),
+    "a discriminator average that never moves": ({"discriminator_ema_decay": 1}, "discriminator_ema_decay 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input(tmp_path, capsys, name):
+    options, words = BAD_INPUT[name]
+    options = {key: value() if callable(value) else value for key, value in options.items()}
+    with pytest.raises(SystemExit) as stopped:
+        finetune(tmp_path / "run", **options)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in message and "Traceback" not in message, message
+    assert not (tmp_path / "run").exists()
+    assert TINY
