@@ -47,6 +47,7 @@ from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
+    build_preview,
     build_reconstruction_loss,
     checkpoint_identity,
     compile_blocks,
@@ -211,9 +212,7 @@ def start(arguments: DecoderArguments) -> DecoderRun:
     source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
     transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip)
     dataset = TokenizerTrainingDataset(source, transform, arguments.seed, arguments.max_broken_images)
-    preview = ReconstructionPreview.from_spec(
-        arguments.heldout_data, arguments.data_resolution, arguments.resolution, arguments.num_eval_images
-    )
+    preview = build_preview(arguments, folder)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     if arguments.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()

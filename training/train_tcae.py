@@ -49,6 +49,7 @@ from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
+    build_preview,
     build_reconstruction_loss,
     checkpoint_identity,
     compile_blocks,
@@ -179,9 +180,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     if ssl_loss is not None:
         resolve_crop_sizes(arguments, spatial_ratio(autoencoder))
     dataset = build_dataset(arguments, autoencoder)
-    preview = ReconstructionPreview.from_spec(
-        arguments.heldout_data, arguments.data_resolution, arguments.resolution, arguments.num_eval_images
-    )
+    preview = build_preview(arguments, folder)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     teacher = Teacher(student).to(accelerator.device) if ssl_loss is not None else None
     stochastic_depth = add_stochastic_depth(autoencoder, arguments.drop_path)

@@ -19,7 +19,8 @@ def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> di
     parts: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = next((p for p in ("encoder", "decoder") if f"{p}." in name), "head")
+            # By whole words: "autoencoder" is no encoder.
+            part = next((part for part in ("encoder", "decoder") if part in name.split(".")), "head")
             parts.setdefault(part, []).append(parameter.grad)
     scale = (total / max_norm).clamp(min=1.0)
     return {f"train/grad_norm_{part}": nn.utils.get_total_norm(grads) * scale for part, grads in parts.items()}

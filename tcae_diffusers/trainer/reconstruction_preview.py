@@ -1,4 +1,6 @@
-"""Held-out reconstructions during tokenizer training: PSNR and a picture in the trackers."""
+"""Held-out reconstructions during tokenizer training: figures and pictures in the trackers."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -6,45 +8,66 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torchvision.utils import make_grid
 
 from ..data.image_sources import build_image_source
 from ..data.multi_crop import center_crop, to_uint8
+from ..evaluation.autoencoder_access import decode_latent, encode_to_latent
+from ..evaluation.features import FeatureNetwork
+from ..evaluation.frechet import FrechetStatistics, frechet_distance
+from ..evaluation.image_similarity import psnr, ssim
+from ..evaluation.latents import spectrum_figures
+from ..evaluation.metric_names import metric_name
 
 logger = get_logger(__name__)
 
 
 class ReconstructionPreview:
     """
-    A fixed, evenly spaced choice of held-out images.
+    Reconstructs a fixed, evenly spaced choice of held-out images with the averaged weights.
 
     Args:
         images (`torch.Tensor` of shape `(N, 3, H, W)`): uint8.
+        folder (`Path`, *optional*): Where pictures are written as PNG besides the trackers.
+        extractor (`str`, *optional*): Feature network of an rFD; none is measured without.
     """
 
     num_pictured = 16
     batch_size = 32
 
-    def __init__(self, images: torch.Tensor):
+    def __init__(self, images: torch.Tensor, folder: Path | None = None, extractor: str | None = None):
         self.images = images
+        self.folder = folder
+        self.network = None
+        if extractor is not None:
+            self.network = FeatureNetwork(extractor)
+            self.reference = self._statistics(images)
+            self.distance_name = metric_name("FID", extractor, len(images), prefix="r")
 
     @classmethod
     def from_spec(
-        cls, spec: str | None, data_resolution: int | None, resolution: int, num_images: int
+        cls, spec: str | None, data_resolution: int | None, resolution: int, num_images: int, **options
     ) -> "ReconstructionPreview | None":
-        """Read `num_images` images of the source that `spec` names; `None` without one."""
+        """Read `num_images` images of the source that `spec` names; `None` without one. `options` as for the class."""
         if spec is None:
             return None
         source = build_image_source(spec, resolution=data_resolution)
         chosen = np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int)
-        return cls(torch.stack([to_uint8(center_crop(source[int(index)][0], resolution)) for index in chosen]))
+        images = [to_uint8(center_crop(source[int(index)][0], resolution)) for index in chosen]
+        return cls(torch.stack(images), **options)
 
     @torch.no_grad()
     def log(self, accelerator: Accelerator, autoencoder: ModelMixin, ema: EMAModel, step: int) -> float:
         """
-        Reconstruct with the averaged weights, log `heldout/psnr` in dB and a grid of originals over reconstructions.
+        Log `heldout/psnr` (dB), `heldout/ssim`, the latent's effective rank and least channel deviation, an rFD if
+        there is a feature network, and two pictures: originals over reconstructions, and the principal components of
+        tokens and latents. Every rank computes the same.
 
-        Images are rounded to 8 bits before the PSNR, as they would be when saved; every rank computes the same.
+        Images are rounded to 8 bits before they are measured, as they would be when saved.
+
+        Returns:
+            `float`: the PSNR.
         """
         parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
         ema.store(parameters)
@@ -53,26 +76,107 @@ class ReconstructionPreview:
         training = {module: module.training for module in autoencoder.modules()}
         autoencoder.eval()
         try:
-            reconstructions = []
-            for images in self.images.split(self.batch_size):
-                sample = autoencoder(images.to(accelerator.device).float() / 127.5 - 1).sample
-                reconstructions.append(((sample + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
+            reconstructions, latents = self._reconstruct(autoencoder, accelerator.device)
+            pictured = self.images[self._pictured()].to(accelerator.device).float() / 127.5 - 1
+            maps = self._feature_maps(autoencoder, pictured, latents[self._pictured()])
         finally:
             ema.restore(parameters)
             for module, mode in training.items():
                 module.training = mode
-        reconstructions = torch.cat(reconstructions)
-        errors = (reconstructions.float() - self.images.float()).square().flatten(1).mean(dim=1)
-        psnr = float((10 * torch.log10(255.0**2 / errors.clamp(min=1e-10))).mean())
-        accelerator.log({"heldout/psnr": psnr}, step=step)
-        self._log_picture(accelerator, reconstructions, step)
-        logger.info(f"step {step}: held-out PSNR {psnr:.2f} dB over {len(self.images)} images")
-        return psnr
+        figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
+        if min(self.images.shape[-2:]) >= 11:
+            figures["heldout/ssim"] = float(ssim(reconstructions, self.images).mean())
+        if self.network is not None:
+            distance = frechet_distance(self._statistics(reconstructions), self.reference)
+            figures[f"heldout/{self.distance_name}"] = distance
+        accelerator.log(figures, step=step)
+        if accelerator.is_main_process:
+            chosen = self.images[self._pictured()]
+            over = [chosen, reconstructions[self._pictured()]]
+            self._log_picture(accelerator, "original over reconstruction", over, step)
+            components = [principal_components(each, chosen.shape[-2:]) for each in maps.values()]
+            self._log_picture(accelerator, " over ".join(["original", *maps]), [chosen, *components], step)
+        logger.info(
+            f"step {step}: "
+            + ", ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in figures.items())
+            + f" over {len(self.images)} held-out images"
+        )
+        return figures["heldout/psnr"]
 
-    def _log_picture(self, accelerator: Accelerator, reconstructions: torch.Tensor, step: int) -> None:
-        spacing = np.linspace(0, len(self.images) - 1, min(self.num_pictured, len(self.images))).round().astype(int)
-        rows = torch.cat([self.images[spacing], reconstructions[spacing]])
-        grid = make_grid(rows, nrow=len(spacing), padding=2, pad_value=255)
+    def _reconstruct(self, autoencoder: ModelMixin, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        reconstructions, latents = [], []
+        for images in self.images.split(self.batch_size):
+            latent = encode_to_latent(autoencoder, images.to(device).float() / 127.5 - 1)
+            sample = decode_latent(autoencoder, latent)
+            reconstructions.append(((sample + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
+            latents.append(latent.float().cpu())
+        return torch.cat(reconstructions), torch.cat(latents)
+
+    def _feature_maps(
+        self, autoencoder: ModelMixin, images: torch.Tensor, latents: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the second picture shows, `(B, D, h, w)` each: tokens of both stages, if there are any, and latents."""
+        maps = {}
+        if hasattr(autoencoder, "forward_features"):
+            features = autoencoder.forward_features(images)
+            if autoencoder.config.staged_compression:
+                maps["first-stage tokens"] = tokens_to_map(features.first_stage, features.first_stage_grid)
+            maps["last tokens"] = tokens_to_map(features.last, features.last_grid)
+        return {**maps, "latent": latents}
+
+    def _pictured(self) -> np.ndarray:
+        return np.linspace(0, len(self.images) - 1, min(self.num_pictured, len(self.images))).round().astype(int)
+
+    def _statistics(self, images: torch.Tensor) -> FrechetStatistics:
+        features = [self.network(batch)["features"] for batch in images.split(self.batch_size)]
+        return FrechetStatistics.from_features(torch.cat(features).numpy())
+
+    def _log_picture(self, accelerator: Accelerator, name: str, rows: list[torch.Tensor], step: int) -> None:
+        grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=255)
         for tracker in accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.writer.add_image("heldout/original over reconstruction", grid, step)
+                tracker.writer.add_image(f"heldout/{name}", grid, step)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / f"step-{step:08d} {name}.png"
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(str(file).replace(" ", "-"))
+
+
+def tokens_to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """`(B, h * w, D)` -> `(B, D, h, w)` in fp32 on the CPU."""
+    return tokens.float().cpu().transpose(1, 2).unflatten(2, tuple(grid))
+
+
+def latent_figures(latents: torch.Tensor) -> dict[str, float]:
+    """Whether latents `(N, c, h, w)` collapse: `latent/effective_rank`, between 1 and c, `latent/min_channel_std`."""
+    covariance = np.atleast_2d(np.cov(latents.transpose(0, 1).flatten(1).double().numpy()))
+    return {
+        "latent/effective_rank": spectrum_figures(covariance)["effective_rank"],
+        "latent/min_channel_std": float(np.sqrt(np.diag(covariance).min())),
+    }
+
+
+def principal_components(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    The first three principal components of all positions as red, green and blue.
+
+    Args:
+        maps (`torch.Tensor` of shape `(B, D, h, w)`): Features.
+        size (`tuple[int, int]`): Of the result; positions become squares of one colour.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, *size)`, uint8; each component spans 0 to 255 from its 2nd to its 98th
+        percentile.
+    """
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2).double()
+    rows = rows - rows.mean(dim=0)
+    _, vectors = torch.linalg.eigh(rows.T @ rows)
+    vectors = vectors.flip(1)[:, :3]
+    # Eigenvectors have no sign of their own; one that is fixed keeps colours from flipping between two pictures.
+    largest = vectors.abs().argmax(dim=0)
+    vectors = vectors * vectors[largest, torch.arange(vectors.shape[1])].sign()
+    values = torch.nn.functional.pad(rows @ vectors, (0, 3 - vectors.shape[1]))
+    low, high = torch.quantile(values, torch.tensor([0.02, 0.98], dtype=torch.double), dim=0)
+    values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) * 255
+    colours = values.round().to(torch.uint8).unflatten(0, (maps.shape[0], *maps.shape[2:])).permute(0, 3, 1, 2)
+    return torch.nn.functional.interpolate(colours, size=tuple(size), mode="nearest")

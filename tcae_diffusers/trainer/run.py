@@ -88,7 +88,7 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
         for key, value in asdict(arguments).items()
     }
     # A run that starts anew in the middle of an old log would draw two curves at once.
-    kwargs = {"tensorboard": {"purge_step": first_step}} if arguments.report_to == "tensorboard" else {}
+    kwargs = {"tensorboard": {"purge_step": first_step + 1}} if arguments.report_to == "tensorboard" else {}
     accelerator.init_trackers(name, config=config, init_kwargs=kwargs)
 
 

@@ -35,7 +35,10 @@ class ReconstructionArguments(RunArguments):
     compile: bool = option(False, "torch.compile the repeated blocks; pays off on GPUs.")
 
     eval_steps: int = option(500, "Steps between two looks at held-out images.")
-    num_eval_images: int = option(256, "Held-out images for the PSNR.")
+    num_eval_images: int = option(256, "Held-out images for PSNR and SSIM.")
+    heldout_rfd: str | None = option(
+        None, "Feature network of a Fréchet distance beside them, such as efficientnet-lite0 (offline); none if unset."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from ..models import AutoencoderTC
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..objectives.perceptual import build_perceptual_loss
 from ..objectives.reconstruction import ReconstructionLoss
+from .reconstruction_preview import ReconstructionPreview
 from .tokenizer_arguments import ReconstructionArguments
 
 
@@ -146,6 +147,18 @@ def build_loader(
         collate_fn=collate_training_views,
         num_workers=arguments.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def build_preview(arguments: ReconstructionArguments, folder: Path) -> ReconstructionPreview | None:
+    """The look at held-out images, if there are any; pictures go to `folder/pictures`."""
+    return ReconstructionPreview.from_spec(
+        arguments.heldout_data,
+        arguments.data_resolution,
+        arguments.resolution,
+        arguments.num_eval_images,
+        folder=folder / "pictures",
+        extractor=arguments.heldout_rfd,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..latent_commands import fork_ranks
-from ..tokenizer_commands import checkpoint, train, uninterrupted
+from ..tokenizer_commands import checkpoint, train
 
 
 def assert_close_state(first, second):
@@ -89,4 +89,3 @@ def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
     halves = {**options, "train_batch_size": 4, "resume": "latest"}
     assert fork_ranks(lambda rank: train(tmp_path / "run", **halves)) == [0, 0]
     assert (tmp_path / "run" / "model" / "config.json").exists()
-    assert uninterrupted().exists()

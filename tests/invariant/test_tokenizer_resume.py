@@ -9,7 +9,7 @@ import torch
 
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_same_training_state, home, weights
+from ..latent_commands import assert_same_training_state, weights
 from ..tokenizer_commands import checkpoint, train, uninterrupted
 
 
@@ -112,4 +112,3 @@ def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path, capsys):
         train(run)
     assert stopped.value.code == 2 and "--resume latest" in capsys.readouterr().err
     assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
-    assert home().exists()

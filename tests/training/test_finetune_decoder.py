@@ -16,7 +16,6 @@ from tcae_diffusers.training import finetune_decoder
 from ..latent_commands import home, reset_accelerate, weights
 from ..tokenizer_commands import (
     DECODER_OPTIONS,
-    TINY,
     checkpoint,
     finetune,
     trained_tokenizer,
@@ -190,4 +189,3 @@ def test_bad_input(tmp_path, capsys, name):
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and words in message and "Traceback" not in message, message
     assert not (tmp_path / "run").exists()
-    assert TINY

@@ -1,0 +1,20 @@
+"""Gradient norms by part add up to the norm before clipping."""
+
+import pytest
+import torch
+
+from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer
+from tcae_diffusers.objectives.self_distillation import build_self_distillation
+from tcae_diffusers.trainer.gradient_norms import gradient_norms
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e9])
+def test_parts_add_up_to_the_whole_whether_it_was_clipped_or_not(tiny_tcae, max_norm):
+    head, _ = build_self_distillation("ibot", 32, out_dim=8, hidden_dim=8, bottleneck_dim=4)
+    student = JointTokenizer(tiny_tcae, head)
+    for parameter in student.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    total = torch.nn.utils.clip_grad_norm_(student.parameters(), max_norm)
+    parts = gradient_norms(student, total, max_norm)
+    assert set(parts) == {f"train/grad_norm_{part}" for part in ("encoder", "decoder", "head")}
+    torch.testing.assert_close(torch.stack(list(parts.values())).norm(), total, rtol=1e-3, atol=1e-4)

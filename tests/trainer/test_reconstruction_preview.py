@@ -1,0 +1,75 @@
+"""The look at held-out images during tokenizer training."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tcae_diffusers.trainer.reconstruction_preview import latent_figures, principal_components
+
+from ..latent_commands import home
+from ..tokenizer_commands import train
+
+
+def test_effective_rank_counts_the_directions_that_are_used():
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(64, 6, 8, 8, generator=generator)
+    assert 5.9 < latent_figures(white)["latent/effective_rank"] <= 6
+    one = white[:, :1] * torch.arange(1, 7).view(1, 6, 1, 1)
+    assert latent_figures(one)["latent/effective_rank"] == pytest.approx(1, abs=1e-6)
+    dead = white.clone()
+    dead[:, 3] = 7.0
+    assert latent_figures(dead)["latent/min_channel_std"] == 0
+    assert 4.9 < latent_figures(dead)["latent/effective_rank"] <= 5
+
+
+def test_principal_components_show_what_varies_most_in_red():
+    maps = torch.zeros(2, 5, 4, 4)
+    maps[..., :2] += torch.tensor([3.0, -3, 3, 0, 0]).view(5, 1, 1)
+    maps[:, 3, :2] += 1.0
+    colours = principal_components(maps, (8, 8))
+    assert colours.shape == (2, 3, 8, 8) and colours.dtype == torch.uint8
+    # Left against right in red, above against below in green, nothing in blue; 2x2 pixels for a position.
+    assert (colours[:, 0, :, :4] == colours[0, 0, 0, 0]).all() and (colours[:, 0, :, 4:] == colours[0, 0, 0, 7]).all()
+    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 0, 0, 7])) == 255
+    assert abs(int(colours[0, 1, 0, 0]) - int(colours[0, 1, 7, 0])) == 255
+    assert torch.equal(colours[0], principal_components(maps + 5, (8, 8))[0])
+
+
+def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"heldout_data": home() / "images", "eval_steps": 2, "num_eval_images": 9, "max_train_steps": 4}
+    options |= {"report_to": "tensorboard", "heldout_rfd": "efficientnet-lite0"}
+    run = train(tmp_path / "run", **options)
+    events = EventAccumulator(str(run / "logs" / "train_tcae"), size_guidance={"images": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    expected = {"heldout/psnr", "heldout/ssim", "latent/effective_rank", "heldout/rFD-efficientnet-lite0"}
+    expected |= {"train/grad_norm_encoder", "train/grad_norm_decoder", "train/grad_norm_head", "train/data_wait_share"}
+    expected |= {"train/memory_gib", "train/images_per_second", "latent/min_channel_std", "train/learning_rate"}
+    assert expected <= scalars, expected - scalars
+    assert [event.step for event in events.Scalars("heldout/psnr")] == [2, 4]
+    pictures = sorted(file.name for file in (run / "pictures").iterdir())
+    assert pictures == [
+        f"step-0000000{step}-original-over-{what}.png"
+        for step in (2, 4)
+        for what in ("first-stage-tokens-over-last-tokens-over-latent", "reconstruction")
+    ]
+    # 9 columns of 16 pixels, 2 between them.
+    sizes = {Image.open(run / "pictures" / name).size for name in pictures}
+    assert sizes == {(9 * 18 + 2, 2 * 18 + 2), (9 * 18 + 2, 4 * 18 + 2)}
+
+
+def test_a_resumed_run_continues_its_trackers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"report_to": "tensorboard", "log_steps": 1, "checkpoints_total_limit": 9}
+    run = train(tmp_path / "run", **options)
+    # As after a kill at step 6: the last checkpoint is that of step 3, the log is ahead of it.
+    for part in ("model", "checkpoints/step-00000006"):
+        (run / part).rename(tmp_path / part.replace("/", "-"))
+    train(run, **options, resume="latest")
+    events = EventAccumulator(str(run / "logs" / "train_tcae"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
