@@ -39,6 +39,7 @@ from tcae_diffusers.trainer import (
 )
 from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.online_frechet import OnlineFrechet
+from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA, exponent_of
 from tcae_diffusers.trainer.sample_preview import SamplePreview
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
 from tcae_diffusers.training.dit_transformers import (
@@ -84,6 +85,10 @@ class DiTArguments(RunArguments):
     direction_weight: float = option(0.0, "Weight of the cosine loss between velocities (LightningDiT uses 1).")
     min_snr_gamma: float | None = option(None, "Min-SNR weighting of epsilon and v prediction (the paper's is 5).")
     extra_ema_decays: list[float] = option([], "Further averages of the weights; each is saved to ema/<decay>.")
+    posthoc_ema_sigmas: list[float] = option(
+        [], "Keep power-function averages of these lengths (0.05 0.1), to choose a length after training."
+    )
+    posthoc_ema_steps: int = option(1000, "Steps between two snapshots of those in ema_snapshots/.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     sample_steps: int = option(1000, "Steps between two pictures of samples, drawn from the same noise each time.")
     samples_per_class: int = option(2, "Images per class in that picture.")
@@ -105,6 +110,9 @@ class DiTArguments(RunArguments):
         self._require("timestep_shift_base", (self.timestep_shift_base or 1) > 0, "positive")
         self._require("direction_weight", self.direction_weight >= 0, "0 or more")
         self._require("extra_ema_decays", all(0 <= decay < 1 for decay in self.extra_ema_decays), "below 1 each")
+        self._require("posthoc_ema_steps", self.posthoc_ema_steps >= 1, "at least 1")
+        for sigma_rel in self.posthoc_ema_sigmas:
+            exponent_of(sigma_rel)
         self._require("gfd_steps", self.gfd_steps >= 0, "0 or more")
         self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
         self._require("gfd_reference", not self.gfd_steps or bool(self.gfd_reference), "given with --gfd_steps")
@@ -230,6 +238,7 @@ def train(arguments: DiTArguments) -> None:
         EMAModel(transformer.parameters(), decay=decay, foreach=True)
         for decay in (arguments.ema_decay, *arguments.extra_ema_decays)
     ]
+    posthoc_averages = [PowerFunctionEMA(transformer.parameters(), sigma) for sigma in arguments.posthoc_ema_sigmas]
     optimizer = torch.optim.AdamW(
         transformer.parameters(),
         lr=arguments.learning_rate,
@@ -240,10 +249,10 @@ def train(arguments: DiTArguments) -> None:
     )
     model, optimizer = accelerator.prepare(transformer, optimizer)
     tokenizer.to(accelerator.device)
-    for average in averages:
+    for average in (*averages, *posthoc_averages):
         average.to(accelerator.device)
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
-    accelerator.register_for_checkpointing(averages[0], guard, *averages[1:])
+    accelerator.register_for_checkpointing(averages[0], guard, *averages[1:], *posthoc_averages)
 
     rank_batch = arguments.train_batch_size
     total_batch = rank_batch * accelerator.num_processes * arguments.gradient_accumulation_steps
@@ -257,6 +266,7 @@ def train(arguments: DiTArguments) -> None:
             "objective": {"name": arguments.objective, **asdict(objective), "label_dropout": arguments.label_dropout},
             "unconditional": arguments.unconditional,
             "EMA decays": [average.decay for average in averages],
+            "post-hoc EMA": arguments.posthoc_ema_sigmas,
             "seed": arguments.seed,
             "total batch": total_batch,
             "max_train_steps": arguments.max_train_steps,
@@ -290,6 +300,7 @@ def train(arguments: DiTArguments) -> None:
         f" {num_classes} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
     )
 
+    parameter_names = [name for name, _ in transformer.named_parameters()]
     set_training_mode(transformer)
     batches = iter(loader)
     step = first_step
@@ -338,7 +349,7 @@ def train(arguments: DiTArguments) -> None:
                     optimizer.step()
                     optimizer.zero_grad()
                 progress.add(metrics)
-            for average in averages:
+            for average in (*averages, *posthoc_averages):
                 average.step(transformer.parameters())
             step += 1
 
@@ -351,6 +362,9 @@ def train(arguments: DiTArguments) -> None:
                 preview.log(accelerator, averages[0], step)
             if online_frechet is not None and (is_last or step % arguments.gfd_steps == 0):
                 online_frechet.log(accelerator, averages[0], step)
+            if accelerator.is_main_process and (is_last or step % arguments.posthoc_ema_steps == 0):
+                for average in posthoc_averages:
+                    average.save_snapshot(folder / "ema_snapshots", parameter_names)
             if step % arguments.checkpointing_steps == 0 and not is_last:
                 checkpoints.save(step, samples_seen=step * total_batch)
             progress.pause(time.perf_counter() - started)

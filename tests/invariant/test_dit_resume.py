@@ -14,7 +14,11 @@ from tcae_diffusers.training import train_dit
 from ..latent_commands import assert_same_training_state, fork_ranks, home, train, weights
 
 VARIANTS = {
-    "dit by flow matching": {"extra_ema_decays": [0.1, 0.9]},
+    "dit by flow matching": {
+        "extra_ema_decays": [0.1, 0.9],
+        "posthoc_ema_sigmas": [0.05, 0.1],
+        "posthoc_ema_steps": 3,
+    },
     "tc-dit by v prediction": {"transformer": "tc-dit", "objective": "v_prediction", "min_snr_gamma": 5},
 }
 
@@ -46,7 +50,12 @@ def test_stopped_by_sigterm_after_2_of_6_steps_and_resumed_equals_uninterrupted(
 
     train(tmp_path / "run", **VARIANTS[name], resume="latest")
     assert_same_training_state(last_checkpoint(tmp_path / "run"), last_checkpoint(uninterrupted(name)))
-    for part in ("pipeline/transformer", *(f"ema/{decay}" for decay in VARIANTS[name].get("extra_ema_decays", []))):
+    snapshots = ["ema_snapshots"] if "posthoc_ema_sigmas" in VARIANTS[name] else []
+    for part in (
+        "pipeline/transformer",
+        *snapshots,
+        *(f"ema/{decay}" for decay in VARIANTS[name].get("extra_ema_decays", [])),
+    ):
         ours, theirs = weights(tmp_path / "run" / part), weights(uninterrupted(name) / part)
         assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder
+from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training import train_dit
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id
 
@@ -139,6 +140,18 @@ def test_sizes_come_from_the_preset_unless_they_are_given():
     assert (small.config.num_layers, small.config.num_attention_heads) == (12, 6)
     assert (shallow.config.num_layers, shallow.config.num_attention_heads) == (2, 6)
     assert (plain.config.num_layers, plain.config.attention_head_dim) == (28, 72)
+
+
+@pytest.mark.parametrize(("config", "millions"), [("openmoji32_tc_dit", 4.18), ("imagenet256_tc_dit_xl", 675.2)])
+def test_presets_parse_and_build_what_they_say(config, millions):
+    arguments = parse_arguments(
+        train_dit.DiTArguments, ["--config", config, "--latents", "l", "--tokenizer", "t", "--output_dir", "o"]
+    )
+    sizes = (arguments.num_layers, arguments.num_attention_heads, arguments.attention_head_dim)
+    shape, classes = ((32, 4, 4), 9) if "openmoji" in config else ((128, 8, 8), 1000)
+    with torch.device("meta"):
+        model = build_transformer(arguments.transformer, shape, classes, classes, *sizes)
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
 
 
 def test_the_saved_arguments_name_the_run_and_start_it_again(tmp_path):
