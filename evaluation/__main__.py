@@ -15,6 +15,9 @@ COMMANDS = {
     "generation": "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
     "probing": "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1",
     "latents": "shape of the latent space: channels, effective rank, equivariance, and what noise in it costs",
+    "guidance_sweep": "generate and measure at several guidance scales and intervals",
+    "convergence": "Fréchet distance against DiT steps for several tokenizers, and the factor between them",
+    "compare": "several results side by side, and which differences are larger than their intervals; or a whole YAML",
     "cost": "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing "
     "anything",
     "report": "one HTML file with pictures, curves and figures from the results of the other commands",

@@ -21,12 +21,13 @@ class GroupedMoments:
     Args:
         dimensions (`int`): Length of a feature vector.
         count (`int`): Images of the whole set, over all ranks; the group of image `i` depends on this and `i` only.
+        groups (`int`): How many; one where no interval is wanted.
     """
 
-    def __init__(self, dimensions: int, count: int):
-        self._groups = random_groups(count)
-        self._statistics = [FrechetStatistics(dimensions) for _ in range(GROUPS)]
-        self._buffers: list[list[np.ndarray]] = [[] for _ in range(GROUPS)]
+    def __init__(self, dimensions: int, count: int, groups: int = GROUPS):
+        self._groups = random_groups(count, groups=groups)
+        self._statistics = [FrechetStatistics(dimensions) for _ in range(groups)]
+        self._buffers: list[list[np.ndarray]] = [[] for _ in range(groups)]
 
     def update(self, features: np.ndarray, indices: Sequence[int]) -> None:
         """Adds features `(B, D)` of the images `indices`."""
@@ -42,7 +43,7 @@ class GroupedMoments:
 
     def gather(self, state: PartialState) -> list[FrechetStatistics]:
         """The statistics per group over all ranks, on every rank; one group travels at a time."""
-        for group in range(GROUPS):
+        for group in range(len(self._buffers)):
             self._flush(group)
         if state.num_processes == 1:
             return self._statistics
@@ -63,12 +64,14 @@ class StreamedFrechet:
 
     Args:
         dimensions, count: As in [`GroupedMoments`].
+        interval: Whether the 95 % interval is wanted, which multiplies the memory by ten where moments are kept.
     """
 
-    def __init__(self, dimensions: int, count: int):
-        self._groups = random_groups(count)
+    def __init__(self, dimensions: int, count: int, interval: bool = True):
+        self._groups, self._interval = random_groups(count), interval
         self._features = np.zeros((2, count, dimensions), dtype=np.float32) if count <= dimensions else None
-        self._moments = [GroupedMoments(dimensions, count) for _ in range(2)] if self._features is None else []
+        groups = GROUPS if interval else 1
+        self._moments = [GroupedMoments(dimensions, count, groups) for _ in range(2)] if self._features is None else []
 
     def update(self, first: np.ndarray, second: np.ndarray, indices: Sequence[int]) -> None:
         """Adds features `(B, D)` of both sides of the images `indices`."""
@@ -82,11 +85,12 @@ class StreamedFrechet:
         """`(distance, half width of its 95 % interval)` over all ranks, on every rank."""
         if self._features is None:
             groups = [target.gather(state) for target in self._moments]
-            return frechet_distance(*map(merged, groups)), frechet_interval_of_groups(*groups)
+            distance = frechet_distance(*map(merged, groups))
+            return distance, frechet_interval_of_groups(*groups) if self._interval else None
         # Each rank has filled its own rows; the others' are zero.
         first, second = sum(gather_in_rank_order(self._features, state))
         distance = frechet_distance_of_features(first, second)
-        if len(first) < 2 * GROUPS:
+        if not self._interval or len(first) < 2 * GROUPS:
             return distance, None
 
         def leave_out(group: int) -> float:

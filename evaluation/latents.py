@@ -29,7 +29,8 @@ from .autoencoder_access import (
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from .frechet import FrechetStatistics, frechet_distance
+from .frechet import FrechetStatistics
+from .grouped_moments import StreamedFrechet
 from .image_sets import EvenlySpacedImages, ImageSet, open_data_source, to_signed_unit, to_uint8, uint8_batches
 from .image_similarity import psnr
 from .metric_names import metric_name
@@ -194,7 +195,8 @@ def _noise_curve(model, images, network, batch_size, noise_levels, std, seed, hi
     state, parameter = PartialState(), next(model.parameters())
     indices = rank_range(len(images), state.process_index, state.num_processes)
     totals = np.zeros(len(noise_levels))
-    statistics = [FrechetStatistics(network.dimensions) for _ in range(len(noise_levels) + 1)] if network else []
+    # Moments per group and level would not stay below a few GB: no intervals here.
+    streams = [StreamedFrechet(network.dimensions, len(images), False) for _ in noise_levels] if network else []
     with tqdm(total=len(indices) * len(noise_levels), desc="noise in the latent", unit="image", disable=hidden) as bar:
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
@@ -204,26 +206,20 @@ def _noise_curve(model, images, network, batch_size, noise_levels, std, seed, hi
             generators = [torch.Generator().manual_seed(image_seed(seed, index)) for index in chosen]
             noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in generators])
             noise = (noise * std).to(latent)
-            if statistics:
-                statistics[-1].update(network(originals)["features"])
+            features = network(originals)["features"].numpy() if network else None
             for level_index, level in enumerate(noise_levels):
                 output = to_uint8(decode_latent(model, latent + level * noise))
                 totals[level_index] += psnr(originals, output).sum().item()
-                if statistics:
-                    statistics[level_index].update(network(output)["features"])
+                if network:
+                    streams[level_index].update(features, network(output)["features"].numpy(), chosen)
                 bar.update(len(chosen))
-    gathered = gather_in_rank_order((totals, statistics), state)
-    totals = sum(part[0] for part in gathered)
-    for part in gathered[1:]:
-        for target, other in zip(gathered[0][1], part[1], strict=True):
-            target.merge(other)
-    statistics = gathered[0][1]
+    totals = sum(gather_in_rank_order(totals, state))
     curve = []
     for level_index, level in enumerate(noise_levels):
         point = {"level": level, "psnr": float(totals[level_index] / len(images))}
-        if statistics:
+        if network:
             name = metric_name("FID", network.name, len(images), prefix="r")
-            point[name] = frechet_distance(statistics[level_index], statistics[-1])
+            point[name], _ = streams[level_index].result(state)
         curve.append(point)
     return curve
 

@@ -13,13 +13,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .comparison_charts import (
+    ARROWS,
+    comparison_cards,
+    comparison_charts,
+    convergence_chart,
+    format_number,
+    sweep_charts,
+)
 from .errors import EvaluationError
 from .named_paths import parse_named_paths
 from .provenance import command_line, describe_machine, library_versions, write_bytes_atomically
 from .report_charts import bar_chart, line_chart, scatter_chart
 from .training_curves import Curve, read_scalars, run_charts
 
-_KINDS = ("reconstruction", "generation", "probing", "latents", "cost", "bench")
+_KINDS = (
+    "comparison",
+    "convergence",
+    "reconstruction",
+    "generation",
+    "guidance_sweep",
+    "probing",
+    "latents",
+    "cost",
+    "bench",
+)
 
 
 def embed_png(path: Path) -> str:
@@ -59,20 +77,16 @@ def collect_results(paths: list[Path]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: _KINDS.index(result["kind"]))
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def figure_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Every figure as a row of the table: what it is of, name, value with interval, N, floor, baseline, extractor."""
     rows = []
     for result in results:
         if result["kind"] == "reconstruction":
-            groups = [(f"{result['autoencoder']['class']} on {result['data']['spec']}", result["figures"])]
+            groups = [(_subject(result), result["figures"])]
         elif result["kind"] == "generation":
             groups = [(entry["name"], entry["figures"]) for entry in result["sets"]]
         elif result["kind"] == "probing":
-            groups = [(f"{result['autoencoder']['class']} on {result['data']['spec']}", result["figures"])]
+            groups = [(_subject(result), result["figures"])]
         else:
             continue
         for subject, figures in groups:
@@ -83,16 +97,20 @@ def figure_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
                     {
                         "subject": subject,
                         "name": figure["name"],
-                        "value": _number(figure["value"]),
+                        "value": format_number(figure["value"]),
                         "spread": f"± {spread:.2g}" if spread else "",
-                        "better": {"higher": "↑", "lower": "↓"}[figure["better"]],
+                        "better": ARROWS[figure["better"]],
                         "samples": f"{figure['samples']:,}",
                         "reference": f"{figure['reference_images']:,}" if figure.get("reference_images") else "",
-                        "floor": _number(floor["value"]) if floor else "",
-                        "baseline": f"{_number(baseline['value'])} ({baseline['name']})" if baseline else "",
+                        "floor": format_number(floor["value"]) if floor else "",
+                        "baseline": f"{format_number(baseline['value'])} ({baseline['name']})" if baseline else "",
                     }
                 )
     return rows
+
+
+def _subject(result: dict[str, Any]) -> str:
+    return f"{result.get('subject') or result['autoencoder']['class']} on {result['data']['spec']}"
 
 
 def _find_figure(figures: list[dict[str, Any]], beginnings: tuple[str, ...]) -> dict[str, Any] | None:
@@ -102,8 +120,13 @@ def _find_figure(figures: list[dict[str, Any]], beginnings: tuple[str, ...]) -> 
 def headline(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The few numbers that the report opens with: `value`, `label`, `note`."""
     cards = []
+    if any(result["kind"] == "comparison" for result in results):
+        # The table says it for all subjects; cards of each would say it again, out of order.
+        results = [result for result in results if result["kind"] in ("comparison", "convergence")]
     for result in results:
-        if result["kind"] == "reconstruction":
+        if result["kind"] in ("comparison", "convergence"):
+            cards += comparison_cards(result)
+        elif result["kind"] == "reconstruction":
             figure = _find_figure(result["figures"], ("PSNR",))
             if figure is None:
                 continue
@@ -122,11 +145,11 @@ def headline(results: list[dict[str, Any]]) -> list[dict[str, str]]:
             (_, first), *others = distances
             note = f"{first['samples']:,} samples"
             if "floor" in first:
-                note += f"; real against real {_number(first['floor']['value'])}"
-            cards.append({"value": _number(first["value"]), "label": first["name"], "note": note})
+                note += f"; real against real {format_number(first['floor']['value'])}"
+            cards.append({"value": format_number(first["value"]), "label": first["name"], "note": note})
             for name, figure in others:
                 ratio = figure["value"] / first["value"] if first["value"] > 0 else float("inf")
-                note = f"{name}: {_number(figure['value'])}, samples: {_number(first['value'])}"
+                note = f"{name}: {format_number(figure['value'])}, samples: {format_number(first['value'])}"
                 value, relation = (ratio, "closer to") if ratio >= 1 else (1 / ratio, "further from")
                 cards.append({"value": f"{value:.1f}×", "label": f"{relation} real images than {name}", "note": note})
     return cards
@@ -189,6 +212,12 @@ def _with_pictures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 if name in ("tokens", "latent")
             }
             result["charts"] = charts
+        elif result["kind"] == "comparison":
+            result["charts"] = comparison_charts(result)
+        elif result["kind"] == "convergence":
+            result["chart"] = convergence_chart(result)
+        elif result["kind"] == "guidance_sweep":
+            result["charts"] = sweep_charts(result)
         elif result["kind"] == "latents":
             result["charts"] = latent_charts(result)
         prepared.append(result)

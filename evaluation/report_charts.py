@@ -45,11 +45,16 @@ def smooth(values: Sequence[float], span: int) -> list[float]:
     return out
 
 
-def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_title: str = "step") -> str:
+def line_chart(
+    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    x_title: str = "step",
+    intervals: dict[str, Sequence[float | None]] | None = None,
+) -> str:
     """One or several curves over steps; long noisy ones get their moving average drawn over the pale raw curve.
 
     Args:
         series: `{name: (steps, values)}`; values that are not finite are left out.
+        intervals: `{name: half widths}`, drawn as vertical bars through the points; all values must be finite then.
 
     Returns:
         An `<svg>` element.
@@ -64,7 +69,11 @@ def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_tit
     xs = [x for points in clean.values() for x, _ in points]
     # Early transients would press the rest of a curve flat: the axis covers the 1st to 99th percentile and its
     # margins.
-    ys = sorted(y for points in clean.values() for _, y in points)
+    ys = [y for points in clean.values() for _, y in points]
+    for name, widths in (intervals or {}).items():
+        pairs = zip(series[name][1], widths, strict=True)
+        ys += [y + sign * width for y, width in pairs for sign in (-1, 1) if width is not None]
+    ys.sort()
     low, high = (ys[int(0.01 * (len(ys) - 1))], ys[math.ceil(0.99 * (len(ys) - 1))])
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = low - margin, high + margin
@@ -93,6 +102,13 @@ def line_chart(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_tit
             averaged = smooth([y for _, y in points], len(points) // 20)
             raw = " ".join(place(x, y) for x, y in _thin(list(zip((x for x, _ in points), averaged, strict=True))))
         parts.append(f'<polyline class="curve" stroke="{color}" points="{raw}"/>')
+        for (x, y), width in zip(points, (intervals or {}).get(name, ()), strict=False):
+            across, middle = place(x, y).split(",")
+            parts.append(f'<circle cx="{across}" cy="{middle}" r="3" fill="{color}"/>')
+            if width is not None:
+                ends = [place(x, y + sign * width).split(",")[1] for sign in (-1, 1)]
+                bar = f'x1="{across}" x2="{across}" y1="{ends[0]}" y2="{ends[1]}"'
+                parts.append(f'<line {bar} stroke="{color}" stroke-width="1.5"/>')
         if len(points) == 1:
             x, y = raw.split(",")
             parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{color}"/>')
@@ -125,6 +141,33 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None,
         x = left + marker[1] * scale
         parts.append(f'<line class="marker" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
         parts.append(_text(x, height - 8, f"{marker[0]} {marker[1]:.4g}", "tick", "middle"))
+    return "".join(parts) + "</svg>"
+
+
+def interval_chart(values: dict[str, tuple[float, float | None]]) -> str:
+    """One dot per name on a common axis, with its interval as a bar where it has one."""
+    row, left, right = 26, 190, 80
+    width, height = 720, row * len(values) + 30
+    ends = [value + sign * (spread or 0.0) for value, spread in values.values() for sign in (-1, 1)]
+    margin = (max(ends) - min(ends)) * 0.06 or abs(max(ends)) * 0.1 or 1.0
+    low, high = min(ends) - margin, max(ends) + margin
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart intervals">']
+    for tick in _ticks(low, high, 5):
+        x = place(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
+        parts.append(_text(x, height - 8, _label(tick), "tick", "middle"))
+    for index, (name, (value, spread)) in enumerate(values.items()):
+        y, color = index * row + 14, PALETTE[index % len(PALETTE)]
+        parts.append(_text(left - 12, y + 5, name, "name", "end"))
+        if spread is not None:
+            bar = f'x1="{place(value - spread):.1f}" x2="{place(value + spread):.1f}" y1="{y}" y2="{y}"'
+            parts.append(f'<line {bar} stroke="{color}" stroke-width="3" stroke-linecap="round" opacity="0.45"/>')
+        parts.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{color}"/>')
+        parts.append(_text(width - right + 8, y + 5, f"{value:.4g}", "name", "start"))
     return "".join(parts) + "</svg>"
 
 

@@ -1,0 +1,217 @@
+"""Side by side: which differences count, how many steps a curve needs, sweeps and whole comparisons that resume."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.convergence import compare_curves, speed_up, steps_to_reach
+from tcae_diffusers.evaluation.figure_differences import comparison_table
+from tcae_diffusers.evaluation.guidance_sweep import sweep_points
+from tcae_diffusers.evaluation.provenance import write_json
+
+SMALL = ["--num_images", "24", "--num_inference_steps", "2", "--device", "cpu"]
+
+
+def curve(*pairs, interval=None):
+    points = [{"steps": steps, "value": value} for steps, value in pairs]
+    return points if interval is None else [{**point, "interval": interval} for point in points]
+
+
+def test_steps_are_interpolated_on_a_logarithmic_axis():
+    assert steps_to_reach([100, 10_000], [40.0, 20.0], 30.0) == (pytest.approx(1000), True)
+    assert steps_to_reach([100, 1000], [40.0, 20.0], 20.0) == (1000, True)
+    assert steps_to_reach([100, 1000], [40.0, 20.0], 50.0) == (100, False)
+    assert steps_to_reach([100, 1000], [40.0, 20.0], 19.0) == (None, False)
+    # A curve that rises again has still reached the level where it first did.
+    assert steps_to_reach([1, 10, 100], [40.0, 20.0, 30.0], 20.0) == (10, True)
+
+
+def test_speed_up_is_the_ratio_of_steps_at_equal_quality_or_says_that_there_is_none():
+    slow, fast = curve((1000, 50.0), (10_000, 30.0)), curve((1000, 30.0), (10_000, 10.0))
+    levels = compare_curves({"slow": slow, "fast": fast}, "slow")
+    assert [entry["level"] for entry in levels] == [50.0, 30.0]
+    assert levels[-1]["curves"]["fast"]["factor"] == pytest.approx(10.0)
+    assert levels[0]["curves"]["fast"] == pytest.approx(
+        {"reached": True, "steps": 1000, "factor": 1, "at_least": True}
+    )
+    assert compare_curves({"slow": slow, "fast": fast}, "fast")[-1]["curves"]["slow"] == {
+        "reached": False,
+        "lowest": 30.0,
+    }
+    uncertain = speed_up(curve((1000, 32.0), (10_000, 29.0), interval=2.0), 30.0, 10_000)
+    assert uncertain["factor_range"][0] is None
+    assert uncertain["factor_range"][1] > uncertain["factor"]
+
+
+def result(folder, subject, figures, kind="reconstruction", per_image=None, spec="openmoji:heldout"):
+    folder.mkdir(exist_ok=True)
+    if per_image is not None:
+        with open(folder / "per_image.csv", "w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["index", "psnr"])
+            writer.writerows(enumerate(per_image))
+    data = {"spec": spec, "fingerprint": "x", "images": 50}
+    return {"kind": kind, "subject": subject, "folder": folder, "data": data, "figures": figures}
+
+
+def figure(value, interval=None, name="PSNR (dB)", better="higher", samples=50):
+    entry = {"name": name, "value": value, "samples": samples, "better": better}
+    return entry if interval is None else {**entry, "interval": interval}
+
+
+def test_a_difference_counts_if_it_is_larger_than_its_interval(tmp_path):
+    def pair(first, second):
+        results = [result(tmp_path / name, name, [entry]) for name, entry in (("a", first), ("b", second))]
+        (row,) = comparison_table(results)
+        return row["differences"][0]
+
+    assert pair(figure(20.0, 0.3), figure(20.6, 0.4))["better"] == "b"
+    close = pair(figure(20.0, 0.3), figure(20.4, 0.4))
+    assert (close["larger"], close["better"], close["interval"]) == (False, None, pytest.approx(0.5))
+    assert pair(figure(3.0, 0.1, "rFD-x", "lower"), figure(4.0, 0.1, "rFD-x", "lower"))["better"] == "a"
+    assert pair(figure(20.0), figure(25.0, 0.1))["larger"] is None
+
+
+def test_the_same_images_are_compared_one_by_one(tmp_path):
+    generator = np.random.default_rng(0)
+    first = generator.normal(20, 4, 50)
+    second = first + generator.normal(0.3, 0.2, 50)
+    wide = 1.96 * 4 / np.sqrt(50)
+    results = [
+        result(tmp_path / name, name, [figure(values.mean(), wide)], per_image=values)
+        for name, values in (("a", first), ("b", second))
+    ]
+    (row,) = comparison_table(results)
+    (pair,) = row["differences"]
+    assert pair["better"] == "b"
+    assert pair["interval"] == pytest.approx(1.96 * (first - second).std(ddof=1) / np.sqrt(50), rel=1e-6)
+    assert pair["interval"] < wide / 5
+
+
+def test_figures_under_other_conditions_are_never_subtracted(tmp_path):
+    results = [
+        result(tmp_path / "a", "a", [figure(20.0, 0.1)]),
+        result(tmp_path / "b", "b", [figure(25.0, 0.1, samples=60)]),
+        result(tmp_path / "c", "c", [figure(25.0, 0.1)], spec="openmoji:train"),
+    ]
+    assert [row["differences"] for row in comparison_table(results)] == [[], [], []]
+
+
+def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder, tmp_path, capsys):
+    assert sweep_points([2.0, 1.0], [(0.0, 1.0), (0.1, 0.8)]) == [
+        (1.0, (0.0, 1.0)),
+        (2.0, (0.0, 1.0)),
+        (2.0, (0.1, 0.8)),
+    ]
+    output = tmp_path / "sweep"
+    command = ["guidance_sweep", "--pipeline", str(pipeline_folder), "--scales", "1", "2", "--intervals", "0.1:0.8"]
+    command += ["--reference", str(image_folder), "--feature_cache", str(tmp_path / "cache"), *SMALL]
+    assert main([*command, "--output", str(output)]) == 0
+    result = json.loads((output / "guidance_sweep.json").read_text())
+    settings = [(point["guidance_scale"], point["guidance_interval"]) for point in result["points"]]
+    assert settings == [(1.0, [0.0, 1.0]), (2.0, [0.1, 0.8])]
+    assert "guidance scale" in (output / "guidance_sweep.html").read_text()
+    files = [output / point["folder"] / "results" / "generation.json" for point in result["points"]]
+    times = [file.stat().st_mtime_ns for file in files]
+    files[1].unlink()
+    assert main([*command, "--output", str(output)]) == 0
+    assert files[0].stat().st_mtime_ns == times[0]
+    assert json.loads((output / "guidance_sweep.json").read_text())["points"] == result["points"]
+    assert main([*command, "--intervals", "0.8:0.1", "--output", str(output)]) == 2
+    assert "'0.8:0.1'" in capsys.readouterr().err
+
+
+def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folder, image_folder, tmp_path, capsys):
+    plan = {
+        "tokenizers": {
+            "first one": {
+                "autoencoder": str(pipeline_folder),
+                "pipelines": {100: str(pipeline_folder), 200: str(pipeline_folder)},
+            },
+            "second": {"autoencoder": str(pipeline_folder), "pipelines": {100: str(pipeline_folder)}},
+        },
+        "train": str(image_folder),
+        "test": str(image_folder),
+        "feature_cache": str(tmp_path / "cache"),
+        "epochs": 1,
+        "max_images": 12,
+        "num_images": 24,
+        "num_inference_steps": 1,
+        "device": "cpu",
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    command = ["compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    rows = {row["name"]: row for row in comparison["rows"]}
+    assert {"PSNR (dB)", "gFD-efficientnet-lite0", "linear probe, latent", "isotropy of the latent"} <= set(rows)
+    # One model twice: no difference of anything may be found.
+    assert not any(pair["larger"] for row in comparison["rows"] for pair in row["differences"])
+    assert rows["PSNR (dB)"]["differences"][0]["method"] == "paired, image by image"
+    convergence = json.loads((tmp_path / "out" / "convergence.json").read_text())
+    assert [point["steps"] for point in convergence["curves"]["first one"]] == [100, 200]
+    assert convergence["levels"][0]["curves"]["second"]["factor"] == pytest.approx(1.0)
+    html = (tmp_path / "out" / "comparison.html").read_text()
+    for content in ("Side by side", "Reconstruction: first one", "How fast a generator learns", "Generated images"):
+        assert content in html
+
+    measured = tmp_path / "out" / "first-one" / "probing" / "probing.json"
+    before = measured.stat().st_mtime_ns
+    (tmp_path / "out" / "second" / "latents" / "latents.json").unlink()
+    assert main(command) == 0
+    assert measured.stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "second" / "latents" / "latents.json").is_file()
+
+    merged = [f"{name}={tmp_path / 'out' / folder}" for name, folder in (("x", "first-one"), ("y", "second"))]
+    assert main(["compare", "--results", *merged, "--output", str(tmp_path / "merged")]) == 0
+    assert "paired" in (tmp_path / "merged" / "comparison.json").read_text()
+
+    generated = tmp_path / "out" / "second" / "generation" / "100" / "results" / "generation.json"
+    curves = ["--curve", "a", f"100={generated}", "--curve", "b", f"50={generated.parent}", f"100={generated}"]
+    assert main(["convergence", *curves, "--output", str(tmp_path / "curves")]) == 0
+    assert "b reaches" in (output := capsys.readouterr().out) and "after 50 steps: 2.00x" in output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tokenizers: {a: {autoencoder: x}}\nnumimages: 3", "unknown key numimages"),
+        ("train: x", "tokenizers is missing"),
+        ("tokenizers: {a: {pipelines: {}}}", "tokenizer 'a': autoencoder is missing"),
+        ("tokenizers: {a: {autoencoder: x, pipelines: {final: y}}}", "'DiT steps: folder'"),
+        ("tokenizers: {a: {autoencoder: x}}\nmeasures: [fid]", "unknown measure fid"),
+        ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),
+        ("a: [", "cannot read comparison"),
+        ("- 1", "expected keys and values"),
+    ],
+)
+def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):
+    (tmp_path / "plan.yaml").write_text(content)
+    assert main(["compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
+    def generation(name, samples):
+        entry = figure(100.0, 5.0, "gFD-x", "lower", samples)
+        content = {"kind": "generation", "reference": {"spec": "r"}, "sets": [{"name": name, "figures": [entry]}]}
+        write_json(tmp_path / f"{name}.json", content)
+        return tmp_path / f"{name}.json"
+
+    first, second = generation("few", 500), generation("many", 800)
+    command = ["convergence", "--output", str(tmp_path / "out"), "--curve", "a"]
+    assert main([*command, f"10={first}", f"20={second}"]) == 2
+    assert "samples 800 and 500" in capsys.readouterr().err
+    for points, message in (
+        (["10"], "not STEPS=PATH"),
+        ([f"10={first}", f"10={first}"], "two points at 10"),
+        ([f"10={tmp_path}"], "neither a generation.json nor a pipeline"),
+        ([], "has no points"),
+    ):
+        assert main([*command, *points]) == 2
+        assert message in capsys.readouterr().err
