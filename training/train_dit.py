@@ -9,11 +9,13 @@ The finished pipeline lies in OUTPUT_DIR/pipeline: `import tcae_diffusers`, then
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -40,8 +42,9 @@ from tcae_diffusers.trainer import (
 from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA, exponent_of
+from tcae_diffusers.trainer.run import discard_new_folder_on_error
 from tcae_diffusers.trainer.sample_preview import SamplePreview
-from tcae_diffusers.trainer.user_errors import exit_on_user_error
+from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training.dit_transformers import (
     build_transformer,
     check_latent_shape,
@@ -183,34 +186,48 @@ def compute_losses(
     return objective.losses(predict, latents, randomness["noise"], randomness["levels"])
 
 
-def save_results(pipeline: TCDiTPipeline, averages: list[EMAModel], folder: Path) -> None:
-    """The pipeline with the first of the averaged weights, and one transformer for each further one."""
-    transformer = pipeline.transformer
-    pipeline.to("cpu")
-    for average in averages[1:]:
-        average.copy_to(transformer.parameters())
-        (folder / "ema").mkdir(exist_ok=True)
-        save_model(transformer, folder / "ema" / f"{average.decay:g}")
-    averages[0].copy_to(transformer.parameters())
-    save_model(pipeline, folder / "pipeline")
+@dataclass
+class DiTRun:
+    """
+    Everything that the loop needs, ready to go on from `first_step`.
+
+    Args:
+        pipeline: holds the unwrapped transformer; `model` is the same as accelerate prepared it.
+        averages: the first is the pipeline's.
+        online_frechet: `None` unless asked for.
+    """
+
+    arguments: DiTArguments
+    folder: Path
+    accelerator: Accelerator
+    cache: LatentCache
+    objective: FlowMatchingObjective | NoisePredictionObjective
+    pipeline: TCDiTPipeline
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    averages: list[EMAModel]
+    posthoc_averages: list[PowerFunctionEMA]
+    guard: NonFiniteGuard
+    checkpoints: CheckpointManager
+    preview: SamplePreview
+    online_frechet: OnlineFrechet | None
+    total_batch: int
+    first_step: int
 
 
-def train(arguments: DiTArguments) -> None:
-    # What the user names is opened before anything is written.
-    tokenizer = load_autoencoder(arguments.tokenizer)
-    cache = open_cache(arguments, tokenizer)
-    check_latent_shape(arguments.transformer, cache.latent_shape, arguments.patch_size)
-    objective = build_objective(arguments, cache.latent_shape)
-    id2label = {0: "image"} if arguments.unconditional else cache.id2label
-    num_classes = len(id2label)
-    null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)
-    folder = prepare_run_folder(arguments)
-    accelerator = start_accelerator(arguments, folder)
-
+def build_pipeline(
+    arguments: DiTArguments,
+    tokenizer: torch.nn.Module,
+    cache: LatentCache,
+    objective: FlowMatchingObjective | NoisePredictionObjective,
+    null_class_id: int,
+) -> TCDiTPipeline:
+    """The pipeline around a transformer with random weights."""
+    id2label = class_names(arguments, cache)
     transformer = build_transformer(
         arguments.transformer,
         cache.latent_shape,
-        num_classes,
+        len(id2label),
         null_class_id,
         arguments.num_layers,
         arguments.num_attention_heads,
@@ -219,21 +236,41 @@ def train(arguments: DiTArguments) -> None:
     )
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
-    preview = SamplePreview(
-        pipeline, arguments.samples_per_class, arguments.num_inference_steps, arguments.guidance_scale, arguments.seed
+    return TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
+
+
+def class_names(arguments: DiTArguments, cache: LatentCache) -> dict[int, str]:
+    return {0: "image"} if arguments.unconditional else cache.id2label
+
+
+def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache: LatentCache) -> OnlineFrechet | None:
+    if not arguments.gfd_steps:
+        return None
+    return OnlineFrechet(
+        pipeline,
+        arguments.gfd_reference,
+        arguments.gfd_extractor,
+        arguments.gfd_samples,
+        arguments.seed,
+        resolution=cache.latent_shape[1] * spatial_ratio(pipeline.vae),
+        sampling={"num_inference_steps": arguments.num_inference_steps, "guidance_scale": 1.0},
     )
-    online_frechet = None
-    if arguments.gfd_steps:
-        online_frechet = OnlineFrechet(
-            pipeline,
-            arguments.gfd_reference,
-            arguments.gfd_extractor,
-            arguments.gfd_samples,
-            arguments.seed,
-            resolution=cache.latent_shape[1] * spatial_ratio(tokenizer),
-            sampling={"num_inference_steps": arguments.num_inference_steps, "guidance_scale": 1.0},
-        )
+
+
+def start(arguments: DiTArguments) -> DiTRun:
+    """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
+    # What the user names is opened before anything is written.
+    tokenizer = load_autoencoder(arguments.tokenizer)
+    cache = open_cache(arguments, tokenizer)
+    check_latent_shape(arguments.transformer, cache.latent_shape, arguments.patch_size)
+    objective = build_objective(arguments, cache.latent_shape)
+    num_classes = len(class_names(arguments, cache))
+    null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)
+
+    folder = prepare_run_folder(arguments)
+    accelerator = start_accelerator(arguments, folder)
+    pipeline = build_pipeline(arguments, tokenizer, cache, objective, null_class_id)
+    transformer = pipeline.transformer
     averages = [
         EMAModel(transformer.parameters(), decay=decay, foreach=True)
         for decay in (arguments.ema_decay, *arguments.extra_ema_decays)
@@ -254,8 +291,7 @@ def train(arguments: DiTArguments) -> None:
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
     accelerator.register_for_checkpointing(averages[0], guard, *averages[1:], *posthoc_averages)
 
-    rank_batch = arguments.train_batch_size
-    total_batch = rank_batch * accelerator.num_processes * arguments.gradient_accumulation_steps
+    total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
     checkpoints = CheckpointManager(
         accelerator,
         folder / "checkpoints",
@@ -274,107 +310,163 @@ def train(arguments: DiTArguments) -> None:
         },
     )
     first_step = checkpoints.resume(arguments.resume)
-    start_trackers(accelerator, arguments, "train_dit", first_step)
+    return DiTRun(
+        arguments=arguments,
+        folder=folder,
+        accelerator=accelerator,
+        cache=cache,
+        objective=objective,
+        pipeline=pipeline,
+        model=model,
+        optimizer=optimizer,
+        averages=averages,
+        posthoc_averages=posthoc_averages,
+        guard=guard,
+        checkpoints=checkpoints,
+        preview=SamplePreview(
+            pipeline,
+            arguments.samples_per_class,
+            arguments.num_inference_steps,
+            arguments.guidance_scale,
+            arguments.seed,
+        ),
+        online_frechet=build_online_frechet(arguments, pipeline, cache),
+        total_batch=total_batch,
+        first_step=first_step,
+    )
+
+
+def build_loader(run: DiTRun) -> DataLoader:
+    """Batches of this rank from `first_step` to the end of the run."""
+    arguments, accelerator = run.arguments, run.accelerator
     sampler = StepIndexedBatchSampler(
-        num_samples=len(cache),
-        batch_size_per_rank=rank_batch,
+        num_samples=len(run.cache),
+        batch_size_per_rank=arguments.train_batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         seed=arguments.seed,
-        start_step=first_step,
-        num_steps=arguments.max_train_steps - first_step,
+        start_step=run.first_step,
+        num_steps=arguments.max_train_steps - run.first_step,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
-    loader = DataLoader(
-        cache,
+    return DataLoader(
+        run.cache,
         batch_sampler=sampler,
         collate_fn=LatentCache.collate,
         num_workers=arguments.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def optimize(run: DiTRun, batches: Iterator, progress: TrainingProgress, step: int) -> None:
+    """One optimizer step, and the moving averages that follow it."""
+    arguments, accelerator, optimizer = run.arguments, run.accelerator, run.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = cosine_with_warmup(
+            step,
+            arguments.max_train_steps,
+            arguments.peak_learning_rate(run.total_batch),
+            arguments.final_learning_rate,
+            round(arguments.lr_warmup_fraction * arguments.max_train_steps),
+        )
+    randomness = draw_step_randomness(
+        arguments.seed,
+        step,
+        run.total_batch,
+        run.cache.latent_shape,
+        run.objective,
+        arguments.label_dropout,
+        accelerator.device,
+    )
+    rank_batch = arguments.train_batch_size
+    for micro_step in range(arguments.gradient_accumulation_steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        progress.waited(time.perf_counter() - started)
+        first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * rank_batch
+        mine = {name: value[first_slot : first_slot + rank_batch] for name, value in randomness.items()}
+        labels = torch.zeros_like(batch["labels"]) if arguments.unconditional else batch["labels"]
+        with accelerator.accumulate(run.model):
+            losses = compute_losses(
+                run.model,
+                run.objective,
+                batch["latents"].to(accelerator.device, non_blocking=True),
+                labels.to(accelerator.device, non_blocking=True),
+                run.pipeline.null_class_id,
+                mine,
+            )
+            accelerator.backward(losses["loss"])
+            metrics = {f"train/{name}": value for name, value in losses.items()}
+            if accelerator.sync_gradients:
+                metrics["train/grad_norm"] = accelerator.clip_grad_norm_(
+                    run.model.parameters(), arguments.max_grad_norm
+                )
+                run.guard.mark(optimizer, losses["loss"], metrics["train/grad_norm"])
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.add(metrics)
+    for average in (*run.averages, *run.posthoc_averages):
+        average.step(run.pipeline.transformer.parameters())
+
+
+def look_and_save(run: DiTRun, step: int) -> None:
+    """What is due after `step`: pictures, the online distance, snapshots of the averages, a checkpoint."""
+    arguments = run.arguments
+    is_last = step == arguments.max_train_steps
+    if is_last or step % arguments.sample_steps == 0:
+        run.preview.log(run.accelerator, run.averages[0], step)
+    if run.online_frechet is not None and (is_last or step % arguments.gfd_steps == 0):
+        run.online_frechet.log(run.accelerator, run.averages[0], step)
+    if run.accelerator.is_main_process and (is_last or step % arguments.posthoc_ema_steps == 0):
+        names = [name for name, _ in run.pipeline.transformer.named_parameters()]
+        for average in run.posthoc_averages:
+            average.save_snapshot(run.folder / "ema_snapshots", names)
+    if step % arguments.checkpointing_steps == 0 and not is_last:
+        run.checkpoints.save(step, samples_seen=step * run.total_batch)
+
+
+def save_results(pipeline: TCDiTPipeline, averages: list[EMAModel], folder: Path) -> None:
+    """The pipeline with the first of the averaged weights, and one transformer for each further one."""
+    transformer = pipeline.transformer
+    pipeline.to("cpu")
+    for average in averages[1:]:
+        average.copy_to(transformer.parameters())
+        (folder / "ema").mkdir(exist_ok=True)
+        save_model(transformer, folder / "ema" / f"{average.decay:g}")
+    averages[0].copy_to(transformer.parameters())
+    save_model(pipeline, folder / "pipeline")
+
+
+def train(run: DiTRun) -> None:
+    """From `first_step` to the end, or to a signal; then the checkpoint, and the pipeline once it is finished."""
+    arguments, accelerator = run.arguments, run.accelerator
     progress = TrainingProgress(
-        accelerator, "dit", arguments.max_train_steps, first_step, total_batch, arguments.log_steps
+        accelerator, "dit", arguments.max_train_steps, run.first_step, run.total_batch, arguments.log_steps
     )
     logger.info(
-        f"{transformer.num_parameters() / 1e6:.2f} M parameters, {len(cache)} latents {tuple(cache.latent_shape)} of"
-        f" {num_classes} classes, batch {total_batch}, steps {first_step} to {arguments.max_train_steps}"
+        f"{run.pipeline.transformer.num_parameters() / 1e6:.2f} M parameters, {len(run.cache)} latents"
+        f" {tuple(run.cache.latent_shape)} of {run.pipeline.num_classes} classes, batch {run.total_batch}, steps"
+        f" {run.first_step} to {arguments.max_train_steps}"
     )
-
-    parameter_names = [name for name, _ in transformer.named_parameters()]
-    set_training_mode(transformer)
-    batches = iter(loader)
-    step = first_step
+    set_training_mode(run.pipeline.transformer)
+    batches = iter(build_loader(run))
+    step = run.first_step
     with StopSignal() as stop:
         while step < arguments.max_train_steps and not stop.agreed():
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_with_warmup(
-                    step,
-                    arguments.max_train_steps,
-                    arguments.peak_learning_rate(total_batch),
-                    arguments.final_learning_rate,
-                    round(arguments.lr_warmup_fraction * arguments.max_train_steps),
-                )
-            randomness = draw_step_randomness(
-                arguments.seed,
-                step,
-                total_batch,
-                cache.latent_shape,
-                objective,
-                arguments.label_dropout,
-                accelerator.device,
-            )
-            for micro_step in range(arguments.gradient_accumulation_steps):
-                started = time.perf_counter()
-                batch = next(batches)
-                progress.waited(time.perf_counter() - started)
-                first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * rank_batch
-                labels = torch.zeros_like(batch["labels"]) if arguments.unconditional else batch["labels"]
-                mine = {name: value[first_slot : first_slot + rank_batch] for name, value in randomness.items()}
-                with accelerator.accumulate(model):
-                    losses = compute_losses(
-                        model,
-                        objective,
-                        batch["latents"].to(accelerator.device, non_blocking=True),
-                        labels.to(accelerator.device, non_blocking=True),
-                        null_class_id,
-                        mine,
-                    )
-                    accelerator.backward(losses["loss"])
-                    metrics = {f"train/{name}": value for name, value in losses.items()}
-                    if accelerator.sync_gradients:
-                        metrics["train/grad_norm"] = accelerator.clip_grad_norm_(
-                            model.parameters(), arguments.max_grad_norm
-                        )
-                        guard.mark(optimizer, losses["loss"], metrics["train/grad_norm"])
-                    optimizer.step()
-                    optimizer.zero_grad()
-                progress.add(metrics)
-            for average in (*averages, *posthoc_averages):
-                average.step(transformer.parameters())
+            optimize(run, batches, progress, step)
             step += 1
-
-            logged = progress.step(step, {"train/learning_rate": optimizer.param_groups[0]["lr"]})
-            if logged is not None and guard.check():
-                logger.warning(f"{guard.check()} steps so far were skipped because loss or gradient was not finite")
+            logged = progress.step(step, {"train/learning_rate": run.optimizer.param_groups[0]["lr"]})
+            if logged is not None and (skipped := run.guard.check()):
+                logger.warning(f"{skipped} steps so far were skipped because loss or gradient was not finite")
             started = time.perf_counter()
-            is_last = step == arguments.max_train_steps
-            if is_last or step % arguments.sample_steps == 0:
-                preview.log(accelerator, averages[0], step)
-            if online_frechet is not None and (is_last or step % arguments.gfd_steps == 0):
-                online_frechet.log(accelerator, averages[0], step)
-            if accelerator.is_main_process and (is_last or step % arguments.posthoc_ema_steps == 0):
-                for average in posthoc_averages:
-                    average.save_snapshot(folder / "ema_snapshots", parameter_names)
-            if step % arguments.checkpointing_steps == 0 and not is_last:
-                checkpoints.save(step, samples_seen=step * total_batch)
+            look_and_save(run, step)
             progress.pause(time.perf_counter() - started)
-
-    checkpoints.save(step, samples_seen=step * total_batch)
+        run.checkpoints.save(step, samples_seen=step * run.total_batch)
     progress.close()
     if step == arguments.max_train_steps:
         if accelerator.is_main_process:
-            save_results(pipeline, averages, folder)
-        logger.info(f"finished; the pipeline is in {folder / 'pipeline'}")
+            save_results(run.pipeline, run.averages, run.folder)
+        logger.info(f"finished; the pipeline is in {run.folder / 'pipeline'}")
     else:
         logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
     accelerator.end_training()
@@ -382,8 +474,12 @@ def train(arguments: DiTArguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(DiTArguments, argv)
-    with exit_on_user_error("train_dit"):
-        train(arguments)
+    with exit_on_user_error("train_dit"), discard_new_folder_on_error(arguments.output_dir):
+        run = start(arguments)
+        start_trackers(run.accelerator, arguments, "train_dit", run.first_step)
+    # From here on a ValueError is a defect of ours.
+    with exit_on_user_error("train_dit", RUN_ERRORS):
+        train(run)
 
 
 if __name__ == "__main__":
