@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +30,6 @@ from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.trainer import (
     CheckpointManager,
     NonFiniteGuard,
-    RunArguments,
     StopSignal,
     TrainingProgress,
     parse_arguments,
@@ -39,12 +38,12 @@ from tcae_diffusers.trainer import (
     start_accelerator,
     start_trackers,
 )
-from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.online_frechet import OnlineFrechet
-from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA, exponent_of
-from tcae_diffusers.trainer.run import discard_new_folder_on_error
+from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
+from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.sample_preview import SamplePreview
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
+from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.dit_transformers import (
     build_transformer,
     check_latent_shape,
@@ -54,76 +53,6 @@ from tcae_diffusers.training.dit_transformers import (
 )
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class DiTArguments(RunArguments):
-    """Train a diffusion transformer on cached latents."""
-
-    latents: str = option("", "Folder written by cache_latents.")
-    tokenizer: str = option("", "Folder of the autoencoder that wrote them; it becomes part of the pipeline.")
-    transformer: Literal["dit", "tc-dit", "tc-dit-s", "tc-dit-b", "tc-dit-l", "tc-dit-xl"] = option(
-        "dit", "diffusers' DiTTransformer2DModel, or our modern one, of a given size or of the sizes below."
-    )
-    num_layers: int | None = option(None, "Transformer blocks; the preset's, else 28 as DiT-XL, if unset.")
-    num_attention_heads: int | None = option(None, "Attention heads; the preset's, else 16, if unset.")
-    attention_head_dim: int | None = option(None, "Channels per head; the preset's, else 72, if unset.")
-    patch_size: int = option(1, "Latent positions per token side; 1 for deep-compression latents (LightningDiT).")
-    gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
-    unconditional: bool = option(False, "Ignore the labels: one class that holds all images.")
-    label_dropout: float = option(0.1, "Share of samples trained without their label, for classifier-free guidance.")
-    null_class_id: int | None = option(
-        None, "Class id of 'no label'. Unset: 1000 for epsilon and v, as stock DiTPipeline asks; else class count."
-    )
-    objective: Literal["flow_matching", "epsilon", "v_prediction"] = option(
-        "flow_matching", "What is learned. epsilon and v_prediction run in diffusers' stock DiTPipeline."
-    )
-    timestep_distribution: Literal["lognormal", "uniform"] = option(
-        "lognormal", "How flow matching draws noise levels."
-    )
-    timestep_shift: float = option(1.0, "Above 1 moves noise levels towards noise, for larger latents.")
-    timestep_shift_base: int | None = option(
-        None, "Shift further by sqrt(values of a latent / this number); 4096 is RAE's."
-    )
-    direction_weight: float = option(0.0, "Weight of the cosine loss between velocities (LightningDiT uses 1).")
-    min_snr_gamma: float | None = option(None, "Min-SNR weighting of epsilon and v prediction (the paper's is 5).")
-    extra_ema_decays: list[float] = option([], "Further averages of the weights; each is saved to ema/<decay>.")
-    posthoc_ema_sigmas: list[float] = option(
-        [], "Keep power-function averages of these lengths (0.05 0.1), to choose a length after training."
-    )
-    posthoc_ema_steps: int = option(1000, "Steps between two snapshots of those in ema_snapshots/.")
-    weight_decay: float = option(0.0, "Weight decay of AdamW.")
-    sample_steps: int = option(1000, "Steps between two pictures of samples, drawn from the same noise each time.")
-    samples_per_class: int = option(2, "Images per class in that picture.")
-    num_inference_steps: int = option(30, "Denoising steps for that picture.")
-    guidance_scale: float = option(2.0, "Guidance scale for that picture.")
-    gfd_steps: int = option(0, "Steps between two Fréchet distances of a small sample, a trend only; 0: none.")
-    gfd_samples: int = option(256, "Images of that sample, drawn without guidance.")
-    gfd_reference: str | None = option(None, "Its reference: a data source such as openmoji:train.")
-    gfd_extractor: str = option("efficientnet-lite0", "Its feature network.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("latents", "tokenizer"):
-            self._require(name, bool(getattr(self, name)), "a folder")
-        self._require("label_dropout", 0 <= self.label_dropout < 1, "at least 0 and below 1")
-        for name in ("sample_steps", "samples_per_class", "num_inference_steps", "patch_size"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("timestep_shift", self.timestep_shift > 0, "positive")
-        self._require("timestep_shift_base", (self.timestep_shift_base or 1) > 0, "positive")
-        self._require("direction_weight", self.direction_weight >= 0, "0 or more")
-        self._require("extra_ema_decays", all(0 <= decay < 1 for decay in self.extra_ema_decays), "below 1 each")
-        self._require("posthoc_ema_steps", self.posthoc_ema_steps >= 1, "at least 1")
-        for sigma_rel in self.posthoc_ema_sigmas:
-            exponent_of(sigma_rel)
-        self._require("gfd_steps", self.gfd_steps >= 0, "0 or more")
-        self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
-        self._require("gfd_reference", not self.gfd_steps or bool(self.gfd_reference), "given with --gfd_steps")
-        flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}
-        is_flow = self.objective == "flow_matching"
-        for name, default in {**flow_only, "direction_weight": 0.0}.items():
-            self._require(name, is_flow or getattr(self, name) == default, "left out unless --objective flow_matching")
-        self._require("min_snr_gamma", not is_flow or self.min_snr_gamma is None, "left out with flow_matching")
 
 
 def build_objective(
@@ -443,11 +372,6 @@ def train(run: DiTRun) -> None:
     progress = TrainingProgress(
         accelerator, "dit", arguments.max_train_steps, run.first_step, run.total_batch, arguments.log_steps
     )
-    logger.info(
-        f"{run.pipeline.transformer.num_parameters() / 1e6:.2f} M parameters, {len(run.cache)} latents"
-        f" {tuple(run.cache.latent_shape)} of {run.pipeline.num_classes} classes, batch {run.total_batch}, steps"
-        f" {run.first_step} to {arguments.max_train_steps}"
-    )
     set_training_mode(run.pipeline.transformer)
     batches = iter(build_loader(run))
     step = run.first_step
@@ -472,11 +396,43 @@ def train(run: DiTRun) -> None:
     accelerator.end_training()
 
 
+def describe(run: DiTRun) -> dict[str, Any]:
+    """The run in a few facts, for its log and for reports."""
+    arguments, transformer = run.arguments, run.pipeline.transformer
+    losses = {
+        "flow_matching": f"flow matching, {arguments.timestep_distribution} noise levels",
+        "epsilon": "noise prediction",
+        "v_prediction": "v prediction",
+    }[arguments.objective]
+    if getattr(run.objective, "shift", 1.0) != 1.0:
+        losses += f" shifted by {run.objective.shift:.3g}"
+    if arguments.direction_weight:
+        losses += f", + {arguments.direction_weight:g} * direction"
+    if arguments.min_snr_gamma is not None:
+        losses += f", min-SNR {arguments.min_snr_gamma:g}"
+    return {
+        "losses": losses,
+        "transformer": type(transformer).__name__,
+        "parameters": transformer.num_parameters(),
+        "latents": len(run.cache),
+        "latent_shape": list(run.cache.latent_shape),
+        "classes": run.pipeline.num_classes,
+        "total_batch": run.total_batch,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(DiTArguments, argv)
     with exit_on_user_error("train_dit"), discard_new_folder_on_error(arguments.output_dir):
         run = start(arguments)
         start_trackers(run.accelerator, arguments, "train_dit", run.first_step)
+        description = describe(run)
+        save_description(run.accelerator, run.folder, description)
+    logger.info(
+        f"{description['transformer']} of {description['parameters'] / 1e6:.2f} M parameters,"
+        f" {description['latents']} latents {tuple(description['latent_shape'])} of {description['classes']} classes,"
+        f" batch {run.total_batch}, steps {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
+    )
     # From here on a ValueError is a defect of ours.
     with exit_on_user_error("train_dit", RUN_ERRORS):
         train(run)

@@ -112,6 +112,13 @@ def test_the_null_class_of_the_config_is_the_one_that_dropped_labels_train():
     assert moved[3] > 0
 
 
+def test_the_modern_transformer_draws_other_sizes_than_it_was_trained_on():
+    pipeline = TCDiTPipeline.from_pretrained(pipeline_folder("tc-dit-flow"))
+    pipeline.set_progress_bar_config(disable=True)
+    wide = pipeline([0, 1], height=16, width=40, num_inference_steps=2, output_type="np").images
+    assert wide.shape == (2, 16, 40, 3) and np.isfinite(wide).all()
+
+
 def test_two_ranks_draw_the_images_of_one(tmp_path):
     arguments = ["generate", "--pipeline", str(pipeline_folder("tc-dit-flow")), "--num_images", "7", "--device", "cpu"]
     arguments += ["--num_inference_steps", "3", "--batch_size", "2"]
