@@ -206,10 +206,10 @@ def color_jitter(image: Image.Image, generator: np.random.Generator) -> Image.Im
 
 
 def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shift = round(turns * 255)
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    pixels = np.array(image.convert("HSV"))
+    # Bytes wrap around as the hue does.
+    pixels[..., 0] += np.uint8(round(turns * 255) % 256)
+    return Image.frombytes("HSV", image.size, pixels.tobytes()).convert("RGB")
 
 
 def to_uint8(image: Image.Image) -> torch.Tensor:

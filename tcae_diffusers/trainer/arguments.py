@@ -78,7 +78,7 @@ class RunArguments:
 def parse_arguments(arguments_type: type[ArgumentsType], argv: Sequence[str] | None = None) -> ArgumentsType:
     """
     Read `--config` (a YAML file, or the name of a preset that ships with the package), then the command line, which
-    wins.
+    wins. A config may name another one that it changes: `extends: openmoji32`.
 
     Exits with code 2 and a message, as argparse does, for an unknown preset, an unknown key or a bad value.
     """
@@ -138,7 +138,10 @@ def _preset_names() -> list[str]:
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def _read_config(config: str, known: set[str]) -> dict[str, Any]:
+def _read_config(config: str, known: set[str], extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Values of a YAML file or preset, over those of the one that its key `extends` names."""
+    if config in extended_by:
+        raise ValueError(f"--config {config} extends itself: {' -> '.join((*extended_by, config))}")
     if Path(config).is_file():
         text = Path(config).read_text()
     elif config in _preset_names():
@@ -151,10 +154,11 @@ def _read_config(config: str, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {config}: expected `key: value` lines, found {type(values).__name__}")
+    base = values.pop("extends", None)
     for key in values:
         if key not in known:
             raise ValueError(f"--config {config}: unknown key {key!r}{_near(key, sorted(known))}")
-    return values
+    return values if base is None else {**_read_config(str(base), known, (*extended_by, config)), **values}
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -1,0 +1,81 @@
+"""The presets that ship: each is read by its script and fits the model it names."""
+
+from importlib import resources
+
+import pytest
+import torch
+
+from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
+from tcae_diffusers.trainer import parse_arguments
+from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, resolve_sizes
+from tcae_diffusers.training.finetune_decoder import DecoderArguments
+from tcae_diffusers.training.tokenizer_student import build_student, mask_group_pixels, resolve_crop_sizes
+from tcae_diffusers.training.train_tcae import TokenizerArguments
+
+FOLDER = resources.files("tcae_diffusers.training.configs")
+DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder"]
+TOKENIZERS = [
+    "openmoji32",
+    "openmoji32_nossl",
+    "openmoji32_nostc",
+    "openmoji64",
+    "tc_ae_f32c128_imagenet256",
+    "tc_ae_f32c128_imagenet256_nossl",
+    "tc_ae_f32c128_imagenet256_nostc",
+    "tc_ae_f32c128_imagenet256_nostc_nossl",
+    "tc_ae_f32c128_p16_imagenet256",
+    "tc_ae_f32c256_imagenet256",
+]
+
+
+def test_every_preset_of_a_tokenizer_is_listed_here_and_says_what_to_expect():
+    names = {entry.name[:-5] for entry in FOLDER.iterdir() if entry.name.endswith(".yaml")}
+    assert {name for name in names if "dit" not in name} == {*TOKENIZERS, *DECODERS}
+    for name in (*TOKENIZERS, *DECODERS):
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert text.startswith("#"), name
+        assert "expected" in text.lower() or name.startswith("openmoji32"), name
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizer_presets_fit_their_models(name, tmp_path):
+    arguments = parse_arguments(TokenizerArguments, ["--config", name, "--output_dir", str(tmp_path)])
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+        _, ssl_loss = build_student(arguments, autoencoder)
+    resolve_sizes(arguments, autoencoder)
+    assert ("nossl" in name) == (ssl_loss is None)
+    assert ("nostc" in name) == (not autoencoder.config.staged_compression)
+    if ssl_loss is not None:
+        resolve_crop_sizes(arguments, spatial_ratio(autoencoder))
+        assert arguments.global_crop_size % mask_group_pixels(autoencoder) == 0
+    if "imagenet" in name:
+        assert spatial_ratio(autoencoder) == 32 and arguments.resolution == 256
+        assert arguments.perceptual == "lpips-vgg" and autoencoder.config.latent_channels == (
+            256 if "c256" in name else 128
+        )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_presets_are_read(name, tmp_path):
+    argv = ["--config", name, "--output_dir", str(tmp_path), "--autoencoder", "runs/tokenizer/model"]
+    arguments = parse_arguments(DecoderArguments, argv)
+    assert arguments.discriminator_start_step < arguments.adversarial_start_step < arguments.max_train_steps
+
+
+def test_a_config_extends_another_and_the_command_line_wins_over_both(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: openmoji32\nssl: dino\nlearning_rate: 1e-4\n")
+    argv = ["--config", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path), "--ssl", "dinov2"]
+    mine = parse_arguments(TokenizerArguments, argv)
+    base = parse_arguments(TokenizerArguments, ["--config", "openmoji32", "--output_dir", str(tmp_path)])
+    assert (mine.ssl, mine.learning_rate, mine.autoencoder) == ("dinov2", 1e-4, base.autoencoder)
+    assert base.ssl == "ibot" and base.learning_rate != 1e-4
+
+
+def test_a_config_that_extends_itself_is_named(tmp_path, capsys):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"extends: {second}\n")
+    second.write_text(f"extends: {first}\n")
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(TokenizerArguments, ["--config", str(first), "--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2 and "extends itself" in capsys.readouterr().err
