@@ -22,6 +22,7 @@ class DiTArguments(RunArguments):
     attention_head_dim: int | None = option(None, "Channels per head; the preset's, else 72, if unset.")
     patch_size: int = option(1, "Latent positions per token side; 1 for deep-compression latents (LightningDiT).")
     gradient_checkpointing: bool = option(False, "Compute activations twice instead of keeping them.")
+    compile: bool = option(False, "torch.compile the blocks: 1.2 to 1.6 times faster, after minutes of compiling.")
     unconditional: bool = option(False, "Ignore the labels: one class that holds all images.")
     label_dropout: float = option(0.1, "Share of samples trained without their label, for classifier-free guidance.")
     null_class_id: int | None = option(

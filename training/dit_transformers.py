@@ -7,6 +7,8 @@ from diffusers.models.embeddings import LabelEmbedding
 from tcae_diffusers.models import TC_DIT_PRESETS, TCDiTTransformer2DModel
 
 DIT, TC_DIT = "dit", "tc-dit"
+# Classes of the blocks that each repeats, for regional compilation.
+BLOCKS = ("BasicTransformerBlock", "TCDiTBlock")
 TRANSFORMERS = (DIT, TC_DIT, *TC_DIT_PRESETS)
 
 # The null class that diffusers' stock DiTPipeline asks for, whatever the number of classes.

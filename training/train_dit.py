@@ -42,9 +42,11 @@ from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.sample_preview import SamplePreview
+from tcae_diffusers.trainer.tokenizer_setup import compile_blocks
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.dit_transformers import (
+    BLOCKS,
     build_transformer,
     check_latent_shape,
     choose_null_class_id,
@@ -165,6 +167,8 @@ def build_pipeline(
     )
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if arguments.compile:
+        compile_blocks(transformer, names=BLOCKS)
     return TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
 
 
