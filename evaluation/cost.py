@@ -1,4 +1,4 @@
-"""What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, latency.
+"""What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, activation memory, latency.
 
 The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, products of
 attention included: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on the `meta` device: full-size models
@@ -17,36 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .activation_memory import peak_inference_bytes, saved_training_bytes
 from .autoencoder_access import check_image_size, decode_latent, encode_to_latent, load_autoencoder
 from .errors import EvaluationError
 from .mac_counter import count_macs
+from .named_models import AUTOENCODER_DC_F32C128, OTHER_AUTOENCODERS, build_named_autoencoder, build_transformer
+from .provenance import provenance, write_json
 
-# diffusers' AutoencoderDC as DC-AE publishes it for ImageNet (the layout of dc-ae-f32c32-in-1.0: 323 M parameters),
-# with 128 latent channels, which is what TC-AE's 607 GMAC baseline is.
-AUTOENCODER_DC_F32C128: dict[str, Any] = {
-    "latent_channels": 128,
-    "encoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
-    "decoder_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3,
-    "encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
-    "decoder_block_out_channels": [128, 256, 512, 512, 1024, 1024],
-    "encoder_layers_per_block": [0, 4, 8, 2, 2, 2],
-    "decoder_layers_per_block": [0, 5, 10, 2, 2, 2],
-    "encoder_qkv_multiscales": [[]] * 6,
-    "decoder_qkv_multiscales": [[]] * 6,
-    "decoder_norm_types": ["batch_norm"] * 3 + ["rms_norm"] * 3,
-    "decoder_act_fns": ["relu"] * 3 + ["silu"] * 3,
-    "downsample_block_type": "pixel_unshuffle",
-    "upsample_block_type": "pixel_shuffle",
-}
-
-# Stable Diffusion's AutoencoderKL f8, the autoencoder that most people know.
-AUTOENCODER_KL_F8: dict[str, Any] = {
-    "latent_channels": 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
+__all__ = ["AUTOENCODER_DC_F32C128", "autoencoder_cost", "build_named_autoencoder", "measure_latency"]
 
 
 @dataclass
@@ -58,6 +36,7 @@ class AutoencoderCost:
         encode_by_operator, decode_by_operator (`dict[str, int]`): The same, split into matmul, convolution, attention.
         parameters (`int`): Parameters of the whole model. `latent_shape` (`tuple`): `(c, h, w)`.
         height, width (`int`): Image size in pixels that was counted.
+        encode_peak_bytes, decode_peak_bytes, saved_training_bytes (`int`): Activations, see [`activation_memory`].
     """
 
     height: int
@@ -68,6 +47,9 @@ class AutoencoderCost:
     decode_by_operator: dict[str, int]
     parameters: int
     latent_shape: tuple[int, ...]
+    encode_peak_bytes: int
+    decode_peak_bytes: int
+    saved_training_bytes: int
 
     @property
     def total_macs(self) -> int:
@@ -100,6 +82,10 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
         latent = encode_to_latent(twin, images)
     encode = count_macs(encode_to_latent, twin, images)
     decode = count_macs(decode_latent, twin, latent)
+
+    def both(pixels):
+        return decode_latent(twin, encode_to_latent(twin, pixels))
+
     return AutoencoderCost(
         height=height,
         width=width,
@@ -109,6 +95,9 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
         decode_by_operator=decode.by_operator,
         parameters=sum(parameter.numel() for parameter in twin.parameters()),
         latent_shape=tuple(latent.shape[1:]),
+        encode_peak_bytes=peak_inference_bytes(twin, lambda x: encode_to_latent(twin, x), images),
+        decode_peak_bytes=peak_inference_bytes(twin, lambda z: decode_latent(twin, z), latent),
+        saved_training_bytes=saved_training_bytes(twin, both, images),
     )
 
 
@@ -118,8 +107,8 @@ def measure_latency(
     """Median seconds of `encode` and `decode` for a batch of random images on the device the model is on.
 
     Returns:
-        `encode_s`, `decode_s` (medians over `repeats` after one warm-up), `images_per_second` of both together, and on
-        CUDA `peak_memory_bytes`.
+        `encode_s`, `decode_s` (medians over `repeats` after one warm-up), `encode_images_per_second`,
+        `decode_images_per_second`, `images_per_second` of both together, and on CUDA `peak_memory_bytes`.
     """
     parameter = next(model.parameters())
     is_cuda = parameter.device.type == "cuda"
@@ -143,70 +132,141 @@ def measure_latency(
             latent = timed("encode_s", encode_to_latent, model, images)
             timed("decode_s", decode_latent, model, latent)
     result = {name: statistics.median(values[1:]) for name, values in times.items()}
+    for part in ("encode", "decode"):
+        result[f"{part}_images_per_second"] = batch_size / result[f"{part}_s"]
     result["images_per_second"] = batch_size / (result["encode_s"] + result["decode_s"])
     if is_cuda:
         result["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
     return result
 
 
-def build_named_autoencoder(name: str) -> nn.Module:
-    """An autoencoder without weights on the `meta` device: a TC-AE preset, `dc-ae-f32c128` or `kl-f8`."""
-    import diffusers
+@dataclass
+class TransformerCost:
+    """Cost of one step of a diffusion transformer for one image, without guidance (which doubles it).
 
-    import tcae_diffusers
-    from tcae_diffusers.models.autoencoder_tc import AutoencoderTC
+    Args:
+        macs, by_operator, parameters: As in [`AutoencoderCost`]. latent_shape (`tuple`): `(c, h, w)`.
+        peak_inference_bytes, saved_training_bytes (`int`): See [`activation_memory`].
+    """
 
-    others = {
-        "dc-ae-f32c128": (diffusers.AutoencoderDC, AUTOENCODER_DC_F32C128),
-        "kl-f8": (diffusers.AutoencoderKL, AUTOENCODER_KL_F8),
+    latent_shape: tuple[int, ...]
+    macs: int
+    by_operator: dict[str, int]
+    parameters: int
+    peak_inference_bytes: int
+    saved_training_bytes: int
+
+
+def transformer_cost(model: nn.Module, latent_shape: tuple[int, int, int]) -> TransformerCost:
+    """Counts one call of a class-conditional transformer with the signature of diffusers' DiT.
+
+    Raises:
+        EvaluationError: If the model takes another number of channels or other inputs.
+    """
+    twin = on_meta_device(model)
+    dtype = next(twin.parameters()).dtype
+    latent = torch.empty(1, *latent_shape, device="meta", dtype=dtype)
+    conditions = {
+        "timestep": torch.zeros(1, dtype=torch.long, device="meta"),
+        "class_labels": torch.zeros(1, dtype=torch.long, device="meta"),
     }
-    with torch.device("meta"):
-        if name in others:
-            model_class, config = others[name]
-            return model_class(**config).eval()
-        if name in tcae_diffusers.AUTOENCODER_TC_PRESETS:
-            return AutoencoderTC.from_preset(name).eval()
-    known = ", ".join([*tcae_diffusers.AUTOENCODER_TC_PRESETS, *others])
-    raise EvaluationError(f"unknown autoencoder {name!r}; expected a saved folder or one of: {known}")
+    channels = twin.config.get("in_channels")
+    if channels != latent_shape[0]:
+        raise EvaluationError(f"{type(twin).__name__} takes {channels} channels, --latent_shape has {latent_shape[0]}")
+
+    def step(hidden):
+        return twin(hidden, **conditions)
+
+    try:
+        count = count_macs(step, latent)
+    except TypeError as error:
+        raise EvaluationError(f"{type(twin).__name__} is not called like a DiT: {error}") from error
+    return TransformerCost(
+        latent_shape=tuple(latent_shape),
+        macs=count.total,
+        by_operator=count.by_operator,
+        parameters=sum(parameter.numel() for parameter in twin.parameters()),
+        peak_inference_bytes=peak_inference_bytes(twin, step, latent),
+        saved_training_bytes=saved_training_bytes(twin, step, latent),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "autoencoder",
         nargs="*",
-        default=["tc-ae-f32c128", "dc-ae-f32c128", "kl-f8"],
-        help="saved folders, TC-AE presets, dc-ae-f32c128 or kl-f8 (default: one of each)",
+        default=["tc-ae-f32c128", *OTHER_AUTOENCODERS],
+        help=f"saved folders, TC-AE presets, {', '.join(OTHER_AUTOENCODERS)}, or presets for all TC-AE presets "
+        "(default: the paper's TC-AE and the others)",
     )
     parser.add_argument("--height", type=int, default=256, help="image height in pixels (default: 256)")
     parser.add_argument("--width", type=int, default=256, help="image width in pixels (default: 256)")
-    parser.add_argument("--latency", action="store_true", help="also time saved folders on this machine, batch 1")
+    parser.add_argument(
+        "--transformer",
+        action="append",
+        default=[],
+        help="also a diffusion transformer: saved folder, pipeline folder, TC-DiT preset or dit-xl (repeatable)",
+    )
+    parser.add_argument(
+        "--latent_shape",
+        type=int,
+        nargs=3,
+        default=[128, 8, 8],
+        metavar=("C", "H", "W"),
+        help="of --transformer (default: 128 8 8)",
+    )
+    parser.add_argument("--latency", action="store_true", help="also run here (named models with random weights)")
+    parser.add_argument("--batch_size", type=int, default=1, help="images at a time of --latency (default: 1)")
     parser.add_argument("--device", default="cpu", help="device of --latency (default: cpu)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON to this file")
 
 
-def run(args: argparse.Namespace) -> int:
-    from .provenance import describe_machine, library_versions, write_json
-
-    rows = {}
+def _print_autoencoder(name: str, cost: AutoencoderCost) -> None:
+    latent = "x".join(map(str, cost.latent_shape))
+    peak = max(cost.encode_peak_bytes, cost.decode_peak_bytes) / 2**20
     print(
-        f"{'autoencoder':28} {'encode':>9} {'decode':>9} {'total':>9}  {'parameters':>11}  latent at "
-        f"{args.height}x{args.width}"
+        f"{name[-28:]:28} {cost.encode_macs / 1e9:8.2f}G {cost.decode_macs / 1e9:8.2f}G {cost.total_macs / 1e9:8.2f}G "
+        f"{cost.parameters / 1e6:9.2f}M {peak:9.0f}M {cost.saved_training_bytes / 2**20:9.0f}M  {latent}"
     )
-    for name in args.autoencoder:
+
+
+def _print_transformer(name: str, cost: TransformerCost) -> None:
+    print(
+        f"{name[-28:]:28} {cost.macs / 1e9:8.2f}G per step, {cost.parameters / 1e6:.2f}M parameters, activations "
+        f"{cost.peak_inference_bytes / 2**20:.1f}M, kept for training {cost.saved_training_bytes / 2**20:.0f}M"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from tcae_diffusers import AUTOENCODER_TC_PRESETS
+
+    if args.batch_size < 1:
+        raise EvaluationError(f"--batch_size {args.batch_size} must be at least 1")
+    names = [part for name in args.autoencoder for part in (AUTOENCODER_TC_PRESETS if name == "presets" else [name])]
+    rows: dict[str, Any] = {}
+    heads = ("encode", "decode", "total", "parameters", "inference", "training")
+    print(f"{'autoencoder':28} " + " ".join(f"{head:>10}" for head in heads), f" latent at {args.height}x{args.width}")
+    for name in dict.fromkeys(names):
         is_folder = Path(name).exists()
         model = load_autoencoder(name, args.device) if is_folder else build_named_autoencoder(name)
         cost = autoencoder_cost(model, args.height, args.width)
         rows[name] = {**asdict(cost), "total_macs": cost.total_macs}
-        latent = "x".join(map(str, cost.latent_shape))
-        print(
-            f"{name[-28:]:28} {cost.encode_macs / 1e9:8.2f}G {cost.decode_macs / 1e9:8.2f}G "
-            f"{cost.total_macs / 1e9:8.2f}G  {cost.parameters / 1e6:10.2f}M  {latent}"
-        )
-        if args.latency and is_folder:
-            rows[name]["latency"] = measure_latency(model, args.height, args.width)
+        _print_autoencoder(name, cost)
+        if args.latency:
+            model = model if is_folder else build_named_autoencoder(name, args.device)
+            rows[name]["latency"] = measure_latency(model, args.height, args.width, args.batch_size)
             print("   ", "  ".join(f"{key} {value:.4g}" for key, value in rows[name]["latency"].items()))
-    print("MACs (multiply-accumulates) of one image, products of attention included.")
+    transformers = {}
+    for name in args.transformer:
+        cost = transformer_cost(build_transformer(name, tuple(args.latent_shape)), tuple(args.latent_shape))
+        transformers[name] = asdict(cost)
+        _print_transformer(name, cost)
+    print("MACs (multiply-accumulates) of one image, products of attention included. inference: largest sum of")
+    print(
+        "intermediate tensors alive at once; training: what autograd keeps. MiB in the weights' precision, one image."
+    )
     if args.output:
         result = {"kind": "cost", "height": args.height, "width": args.width, "autoencoders": rows}
-        write_json(args.output, result | {"versions": library_versions(), "machine": describe_machine()})
+        settings = {"batch_size": args.batch_size, "device": args.device}
+        write_json(args.output, {**result, "transformers": transformers, **provenance(**settings)})
     return 0
