@@ -19,9 +19,9 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.data.image_sources import build_image_source
 from tcae_diffusers.data.multi_crop import MultiCropTransform
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.data.streamed_images import StreamedImages
 from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
 from tcae_diffusers.objectives.adversarial import AdversarialLoss
@@ -49,8 +49,10 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     build_loader,
     build_preview,
     build_reconstruction_loss,
+    build_training_images,
     checkpoint_identity,
     compile_blocks,
+    require_whole_parameters,
     resolve_sizes,
     to_unit_range,
 )
@@ -138,7 +140,7 @@ class DecoderRun:
     ema: EMAModel
     guard: NonFiniteGuard
     checkpoints: CheckpointManager
-    dataset: TokenizerTrainingDataset
+    dataset: TokenizerTrainingDataset | StreamedImages
     preview: ReconstructionPreview | None
     encoder_sha256: str
     total_batch: int
@@ -201,6 +203,7 @@ def start(arguments: DecoderArguments) -> DecoderRun:
     """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
+    require_whole_parameters(accelerator)
     if not Path(arguments.autoencoder).is_dir():
         raise FileNotFoundError(
             f"--autoencoder {arguments.autoencoder} is not a folder; pass a trained autoencoder's."
@@ -209,9 +212,8 @@ def start(arguments: DecoderArguments) -> DecoderRun:
     resolve_sizes(arguments, autoencoder)
     encoder_sha256 = frozen_fingerprint(autoencoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
-    source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
     transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip)
-    dataset = TokenizerTrainingDataset(source, transform, arguments.seed, arguments.max_broken_images)
+    dataset = build_training_images(arguments, transform)
     preview = build_preview(arguments, folder)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     if arguments.gradient_checkpointing:
@@ -235,7 +237,7 @@ def start(arguments: DecoderArguments) -> DecoderRun:
     adversary = build_adversary(arguments, accelerator)
 
     total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
-    identity = checkpoint_identity("finetune_decoder", arguments, autoencoder, source.fingerprint, total_batch)
+    identity = checkpoint_identity("finetune_decoder", arguments, autoencoder, dataset.fingerprint, total_batch)
     checkpoints = CheckpointManager(
         accelerator,
         folder / "checkpoints",
@@ -415,7 +417,7 @@ def describe(run: DecoderRun) -> dict:
         "autoencoder": type(run.autoencoder).__name__,
         "parameters": sum(parameter.numel() for parameter in trained_parameters(run.autoencoder)),
         "encoder_sha256": run.encoder_sha256,
-        "images": len(run.dataset),
+        "data": f"{arguments.train_data}: {run.dataset.description}",
         "total_batch": run.total_batch,
     }
 
@@ -428,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
         description = describe(run)
         save_description(run.accelerator, run.folder, description)
     logger.info(
-        f"{description['parameters'] / 1e6:.2f} M parameters of the decoder, {description['images']} images, batch"
+        f"{description['parameters'] / 1e6:.2f} M parameters of the decoder, {description['data']}, batch"
         f" {run.total_batch}, steps {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
     )
     with exit_on_user_error("finetune_decoder", RUN_ERRORS):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import ModelMixin
 
-from tcae_diffusers.data.image_sources import build_image_source
 from tcae_diffusers.data.multi_crop import MultiCropTransform
+from tcae_diffusers.data.streamed_images import StreamedImages
 from tcae_diffusers.data.token_masks import expand_mask
 from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer
@@ -16,15 +16,14 @@ from tcae_diffusers.objectives.masked_tokens import MaskedTokens
 from tcae_diffusers.objectives.plain_tokenizer import PlainTokenizer
 from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
 from tcae_diffusers.objectives.stochastic_depth import StochasticDepth
-from tcae_diffusers.trainer.tokenizer_setup import check_multiple, to_unit_range
+from tcae_diffusers.trainer.tokenizer_setup import build_training_images, check_multiple, to_unit_range
 
 if TYPE_CHECKING:
     from tcae_diffusers.training.train_tcae import TokenizerArguments
 
 
-def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> TokenizerTrainingDataset:
+def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> TokenizerTrainingDataset | StreamedImages:
     """The images, and the views that the objective needs of each."""
-    source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
     views = {}
     if arguments.ssl != "none":
         # Masks are drawn on groups of patches that one token of the last stage stands for, so they survive the cut.
@@ -45,9 +44,7 @@ def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> Tok
         mask_shape=arguments.mask_shape,
         **views,
     )
-    return TokenizerTrainingDataset(
-        source, transform, seed=arguments.seed, max_broken_images=arguments.max_broken_images
-    )
+    return build_training_images(arguments, transform)
 
 
 def mask_group_pixels(autoencoder: ModelMixin) -> int:

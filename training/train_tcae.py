@@ -19,6 +19,7 @@ from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.data.streamed_images import StreamedImages
 from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
 from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer, JointTokenizerOutput, Teacher
@@ -53,6 +54,7 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     build_reconstruction_loss,
     checkpoint_identity,
     compile_blocks,
+    require_whole_parameters,
     resolve_sizes,
     to_unit_range,
 )
@@ -160,7 +162,7 @@ class TokenizerRun:
     ema: EMAModel
     guard: NonFiniteGuard
     checkpoints: CheckpointManager
-    dataset: TokenizerTrainingDataset
+    dataset: TokenizerTrainingDataset | StreamedImages
     preview: ReconstructionPreview | None
     total_batch: int
     first_step: int
@@ -170,6 +172,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
+    require_whole_parameters(accelerator)
     autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
     if hasattr(autoencoder, "set_latent_statistics"):
         # Those of weights that were trained before: training moves the latents, cache_latents measures them anew.
@@ -206,7 +209,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
         accelerator.register_for_checkpointing(teacher, ssl_loss)
 
     total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
-    identity = checkpoint_identity("train_tcae", arguments, autoencoder, dataset.source.fingerprint, total_batch)
+    identity = checkpoint_identity("train_tcae", arguments, autoencoder, dataset.fingerprint, total_batch)
     checkpoints = CheckpointManager(
         accelerator,
         folder / "checkpoints",
@@ -430,8 +433,7 @@ def describe(run: TokenizerRun) -> dict:
         "losses": losses,
         "autoencoder": type(run.autoencoder).__name__,
         "parameters": run.autoencoder.num_parameters(),
-        "images": len(run.dataset),
-        "classes": len(run.dataset.source.classes),
+        "data": f"{arguments.train_data}: {run.dataset.description}",
         "total_batch": run.total_batch,
     }
 
@@ -444,9 +446,8 @@ def main(argv: list[str] | None = None) -> None:
         description = describe(run)
         save_description(run.accelerator, run.folder, description)
     logger.info(
-        f"{description['parameters'] / 1e6:.2f} M parameters, {description['images']} images of"
-        f" {description['classes']} classes, batch {run.total_batch}, steps {run.first_step} to"
-        f" {arguments.max_train_steps}; {description['losses']}"
+        f"{description['parameters'] / 1e6:.2f} M parameters; {description['data']}; batch {run.total_batch}, steps"
+        f" {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
     )
     with exit_on_user_error("train_tcae", RUN_ERRORS):
         train(run)

@@ -46,6 +46,15 @@ class TokenizerTrainingDataset(Dataset):
         return len(self.source)
 
     @property
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self.source.fingerprint
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.source)} images of {len(self.source.classes)} classes"
+
+    @property
     def broken_indices(self) -> list[int]:
         """Indices of the images found broken so far, by all workers of this process."""
         return self._broken.nonzero().flatten().tolist()

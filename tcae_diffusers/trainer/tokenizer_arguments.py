@@ -12,7 +12,8 @@ class ReconstructionArguments(RunArguments):
 
     train_data: str = option(
         "openmoji:train",
-        "openmoji:train, a folder root/class/img.png, datasets:NAME[:SPLIT], or webdataset:FILES (tar shards).",
+        "openmoji:train, a folder root/class/img.png, datasets:NAME[:SPLIT], webdataset:FILES (tar shards), or what is"
+        " read as it comes: stream:NAME[:SPLIT], stream:webdataset:FILES.",
     )
     heldout_data: str | None = option(None, "Images for held-out PSNR and pictures, never trained on; same forms.")
     data_resolution: int | None = option(None, "Size at which vector images are drawn; twice the resolution if unset.")

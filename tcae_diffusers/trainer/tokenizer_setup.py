@@ -8,13 +8,17 @@ from typing import Any
 
 import diffusers
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers import ModelMixin
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from ..data.image_sources import build_image_source
+from ..data.multi_crop import MultiCropTransform
 from ..data.step_indexed_sampler import StepIndexedBatchSampler
-from ..data.tokenizer_training_dataset import collate_training_views
+from ..data.streamed_images import SCHEME as STREAM_SCHEME
+from ..data.streamed_images import StreamedImages
+from ..data.tokenizer_training_dataset import TokenizerTrainingDataset, collate_training_views
 from ..evaluation.autoencoder_access import spatial_ratio
 from ..models import AutoencoderTC
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
@@ -100,6 +104,18 @@ def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -
     check_multiple("resolution", arguments.resolution, spatial_ratio(autoencoder))
 
 
+def require_whole_parameters(accelerator: Accelerator) -> None:
+    """
+    Raises `ValueError` where parameters are sharded over ranks: teacher, averages and the encoder's hash are taken from
+    whole ones. These models (tc-ae-f32c128 with its teacher and AdamW: 5 GB) fit each GPU many times over.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"tokenizers train with DistributedDataParallel, not with {accelerator.distributed_type.value}; choose"
+            " multi-GPU without it in `accelerate config`, or pass --multi_gpu to `accelerate launch`."
+        )
+
+
 def check_multiple(name: str, size: int, ratio: int) -> None:
     """Raises `ValueError` if `size` pixels are not whole latent positions."""
     if size % ratio:
@@ -128,10 +144,43 @@ def build_reconstruction_loss(arguments: ReconstructionArguments) -> Reconstruct
     )
 
 
+def build_training_images(
+    arguments: ReconstructionArguments, transform: MultiCropTransform
+) -> TokenizerTrainingDataset | StreamedImages:
+    """
+    What `--train_data` names, with the views of `transform`.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: it cannot be had or understood.
+    """
+    if arguments.train_data.startswith(STREAM_SCHEME):
+        return StreamedImages(arguments.train_data, transform, arguments.seed, arguments.max_broken_images)
+    source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
+    return TokenizerTrainingDataset(
+        source, transform, seed=arguments.seed, max_broken_images=arguments.max_broken_images
+    )
+
+
 def build_loader(
-    dataset: Dataset, arguments: ReconstructionArguments, accelerator: Accelerator, first_step: int
+    dataset: TokenizerTrainingDataset | StreamedImages,
+    arguments: ReconstructionArguments,
+    accelerator: Accelerator,
+    first_step: int,
 ) -> DataLoader:
     """This rank's batches from `first_step` on, in the order that an uninterrupted run has."""
+    options = {
+        "collate_fn": collate_training_views,
+        "num_workers": arguments.dataloader_num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    if isinstance(dataset, StreamedImages):
+        stream = dataset.open(
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            batch_size=arguments.train_batch_size,
+            start_batch=first_step * arguments.gradient_accumulation_steps,
+        )
+        return DataLoader(stream, batch_size=arguments.train_batch_size, **options)
     return DataLoader(
         dataset,
         batch_sampler=StepIndexedBatchSampler(
@@ -144,9 +193,7 @@ def build_loader(
             num_steps=arguments.max_train_steps - first_step,
             gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         ),
-        collate_fn=collate_training_views,
-        num_workers=arguments.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
+        **options,
     )
 
 

@@ -1,6 +1,8 @@
 """What `train_tcae` trains: the student by gradient, the teacher by averaging, any autoencoder, any of the losses."""
 
+import io
 import json
+import tarfile
 
 import diffusers
 import pytest
@@ -213,3 +215,35 @@ def test_recomputed_activations_give_the_same_run(tmp_path):
     ours, theirs = (load_file(checkpoint(run, 2) / "model.safetensors") for run in (plain, checkpointed))
     for key, value in ours.items():
         torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """Two tar shards of 8 images each."""
+    folder = tmp_path_factory.mktemp("tars")
+    for shard in range(2):
+        with tarfile.open(folder / f"part-{shard}.tar", "w") as tar:
+            for index, file in enumerate(sorted((home() / "images").rglob("*.png"))[shard * 8 : shard * 8 + 8]):
+                for name, content in ((f"{index}.png", file.read_bytes()), (f"{index}.cls", b"1")):
+                    info = tarfile.TarInfo(f"{shard}-{name}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def test_a_stream_of_tar_shards_trains_and_resumes_where_it_was(tmp_path, tars):
+    data = f"stream:webdataset:{tars}/part-*.tar"
+    whole = train(tmp_path / "whole", data=data)
+    assert "a stream of 2 shards" in (whole / "run.json").read_text()
+    run = train(tmp_path / "run", data=data, checkpoints_total_limit=9)
+    for part in ("model", "checkpoints/step-00000006"):
+        (run / part).rename(tmp_path / part.replace("/", "-"))
+    train(run, data=data, resume="latest")
+    ours, theirs = (load_file(checkpoint(folder) / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_the_columns_of_a_stream_are_checked_before_training(tmp_path, tars, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", data=f"stream:webdataset:{tars}/part-*.tar?image=photo")
+    assert "no column 'photo'" in capsys.readouterr().err and not (tmp_path / "run").exists()
