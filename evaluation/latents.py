@@ -26,6 +26,7 @@ from .autoencoder_access import (
     model_fingerprint,
     spatial_ratio,
 )
+from .component_pictures import component_sheet
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
@@ -34,7 +35,8 @@ from .grouped_moments import StreamedFrechet
 from .image_sets import EvenlySpacedImages, ImageSet, open_data_source, to_signed_unit, to_uint8, uint8_batches
 from .image_similarity import psnr
 from .metric_names import metric_name
-from .provenance import provenance, write_json
+from .provenance import provenance, write_bytes_atomically, write_json
+from .reconstruction import spread_indices
 from .sample_labels import image_seed
 
 NOISE_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -242,7 +244,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for latents.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for latents.json and a picture")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -261,11 +263,15 @@ def run(args: argparse.Namespace) -> int:
     result = evaluate_latents(model, images, network, args.batch_size, tuple(args.noise_levels), seed=args.seed)
     if not state.is_main_process:
         return 0
+    sheet, rows = component_sheet(model, images, spread_indices(images, 12))
+    write_bytes_atomically(args.output / "latent_components.png", sheet)
     write_json(
         args.output / "latents.json",
         {
             "kind": "latents",
             **result,
+            "picture": "latent_components.png",
+            "picture_rows": rows,
             "autoencoder": {"path": args.autoencoder, "class": type(model).__name__, **model_fingerprint(model)},
             "data": {"spec": args.data, "images": len(images), "attribution": images.attribution},
             **provenance(seed=args.seed, resolution=resolution, ranks=state.num_processes),

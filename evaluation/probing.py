@@ -22,7 +22,7 @@ from .autoencoder_access import check_image_size, encode_to_latent, load_autoenc
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .image_sets import SourceImages, open_data_source, to_signed_unit
-from .linear_probe import linear_probe, nearest_neighbours, structure_loss
+from .linear_probe import linear_probe, nearest_neighbours, standardise, structure_loss
 from .provenance import provenance, write_json
 
 TOKENS, LATENT = "tokens", "latent"
@@ -115,6 +115,23 @@ def principal_components(features: np.ndarray, count: int = 2) -> tuple[np.ndarr
     return left[:, :count] * values[:count], np.square(values[:count]) / max(float(np.square(values).sum()), 1e-12)
 
 
+def neighbour_map(features: np.ndarray, seed: int = 0, limit: int = 2000) -> np.ndarray:
+    """t-SNE coordinates `(min(N, limit), 2)` of standardised features, by scikit-learn, which is no dependency.
+
+    Raises:
+        EvaluationError: If scikit-learn is not installed, or there are fewer than 10 images.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise EvaluationError("--tsne needs scikit-learn; install it with pip install scikit-learn") from error
+    if len(features) < 10:
+        raise EvaluationError(f"--tsne needs at least 10 test images, got {len(features)}")
+    (points,) = standardise(features[:limit])
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+
+
 def evaluate_probing(
     model: nn.Module,
     train: SourceImages,
@@ -124,6 +141,7 @@ def evaluate_probing(
     epochs: int = 50,
     seed: int = 0,
     progress: bool = True,
+    tsne: bool = False,
 ) -> dict[str, Any]:
     """Probes every known depth and returns `figures` (as in other results) and `pictures` (two principal components).
 
@@ -158,6 +176,8 @@ def evaluate_probing(
             )
         points, share = principal_components(test_features[name])
         pictures[name] = {"points": points.round(4).tolist(), "variance_share": share.tolist()}
+        if tsne:
+            pictures[name]["tsne"] = neighbour_map(test_features[name], seed).round(3).tolist()
     if TOKENS in probes:
         value, low, high = structure_loss(probes[TOKENS], probes[LATENT], seed=seed)
         figures.append(
@@ -181,6 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token_module", help="submodule whose output is the tokens, for other models than AutoencoderTC"
     )
+    parser.add_argument("--tsne", action="store_true", help="also a t-SNE picture of each depth (needs scikit-learn)")
     parser.add_argument("--epochs", type=int, default=50, help="passes of the linear probe (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -195,7 +216,9 @@ def run(args: argparse.Namespace) -> int:
     model = load_autoencoder(args.autoencoder, args.device or state.device)
     resolution = args.resolution or model.config.get("sample_size")
     train, test = open_data_source(args.train, resolution), open_data_source(args.test, resolution)
-    result = evaluate_probing(model, train, test, args.batch_size, args.token_module, args.epochs, args.seed)
+    result = evaluate_probing(
+        model, train, test, args.batch_size, args.token_module, args.epochs, args.seed, tsne=args.tsne
+    )
     if not state.is_main_process:
         return 0
     settings = {"train": args.train, "test": args.test, "epochs": args.epochs, "seed": args.seed}

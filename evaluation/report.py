@@ -211,6 +211,12 @@ def _with_pictures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for name, picture in result["pictures"].items()
                 if name in ("tokens", "latent")
             }
+            neighbours = {
+                name: scatter_chart(picture["tsne"], result["labels"], result["classes"])
+                for name, picture in result["pictures"].items()
+                if "tsne" in picture and name in ("tokens", "latent")
+            }
+            result["neighbour_charts"] = neighbours
             result["charts"] = charts
         elif result["kind"] == "comparison":
             result["charts"] = comparison_charts(result)
@@ -220,6 +226,8 @@ def _with_pictures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             result["charts"] = sweep_charts(result)
         elif result["kind"] == "latents":
             result["charts"] = latent_charts(result)
+            if "picture" in result:
+                result["picture"] = embed_png(folder / result["picture"])
         prepared.append(result)
     return prepared
 

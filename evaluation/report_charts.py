@@ -174,7 +174,7 @@ def interval_chart(values: dict[str, tuple[float, float | None]]) -> str:
 def scatter_chart(points: Sequence[Sequence[float]], labels: Sequence[int], classes: Sequence[str]) -> str:
     """Points `(N, 2)` coloured by class, at most 1,500 of them; no axes, for only nearness has a meaning."""
     step = -(-len(points) // 1500)
-    shown = list(zip(points, labels, strict=True))[::step]
+    shown = list(zip(points, labels[: len(points)], strict=True))[::step]
     width, height, margin, legend_row = 460, 320, 12, 18
     lows, highs = ([extreme(point[axis] for point, _ in shown) for axis in (0, 1)] for extreme in (min, max))
     legend_rows = -(-len(classes[:18]) // 3)

@@ -1,6 +1,7 @@
 """Probes and latent statistics on features whose answer is known."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
 from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.component_pictures import components_as_colours, feature_maps
 from tcae_diffusers.evaluation.frechet import FrechetStatistics
 from tcae_diffusers.evaluation.image_sets import open_data_source
 from tcae_diffusers.evaluation.latents import channel_figures, evaluate_latents, spectrum_figures
@@ -165,3 +167,36 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
     assert "has no module 'encoder.nothing'" in capsys.readouterr().err
     assert main([*arguments, "decoder.mid_block"]) == 2
     assert "did not run while encoding" in capsys.readouterr().err
+
+
+def test_component_pictures_show_where_the_latent_differs():
+    maps = torch.zeros(2, 5, 4, 4)
+    maps[:, 2, :2] = 7.0  # the upper half is another thing, in both images
+    colours = components_as_colours(maps)
+    assert colours.shape == (2, 4, 4, 3)
+    assert np.ptp(colours[:, :2], axis=(0, 1, 2)).max() == 0
+    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 3, 0, 0])) == 255
+    # Fewer channels than colours leave the others black.
+    assert not components_as_colours(torch.rand(1, 2, 3, 3))[..., 2].any()
+
+
+def test_the_picture_has_a_row_for_each_stage_also_of_oblong_images(tiny_autoencoder):
+    maps = feature_maps(tiny_autoencoder, torch.zeros(2, 3, 32, 64, dtype=torch.uint8))
+    assert list(maps) == ["tokens, first stage", "tokens", "latent"]
+    assert maps["tokens, first stage"].shape == (2, 32, 16, 32)
+    assert maps["latent"].shape == (2, 4, 4, 8)
+
+
+def test_tsne_is_an_option_that_says_what_it_needs(monkeypatch, tiny_autoencoder, image_folder, tmp_path, capsys):
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    command = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
+    command += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--tsne"]
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    assert main(command) == 2
+    assert "--tsne needs scikit-learn" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "sklearn.manifold")
+    pytest.importorskip("sklearn")
+    assert main(command) == 0
+    picture = json.loads((tmp_path / "probing.json").read_text())["pictures"]["latent"]
+    assert np.isfinite(picture["tsne"]).all()
+    assert len(picture["tsne"]) == 30
