@@ -9,7 +9,24 @@ import numpy as np
 import pytest
 
 from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.confidence import frechet_interval_of_groups, group_statistics, random_groups
+from tcae_diffusers.evaluation.frechet import frechet_distance_of_features
 from tcae_diffusers.evaluation.image_sets import FolderImages
+
+# More images than features: moments per group are what travels between ranks.
+STREAMED = """
+import json, numpy as np
+from accelerate import PartialState
+from tcae_diffusers.evaluation.distributed_ranges import rank_range
+from tcae_diffusers.evaluation.grouped_moments import StreamedFrechet
+state, stream = PartialState(), StreamedFrechet(6, 103)
+features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
+indices = rank_range(103, state.process_index, state.num_processes)
+stream.update(*features[:, indices], indices)
+result = stream.result(state)
+if state.is_main_process:
+    json.dump(result, open({path!r}, "w"))
+"""
 
 
 def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
@@ -29,12 +46,20 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
     # One start of two processes serves all commands: importing torch and diffusers is most of the time.
     script = tmp_path / "both.py"
     lines = [f"assert main({command!r}) == 0" for command in commands(tmp_path / "two")]
+    lines.append(STREAMED.format(path=str(tmp_path / "streamed.json")))
     script.write_text("\n".join(["from tcae_diffusers.evaluation.__main__ import main", *lines]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+
+    features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
+    groups = random_groups(103)
+    sides = [group_statistics(side, groups) for side in features]
+    distance, interval = json.loads((tmp_path / "streamed.json").read_text())
+    assert distance == pytest.approx(frechet_distance_of_features(*features), rel=1e-9)
+    assert interval == pytest.approx(frechet_interval_of_groups(*sides), rel=1e-9)
 
     drawn = [FolderImages(tmp_path / which / "drawn") for which in ("one", "two")]
     assert len(drawn[1]) == 7
