@@ -24,13 +24,14 @@ class StochasticDepth:
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop path rate is {rate}; expected at least 0 and below 1")
         self.rates = torch.linspace(0.0, rate, len(blocks)).tolist() if len(blocks) > 1 else [rate]
+        self.branches = [(block.attn, block.ff) for block in blocks]
         self._scales: torch.Tensor | None = None
         self._next_image = 0
-        self._current: torch.Tensor | None = None
         encoder.register_forward_pre_hook(self._start_pass)
-        for index, block in enumerate(blocks):
-            for branch, module in enumerate((block.attn, block.ff)):
-                module.register_forward_hook(self._hook(index, branch))
+        for branches in self.branches:
+            for module in branches:
+                module.drop_path_scale = None
+                module.register_forward_hook(_scale_branch)
 
     def draw(self, generators: list[torch.Generator], num_views: int, device: torch.device) -> None:
         """
@@ -49,17 +50,18 @@ class StochasticDepth:
         self._next_image = 0
 
     def _start_pass(self, encoder: nn.Module, inputs: tuple) -> None:
-        self._current = None
-        if self._scales is None or not encoder.training:
-            return
-        count = inputs[0].shape[0]
-        self._current = self._scales[..., self._next_image : self._next_image + count]
-        self._next_image += count
+        scales = None
+        if self._scales is not None and encoder.training:
+            count = inputs[0].shape[0]
+            scales = self._scales[..., self._next_image : self._next_image + count]
+            self._next_image += count
+        # An attribute of each branch rather than state of this object: equal blocks then share one compiled graph.
+        for index, branches in enumerate(self.branches):
+            for branch, module in enumerate(branches):
+                module.drop_path_scale = None if scales is None else scales[index, branch].contiguous()
 
-    def _hook(self, index: int, branch: int):
-        def scale_branch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-            if self._current is None:
-                return output
-            return output * self._current[index, branch].to(output.dtype).view(-1, *[1] * (output.ndim - 1))
 
-        return scale_branch
+def _scale_branch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    if module.drop_path_scale is None:
+        return output
+    return output * module.drop_path_scale.to(output.dtype)[:, None, None]

@@ -106,8 +106,8 @@ def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -
 
 def require_whole_parameters(accelerator: Accelerator) -> None:
     """
-    Raises `ValueError` where parameters are sharded over ranks: teacher, averages and the encoder's hash are taken from
-    whole ones. These models (tc-ae-f32c128 with its teacher and AdamW: 5 GB) fit each GPU many times over.
+    Raises `ValueError` where parameters are sharded over ranks: teacher, averages and the encoder's hash are taken
+    from whole ones. Weights, teacher, averages and AdamW of tc-ae-f32c128 take a few GB, so each GPU holds them.
     """
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
