@@ -163,6 +163,14 @@ class AutoencoderTCAttention(nn.Module, AttentionModuleMixin):
         self.to_out = TokenLinear(dim, dim)
         self.set_processor(self._default_processor_cls())
 
+    def fuse_projections(self) -> None:
+        super().fuse_projections()
+        if type(self.to_qkv) is nn.Linear:
+            # The same parameters in the layer that finds the fast kernel.
+            fused = TokenLinear(self.to_qkv.in_features, self.to_qkv.out_features, device="meta")
+            fused.weight, fused.bias = self.to_qkv.weight, self.to_qkv.bias
+            self.to_qkv = fused
+
     def forward(
         self, hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:

@@ -1,15 +1,28 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """A linear layer that finds the fast kernel on every CPU."""
 
+import platform
+from pathlib import Path
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "GenuineIntel" in platform.processor()
+
+
+# MKL takes its AVX-512 kernels on Intel's processors only.
 _ONEDNN_HAS_FASTER_LINEAR = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and not _is_intel()
 )
 
 
@@ -17,9 +30,9 @@ class TokenLinear(nn.Linear):
     """
     `nn.Linear` on tokens `(B, N, in_features)`, with the same parameters and the same result up to rounding.
 
-    In fp32 on a CPU with AVX-512 it runs oneDNN's kernels instead of MKL's matrix product, which leaves the AVX-512
-    units of other vendors' processors unused: about twice as fast there, in training and inference
-    (docs/model_speed.md). Elsewhere, and wherever the product is traced, counted or quantised, it is `nn.Linear`.
+    In fp32 on CPUs with AVX-512 that are not Intel's it runs oneDNN's kernels instead of MKL's matrix product, which
+    leaves those units unused there: about twice as fast, in training and inference (docs/model_speed.md). Elsewhere,
+    and wherever the product is compiled, traced, counted or quantised, it is `nn.Linear`.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

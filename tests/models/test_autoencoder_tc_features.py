@@ -60,6 +60,7 @@ def test_fused_projections_give_the_same_and_can_be_undone(tiny_tcae):
         expected = tiny_tcae(images).sample
         tiny_tcae.fuse_qkv_projections()
         attention = tiny_tcae.encoder.first_blocks[0].attn
+        assert type(attention.to_qkv) is type(attention.to_q) and attention.to_qkv.weight.shape == (96, 32)
         attention.to_q.weight.zero_()  # the fused projection is what runs
         assert torch.allclose(tiny_tcae(images).sample, expected, atol=1e-5)
         attention.to_q.weight.copy_(attention.to_qkv.weight[:32])

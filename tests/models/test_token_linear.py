@@ -11,7 +11,7 @@ from tcae_diffusers.models.token_linear import TokenLinear
 
 needs_the_kernel = pytest.mark.skipif(
     not token_linear._ONEDNN_HAS_FASTER_LINEAR,
-    reason="this CPU has no AVX-512, or this PyTorch no oneDNN: TokenLinear is nn.Linear here",
+    reason="TokenLinear is nn.Linear here: no AVX-512, no oneDNN, or a processor on which MKL is as fast",
 )
 
 
