@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 
 logger = get_logger(__name__)
 
@@ -62,20 +64,40 @@ class CheckpointManager:
             for leftover in self.folder.glob(".writing-*"):
                 shutil.rmtree(leftover)
         self.accelerator.wait_for_everyone()
-        try:
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
+        error = self._attempt(self.accelerator.save_state, str(temporary))
+        # Every rank writes its own random state; all must have before the manifest says what there is.
+        problem = self._first_problem(error)
+        if problem is None:
             if self.accelerator.is_main_process:
-                self._finish(temporary, final, step, samples_seen)
+                error = self._attempt(self._finish, temporary, final, step, samples_seen)
+            problem = self._first_problem(error)
+        if problem is not None:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"could not write checkpoint {final}: {problem}. Earlier checkpoints are intact."
+            ) from error
+        return final
+
+    @staticmethod
+    def _attempt(function: Callable, *arguments: Any) -> Exception | None:
+        try:
+            function(*arguments)
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            return error
+        return None
+
+    def _first_problem(self, error: Exception | None) -> str | None:
+        """What went wrong on any rank, told to all of them: one that waited for another would wait for ever."""
+        problem = None
+        if error is not None:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             hint = "the disk is full; free some space" if full else "check that the folder is writable and has space"
-            raise CheckpointError(
-                f"could not write checkpoint {final}: {error}; {hint}. Earlier checkpoints are intact."
-            ) from error
-        self.accelerator.wait_for_everyone()
-        return final
+            problem = f"{error}; {hint}"
+        problems = [problem]
+        if self.accelerator.num_processes > 1:
+            problems = gather_object(problems)
+        return next((found for found in problems if found is not None), None)
 
     def _finish(self, temporary: Path, final: Path, step: int, samples_seen: int) -> None:
         files = {}

@@ -1,10 +1,16 @@
 """How a step is divided over ranks and micro-batches does not change what `train_tcae` learns."""
 
+import errno
+import os
+import signal
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ..latent_commands import fork_ranks
+from tcae_diffusers.training import train_tcae
+
+from ..latent_commands import assert_same_training_state, fork_ranks
 from ..tokenizer_commands import checkpoint, train
 
 
@@ -57,8 +63,6 @@ def test_the_tolerance_would_notice_another_batch(tmp_path, whole):
 @pytest.mark.parametrize("ssl", ["ibot", "none"])
 def test_two_ranks_equal_one_and_end_with_equal_parameters(tmp_path, whole, ssl):
     def rank_run(rank):
-        from tcae_diffusers.training import train_tcae
-
         step = train_tcae.optimize
 
         def optimize(run, *arguments):
@@ -89,3 +93,41 @@ def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
     halves = {**options, "train_batch_size": 4, "resume": "latest"}
     assert fork_ranks(lambda rank: train(tmp_path / "run", **halves)) == [0, 0]
     assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(tmp_path):
+    def rank_run(rank):
+        step, calls = train_tcae.compute_loss, []
+
+        def compute_loss(*arguments):
+            calls.append(1)
+            if rank == 1 and len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        train_tcae.compute_loss = compute_loss
+        train(tmp_path / "run", train_batch_size=2)
+
+    assert fork_ranks(rank_run) == [0, 0]
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert fork_ranks(lambda rank: train(tmp_path / "run", train_batch_size=2, resume="latest")) == [0, 0]
+    whole = tmp_path / "whole"
+    assert fork_ranks(lambda rank: train(whole, train_batch_size=2)) == [0, 0]
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(whole))
+
+
+@pytest.mark.parametrize("broken_rank", [0, 1])
+def test_a_disk_that_fills_on_one_rank_ends_both_instead_of_leaving_one_waiting(tmp_path, broken_rank):
+    def rank_run(rank):
+        save = torch.save
+
+        def full(content, file, *arguments, **options):
+            if rank == broken_rank and "step-00000006" in str(file):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return save(content, file, *arguments, **options)
+
+        torch.save = full
+        train(tmp_path / "run", train_batch_size=2)
+
+    assert fork_ranks(rank_run) == [2, 2]
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
