@@ -23,10 +23,21 @@ from .provenance import provenance, write_bytes_atomically, write_json
 from .report import build_report, collect_results
 
 
-def named_results(named: dict[str, list[Path]]) -> list[dict[str, Any]]:
-    """All results below the paths of each name, each with its `subject`."""
+def equal_budgets(curves: dict[str, dict[int, Path]]) -> dict[str, int]:
+    """DiT steps at which generators are set side by side: the most that all have, else each one's own most."""
+    common = set.intersection(*(set(points) for points in curves.values())) if curves else set()
+    return {name: max(common or points) for name, points in curves.items()}
+
+
+def named_results(named: dict[str, list[Path]], dit_steps: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    """All results below the paths of each name, each with its `subject`.
+
+    Args:
+        dit_steps: Per name the steps its generator was trained for; figures of different steps are not subtracted.
+    """
     return [
         {**result, "subject": name}
+        | ({"dit_steps": (dit_steps or {}).get(name)} if result["kind"] == "generation" else {})
         for name, paths in named.items()
         for result in collect_results(paths)
         if result["kind"] in ("reconstruction", "generation", "probing", "latents")
@@ -54,15 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if bool(args.results) == bool(args.config):
         raise EvaluationError("pass either --results, to merge results, or --config, to run a comparison")
-    convergence, settings = None, {}
+    convergence, settings, budgets = None, {}, {}
     if args.config:
         plan = read_plan(args.config)
         state = PartialState(cpu=plan.device == "cpu")
         done = run_plan(plan, args.output)
         state.wait_for_everyone()
         settings = {"config": args.config, "seed": plan.seed, "ranks": state.num_processes}
-        paths = {name: [*entry["results"], *list(entry["generation"].values())[-1:]] for name, entry in done.items()}
         curves = {name: entry["generation"] for name, entry in done.items() if entry["generation"]}
+        budgets = equal_budgets(curves)
+        drawn = {name: [points[budgets[name]]] for name, points in curves.items()}
+        paths = {name: [*entry["results"], *drawn.get(name, [])] for name, entry in done.items()}
         if any(len(points) > 1 for points in curves.values()):
             convergence = build_convergence(curves, next(iter(curves)), None)
     else:
@@ -72,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if len(paths) < 2 and not args.config:
         raise EvaluationError(f"a comparison needs at least two names, got {', '.join(paths)}")
-    results = named_results(paths)
+    results = named_results(paths, budgets)
     table = comparison_table(results)
     comparison = {
         "kind": "comparison",

@@ -141,8 +141,13 @@ def inception_score_interval(logits: np.ndarray, seed: int = 0) -> float | None:
 
 
 def share_interval(share: float, count: int) -> float:
-    """Half width of the 95 % interval of a share of `count` images (precision, recall, coverage, accuracy)."""
-    return float(1.96 * np.sqrt(share * (1 - share) / count))
+    """Half width of the 95 % interval of a share of `count` images (precision, recall, coverage, accuracy).
+
+    After Agresti and Coull (1998): two more successes and failures, so that none of 20 images is not taken for none of
+    all.
+    """
+    adjusted = (share * count + 2) / (count + 4)
+    return float(1.96 * np.sqrt(adjusted * (1 - adjusted) / (count + 4)))
 
 
 def frechet_at_infinity(

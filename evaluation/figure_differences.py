@@ -68,6 +68,7 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
                     "fingerprint": data.get("fingerprint"),
                     "images": figure["samples"],
                     "reference images": figure.get("reference_images"),
+                    "DiT steps": result.get("dit_steps"),
                     "features": figure.get("extractor", {}).get("weights_sha256"),
                 }
                 key = (result["kind"], figure["name"], *map(str, conditions.values()))

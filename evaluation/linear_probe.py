@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .confidence import share_interval
 from .errors import EvaluationError
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -38,8 +39,8 @@ class ProbeResult:
 
     @property
     def interval(self) -> float:
-        """Half width of the 95 % interval of the accuracy (normal approximation)."""
-        return float(1.96 * np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.correct)))
+        """Half width of the 95 % interval of the accuracy."""
+        return share_interval(self.accuracy, len(self.correct))
 
 
 def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:

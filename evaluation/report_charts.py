@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 PALETTE = ("#2b5c8a", "#c2542d", "#3f7f4f", "#7a5195", "#8a7a2b")
@@ -124,9 +124,14 @@ def _thin(points: list, limit: int = 600) -> list:
     return [points[index * (len(points) - 1) // (limit - 1)] for index in range(limit)]
 
 
+def _name_width(names: Iterable[str], least: int) -> int:
+    """Room for the longest name, at about 7.5 units a character, within reason."""
+    return min(max([least, *(round(7.5 * len(name)) + 14 for name in names)]), 400)
+
+
 def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None, unit: str = "") -> str:
     """Horizontal bars with their values; `marker` is a named dashed line, such as the floor."""
-    row, left, right = 34, 150, 70
+    row, left, right = 34, _name_width(values, 150), 70
     width, height = 720, row * len(values) + (34 if marker else 10)
     largest = max([*values.values(), marker[1] if marker else 0.0, 1e-12])
     scale = (width - left - right) / largest
@@ -146,7 +151,7 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None,
 
 def interval_chart(values: dict[str, tuple[float, float | None]]) -> str:
     """One dot per name on a common axis, with its interval as a bar where it has one."""
-    row, left, right = 26, 190, 80
+    row, left, right = 26, _name_width(values, 190), 80
     width, height = 720, row * len(values) + 30
     ends = [value + sign * (spread or 0.0) for value, spread in values.values() for sign in (-1, 1)]
     margin = (max(ends) - min(ends)) * 0.06 or abs(max(ends)) * 0.1 or 1.0

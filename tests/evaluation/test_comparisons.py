@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.compare import equal_budgets
 from tcae_diffusers.evaluation.convergence import compare_curves, speed_up, steps_to_reach
 from tcae_diffusers.evaluation.figure_differences import comparison_table
 from tcae_diffusers.evaluation.guidance_sweep import sweep_points
@@ -101,6 +102,12 @@ def test_figures_under_other_conditions_are_never_subtracted(tmp_path):
     assert [row["differences"] for row in comparison_table(results)] == [[], [], []]
 
 
+def test_generators_are_compared_at_the_most_steps_that_all_have():
+    assert equal_budgets({"a": {1: "", 2: "", 4: ""}, "b": {2: "", 3: ""}}) == {"a": 2, "b": 2}
+    assert equal_budgets({"a": {1: "", 4: ""}, "b": {3: ""}}) == {"a": 4, "b": 3}
+    assert equal_budgets({}) == {}
+
+
 def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder, tmp_path, capsys):
     assert sweep_points([2.0, 1.0], [(0.0, 1.0), (0.1, 0.8)]) == [
         (1.0, (0.0, 1.0)),
@@ -152,6 +159,8 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     # One model twice: no difference of anything may be found.
     assert not any(pair["larger"] for row in comparison["rows"] for pair in row["differences"])
     assert rows["PSNR (dB)"]["differences"][0]["method"] == "paired, image by image"
+    # 100 steps, which both have: a difference at unequal budgets would be none of the tokenizers'.
+    assert rows["gFD-efficientnet-lite0"]["conditions"]["DiT steps"] == 100
     convergence = json.loads((tmp_path / "out" / "convergence.json").read_text())
     assert [point["steps"] for point in convergence["curves"]["first one"]] == [100, 200]
     assert convergence["levels"][0]["curves"]["second"]["factor"] == pytest.approx(1.0)

@@ -9,6 +9,7 @@ from tcae_diffusers.evaluation.confidence import (
     inception_score_interval,
     kid_interval,
     random_groups,
+    share_interval,
 )
 from tcae_diffusers.evaluation.feature_comparison import Reference, density_coverage, kid
 from tcae_diffusers.evaluation.frechet import FrechetStatistics, frechet_distance_of_features
@@ -82,6 +83,12 @@ def test_too_few_images_have_no_interval_and_no_extrapolation():
     assert "interval" not in figures["FID"]
     assert "interval" not in figures["KID"]
     assert "FID-inf" not in figures
+
+
+def test_none_of_a_few_images_is_not_none_of_all():
+    assert share_interval(0.0, 20) == pytest.approx(share_interval(1.0, 20))
+    assert share_interval(0.0, 20) > 0.05
+    assert share_interval(0.3, 10_000) == pytest.approx(1.96 * np.sqrt(0.3 * 0.7 / 10_000), rel=1e-3)
 
 
 def test_density_and_coverage_equal_the_definition():
