@@ -382,7 +382,7 @@ def train(run: DecoderRun) -> None:
             f"finished; the tokenizer is in {run.folder / 'model'}, its encoder bit-identical to the one given"
         )
     else:
-        logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
+        logger.warning(f"{stop.reason}: saved at step {step}; continue with --resume latest")
     accelerator.end_training()
 
 

@@ -407,7 +407,7 @@ def train(run: TokenizerRun) -> None:
             save_model(run.autoencoder, run.folder / "model")
         logger.info(f"finished; the tokenizer is in {run.folder / 'model'}")
     else:
-        logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
+        logger.warning(f"{stop.reason}: saved at step {step}; continue with --resume latest")
     accelerator.end_training()
 
 

@@ -41,6 +41,11 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
+    @property
+    def reason(self) -> str:
+        """What stopped the run, for its log."""
+        return "another rank was asked to stop" if self.received is None else self.received.name
+
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. All ranks must call this at the same place."""
         if self._group is None:

@@ -1,0 +1,42 @@
+"""What a tokenizer run refuses before it starts, and which errors end a command without a traceback."""
+
+from types import SimpleNamespace
+
+import pytest
+from accelerate import DistributedType
+
+from tcae_diffusers.trainer.run import discard_new_folder_on_error
+from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, require_whole_parameters
+from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_parameters_are_refused_with_the_way_out(kind):
+    with pytest.raises(ValueError, match="--multi_gpu"):
+        require_whole_parameters(SimpleNamespace(distributed_type=kind))
+    require_whole_parameters(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+
+
+def test_a_preset_takes_overrides_and_a_saved_folder_keeps_its_weights(tmp_path):
+    model = build_autoencoder("tc-ae-xs-f8c32", {"latent_channels": 4})
+    assert model.config.latent_channels == 4 and model.config.patch_size == 2
+    model.save_pretrained(tmp_path / "model")
+    again = build_autoencoder(str(tmp_path / "model"))
+    assert all((value == again.state_dict()[name]).all() for name, value in model.state_dict().items())
+
+
+def test_a_defect_in_the_loop_keeps_its_traceback_where_bad_input_at_the_start_does_not(capsys):
+    with pytest.raises(SystemExit), exit_on_user_error("command"):
+        raise ValueError("bad\ninput")
+    assert capsys.readouterr().err == "command: error: bad input\n"
+    with pytest.raises(ValueError, match="defect"), exit_on_user_error("command", RUN_ERRORS):
+        raise ValueError("defect")
+
+
+def test_only_a_folder_that_the_failed_start_made_is_removed(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with pytest.raises(ValueError), discard_new_folder_on_error(tmp_path / name):
+            (tmp_path / name / "part").mkdir(parents=True)
+            raise ValueError
+    assert (tmp_path / "old" / "part").exists() and not (tmp_path / "new").exists()
