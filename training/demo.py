@@ -49,7 +49,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     model, pipeline = tokenizer / "model", dit / "pipeline"
     sampling = ["--labels", "openmoji:train", "--num_images", str(num_samples), "--seed", str(seed)]
     sampling += ["--num_inference_steps", "25"]
-    guided = ["--pipeline", str(pipeline), "--guidance_scale", "1.5"]
+    guided = ["--pipeline", str(pipeline), "--guidance_scale", "5"]
 
     def steps(count: int) -> str:
         return str(max(2, round(count * scale)))
