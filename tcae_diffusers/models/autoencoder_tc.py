@@ -132,17 +132,21 @@ class AutoencoderTCAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
-        query = attn.norm_q(query.unflatten(-1, (-1, attn.head_dim)))
-        key = attn.norm_k(key.unflatten(-1, (-1, attn.head_dim)))
+        query = query.unflatten(-1, (-1, attn.head_dim))
+        key = key.unflatten(-1, (-1, attn.head_dim))
         value = value.unflatten(-1, (-1, attn.head_dim))
 
-        query = apply_axial_rotary_embedding(query, rotary_embedding)
-        key = apply_axial_rotary_embedding(key, rotary_embedding)
+        # Under autocast the projections are in half precision and the norms are not.
+        query = attn.norm_q(query.to(attn.norm_q.weight.dtype))
+        key = attn.norm_k(key.to(attn.norm_k.weight.dtype))
+
+        query = apply_axial_rotary_embedding(query, rotary_embedding).to(value.dtype)
+        key = apply_axial_rotary_embedding(key, rotary_embedding).to(value.dtype)
 
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
-        return attn.to_out(hidden_states.flatten(2, 3).to(query.dtype))
+        return attn.to_out(hidden_states.flatten(2, 3).to(value.dtype))
 
 
 class AutoencoderTCAttention(nn.Module, AttentionModuleMixin):

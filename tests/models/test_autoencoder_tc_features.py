@@ -104,26 +104,27 @@ def test_attention_backends_agree(tiny_tcae, backend):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.005), (torch.bfloat16, 0.04)])
-def test_half_precision_stays_close_and_far_from_overflow(tiny_tcae, dtype, tolerance):
+@pytest.mark.parametrize("name", ["tiny_tcae", "tcae_of_photographs"])
+def test_half_precision_stays_close_and_far_from_overflow(request, photograph, name, dtype, tolerance):
     """The tolerance is the root mean square difference from fp32, relative to the fp32 result."""
-    images = torch.randn(2, 3, 64, 64)
+    model, images = request.getfixturevalue(name), photograph("rocket.jpg", 256)
     largest = []
 
     def remember(module, args, output):
         if isinstance(output, torch.Tensor):
             largest.append(float(output.abs().max()))
 
-    half = copy.deepcopy(tiny_tcae).to(dtype)
+    half = copy.deepcopy(model).to(dtype)
     for module in half.modules():
         module.register_forward_hook(remember)
     with torch.no_grad():
-        latent = tiny_tcae.encode(images).latent
+        latent = model.encode(images).latent
         half_latent = half.encode(images.to(dtype)).latent
-        sample, half_sample = tiny_tcae.decode(latent).sample, half.decode(half_latent).sample
+        sample, half_sample = model.decode(latent).sample, half.decode(half_latent).sample
     for expected, actual in ((latent, half_latent), (sample, half_sample)):
         assert actual.dtype == dtype
         assert (actual.float() - expected).norm() < tolerance * expected.norm()
-    assert 1.0 < max(largest) < 65504 / 100
+    assert 1.0 < max(largest) < torch.finfo(torch.float16).max / 100
 
 
 def test_qk_norm_bounds_the_attention_logits(tiny_tcae):
@@ -136,13 +137,15 @@ def test_qk_norm_bounds_the_attention_logits(tiny_tcae):
     assert torch.isfinite(sample).all()
 
 
-def test_autocast_runs_and_stays_close(tiny_tcae):
+@pytest.mark.filterwarnings("error")
+def test_autocast_trains_without_a_warning_and_stays_close(tiny_tcae):
     images = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        expected = tiny_tcae(images).sample
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            actual = tiny_tcae(images).sample
+    expected = tiny_tcae(images).sample
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = tiny_tcae(images).sample
     assert 0 < (actual.float() - expected).norm() < 0.04 * expected.norm()
+    actual.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in tiny_tcae.parameters())
 
 
 def test_layerwise_casting_stores_less_and_stays_close(tiny_tcae):
