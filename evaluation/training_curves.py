@@ -56,7 +56,7 @@ _CHARTS = [
     ),
     Chart(
         "iBOT losses",
-        {"train/loss_mim": "masked tokens", "train/loss_cls": "across views"},
+        {"train/loss_ssl": "sum", "train/loss_mim": "masked tokens", "train/loss_cls": "across views"},
         "Cross-entropy of the student with its own slow average, on masked tokens and across views. Falling means "
         "that hidden parts become predictable. The target moves too, so a rise early on is normal.",
     ),

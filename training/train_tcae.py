@@ -327,7 +327,7 @@ def compute_ssl_loss(
         student_class_tokens=output.class_tokens,
         with_diagnostics=is_log_step(step, arguments),
     )
-    metrics = {"train/loss_cls": ssl.loss_cls}
+    metrics = {"train/loss_ssl": ssl.loss, "train/loss_cls": ssl.loss_cls}
     if run.ssl_loss.predicts_patches:
         metrics["train/loss_mim"] = ssl.loss_mim
     if run.ssl_loss.koleo_weight:
