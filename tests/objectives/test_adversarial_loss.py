@@ -17,6 +17,9 @@ from tcae_diffusers.objectives.adversarial import (
     generator_criterion,
 )
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 REAL = (torch.tensor([[1.5, 0.2], [-0.3, 0.9]]), torch.tensor([[0.4]]))
 FAKE = (torch.tensor([[-1.5, 0.2], [0.7, -0.1]]), torch.tensor([[-0.6]]))
 

@@ -9,6 +9,9 @@ from torch import nn
 from tcae_diffusers.objectives.masked_tokens import MaskedTokens
 from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
 
+# Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
+pytestmark = pytest.mark.fresh_process
+
 STEPS, BATCH, TOKENS, CLASSES = 3, 4, 5, 6
 
 
