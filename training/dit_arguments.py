@@ -50,6 +50,9 @@ class DiTArguments(RunArguments):
     samples_per_class: int = option(2, "Images per class in that picture.")
     num_inference_steps: int = option(30, "Denoising steps for that picture.")
     guidance_scale: float = option(2.0, "Guidance scale for that picture.")
+    pipeline_steps: int = option(
+        0, "Steps between two pipelines saved in pipelines/step-<n>, for `evaluation convergence`; 0: only the last."
+    )
     gfd_steps: int = option(0, "Steps between two Fréchet distances of a small sample, a trend only; 0: none.")
     gfd_samples: int = option(256, "Images of that sample, drawn without guidance.")
     gfd_reference: str | None = option(None, "Its reference: a data source such as openmoji:train.")
@@ -69,7 +72,8 @@ class DiTArguments(RunArguments):
         self._require("posthoc_ema_steps", self.posthoc_ema_steps >= 1, "at least 1")
         for sigma_rel in self.posthoc_ema_sigmas:
             exponent_of(sigma_rel)
-        self._require("gfd_steps", self.gfd_steps >= 0, "0 or more")
+        for name in ("gfd_steps", "pipeline_steps"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
         self._require("gfd_reference", not self.gfd_steps or bool(self.gfd_reference), "given with --gfd_steps")
         flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}

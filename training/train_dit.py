@@ -41,7 +41,7 @@ from tcae_diffusers.trainer import (
 from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
-from tcae_diffusers.trainer.sample_preview import SamplePreview
+from tcae_diffusers.trainer.sample_preview import SamplePreview, averaged_weights
 from tcae_diffusers.trainer.tokenizer_setup import compile_blocks
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training.dit_arguments import DiTArguments
@@ -343,7 +343,7 @@ def optimize(run: DiTRun, batches: Iterator, progress: TrainingProgress, step: i
 
 
 def look_and_save(run: DiTRun, step: int) -> None:
-    """What is due after `step`: pictures, the online distance, snapshots of the averages, a checkpoint."""
+    """What is due after `step`: pictures, the online distance, snapshots of the averages, a pipeline, a checkpoint."""
     arguments = run.arguments
     is_last = step == arguments.max_train_steps
     if is_last or step % arguments.sample_steps == 0:
@@ -354,8 +354,19 @@ def look_and_save(run: DiTRun, step: int) -> None:
         names = [name for name, _ in run.pipeline.transformer.named_parameters()]
         for average in run.posthoc_averages:
             average.save_snapshot(run.folder / "ema_snapshots", names)
+    due = bool(arguments.pipeline_steps) and step % arguments.pipeline_steps == 0 and not is_last
+    if due and run.accelerator.is_main_process:
+        save_intermediate_pipeline(run, step)
     if step % arguments.checkpointing_steps == 0 and not is_last:
         run.checkpoints.save(step, samples_seen=step * run.total_batch)
+
+
+def save_intermediate_pipeline(run: DiTRun, step: int) -> None:
+    """The pipeline as it would be if training ended after `step`, but for the learning rate; training goes on."""
+    folder = run.folder / "pipelines" / f"step-{step:08d}"
+    folder.parent.mkdir(exist_ok=True)
+    with averaged_weights(run.pipeline.transformer, run.averages[0]):
+        save_model(run.pipeline, folder)
 
 
 def save_results(pipeline: TCDiTPipeline, averages: list[EMAModel], folder: Path) -> None:

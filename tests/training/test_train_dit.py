@@ -20,7 +20,7 @@ from ..latent_commands import NUM_IMAGES, cache, home, train, weights
 @functools.cache
 def watched_run():
     """A run with pictures, an online distance and three averages."""
-    options = {"report_to": "tensorboard", "sample_steps": 3, "gfd_steps": 3, "gfd_samples": 8}
+    options = {"report_to": "tensorboard", "sample_steps": 3, "gfd_steps": 3, "gfd_samples": 8, "pipeline_steps": 3}
     return train(
         home() / "watched", **options, gfd_reference=home() / "images", extra_ema_decays=[0.0, 0.9], ema_decay=0.3
     )
@@ -61,6 +61,26 @@ def test_each_average_of_the_weights_is_saved_under_its_decay():
         return sum((averages[decay][key] - averages["0"][key]).square().sum() for key in averages["0"])
 
     assert 0 < distance("0.3") < distance("0.9")
+
+
+def test_a_pipeline_saved_on_the_way_holds_the_averages_of_its_step(tmp_path):
+    run = watched_run()
+    (folder,) = (run / "pipelines").iterdir()
+    assert folder.name == "step-00000003"
+    saved = weights(folder / "transformer")
+    # Independent of the export: the state that a run has which is stopped there.
+    stopped = train(tmp_path / "stopped", checkpointing_steps=3, extra_ema_decays=[0.0, 0.9], ema_decay=0.3)
+    average = torch.load(stopped / "checkpoints" / "step-00000003" / "custom_checkpoint_0.pkl", weights_only=True)
+    raw = weights(stopped / "checkpoints" / "step-00000003")
+    trained = [name for name in raw if name in saved]
+    assert trained and any(not torch.equal(saved[name], raw[name]) for name in trained)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    parameters = dict(pipeline.transformer.named_parameters())
+    assert all(
+        torch.equal(shadow, parameter)
+        for shadow, parameter in zip(average["shadow_params"], parameters.values(), strict=True)
+    )
+    assert len(pipeline([0], num_inference_steps=1).images) == 1
 
 
 def test_an_unconditional_run_has_one_class(tmp_path):
