@@ -3,7 +3,7 @@ Do both transformers learn what the labels mean? DiT and TC-DiT of one size agai
 themselves untrained, on the cached latents of one tokenizer, over several seeds.
 
     python docs/studies/compare_transformers.py --tokenizer runs/tokenizer/model --latents runs/latents \
-        --output_dir runs/compare_transformers --steps 6000 --seeds 0 1 2
+        --output_dir runs/compare_transformers --seeds 0 1 2
 
 Every step is a command of this package and is skipped once done, so an interrupted study goes on where it was. In
 OUTPUT_DIR: `comparison.md` (the table), `comparison.json`, `curves.png`, and one grid of samples per run.
@@ -11,12 +11,11 @@ OUTPUT_DIR: `comparison.md` (the table), `comparison.json`, `curves.png`, and on
 
 import argparse
 import json
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from study_commands import command, slug
 
 from tcae_diffusers.evaluation.training_curves import read_scalars
 
@@ -39,21 +38,6 @@ SAMPLES = {
 }
 
 
-def command(module: str, *arguments: object, result: Path) -> None:
-    """Run a command of the package, unless its result is there."""
-    if result.exists():
-        return
-    argv = ["-m", f"tcae_diffusers.{module}", *map(str, arguments)]
-    print(shlex.join(["python", *argv]), flush=True)
-    subprocess.run([sys.executable, *argv], check=True)
-    if not result.exists():
-        sys.exit(f"interrupted; run the study again to go on ({result} is not there yet)")
-
-
-def slug(name: str) -> str:
-    return name.lower().replace(" ", "_")
-
-
 def train_and_draw(arguments: argparse.Namespace, seed: int) -> Path:
     """All runs of one seed; returns the file with their figures."""
     folder = arguments.output_dir / f"seed_{seed}"
@@ -62,7 +46,7 @@ def train_and_draw(arguments: argparse.Namespace, seed: int) -> Path:
             "training.train_dit",
             *("--config", arguments.config, "--tokenizer", arguments.tokenizer, "--latents", arguments.latents),
             *("--output_dir", folder / slug(name), "--max_train_steps", arguments.steps, "--seed", seed, *options),
-            *("--gfd_steps", max(1, arguments.steps // 8), "--gfd_reference", arguments.reference),
+            *("--gfd_steps", max(1, arguments.steps // 4), "--gfd_reference", arguments.reference),
             *("--gfd_samples", min(256, arguments.num_samples), "--resume", "latest"),
             result=folder / slug(name) / "pipeline",
         )
@@ -72,7 +56,7 @@ def train_and_draw(arguments: argparse.Namespace, seed: int) -> Path:
             "evaluation",
             *("generate", "--pipeline", folder / slug(run) / "pipeline", "--output", folder / "samples" / slug(name)),
             *("--num_images", arguments.num_samples, "--labels", labels, "--seed", seed),
-            *("--guidance_scale", guidance_scale, *options),
+            *("--num_inference_steps", arguments.num_inference_steps, "--guidance_scale", guidance_scale, *options),
             result=folder / "samples" / slug(name) / "manifest.json",
         )
     figures = folder / "results" / "generation.json"
@@ -141,8 +125,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--config", default="openmoji32_dit", help="preset with the size shared by all runs")
     parser.add_argument("--reference", default="openmoji:train", help="images the latents were made of")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--num_samples", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--num_samples", type=int, default=500)
+    parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     files = {seed: train_and_draw(arguments, seed) for seed in arguments.seeds}

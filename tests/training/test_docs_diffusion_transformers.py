@@ -1,15 +1,19 @@
 """The page docs/diffusion_transformers.md is true: its snippets run, and its options exist."""
 
-import importlib.util
+import importlib
 import re
 import shutil
-from dataclasses import fields
+from argparse import Namespace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
+from tcae_diffusers.evaluation.comparison_plan import read_plan
+from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training.cache_latents import CacheArguments
 from tcae_diffusers.training.train_dit import DiTArguments
+from tcae_diffusers.training.train_tcae import TokenizerArguments
 
 from ..latent_commands import calibrated, train
 
@@ -47,12 +51,33 @@ def test_every_option_exists():
     assert named <= known, named - known
 
 
-def test_the_study_asks_for_options_that_exist():
-    path = DOCS / "studies" / "compare_transformers.py"
-    specification = importlib.util.spec_from_file_location("compare_transformers", path)
-    study = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(study)
+def load_study(name, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "studies")
+    return importlib.import_module(name)
+
+
+def test_the_study_of_transformers_asks_for_options_that_exist(monkeypatch):
+    study = load_study("compare_transformers", monkeypatch)
     known = {field.name for field in fields(DiTArguments)}
     for options in study.RUNS.values():
         assert {option.removeprefix("--") for option in options if option.startswith("--")} <= known
     assert {run for run, _, _ in study.SAMPLES.values()} == set(study.RUNS)
+
+
+def test_the_study_of_tokenizers_differs_in_what_it_names_alone_and_writes_a_plan_that_is_read(tmp_path, monkeypatch):
+    study = load_study("compare_tokenizers", monkeypatch)
+    runs = {
+        name: asdict(parse_arguments(TokenizerArguments, ["--config", preset, "--output_dir", "run"]))
+        for name, preset in study.TOKENIZERS.items()
+    }
+    for name, run in runs.items():
+        assert (run["ssl"] == "ibot") == ("SSL" in name)
+        assert run["autoencoder"].endswith("-nostc") == ("STC" not in name)
+        differing = {key for key, value in run.items() if value != runs["SSL + STC"][key]}
+        assert differing <= {"ssl", "autoencoder"}, name
+    arguments = Namespace(
+        output_dir=tmp_path, dit_steps=80, train="openmoji:train", test="openmoji:heldout", num_samples=10, seed=3
+    )
+    plan = read_plan(study.write_plan(arguments, list(study.TOKENIZERS), tmp_path / "plan.yaml"))
+    assert list(plan.tokenizers) == list(study.TOKENIZERS) and plan.seed == 3
+    assert list(plan.tokenizers["plain"].pipelines) == [10, 20, 40, 80]

@@ -18,6 +18,7 @@ TOKENIZERS = [
     "openmoji32",
     "openmoji32_nossl",
     "openmoji32_nostc",
+    "openmoji32_nostc_nossl",
     "openmoji64",
     "tc_ae_f32c128_imagenet256",
     "tc_ae_f32c128_imagenet256_nossl",

@@ -1,0 +1,22 @@
+"""What the studies share: their steps are commands of this package, and a step whose result is there is skipped."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+
+def command(module: str, *arguments: object, result: Path) -> None:
+    """Run a command of the package, unless its result is there."""
+    if result.exists():
+        return
+    argv = ["-m", f"tcae_diffusers.{module}", *map(str, arguments)]
+    print(shlex.join(["python", *argv]), flush=True)
+    subprocess.run([sys.executable, *argv], check=True)
+    if not result.exists():
+        sys.exit(f"interrupted; run the study again to go on ({result} is not there yet)")
+
+
+def slug(name: str) -> str:
+    """A name as the name of a file."""
+    return name.lower().replace(" + ", "_").replace(" ", "_")
