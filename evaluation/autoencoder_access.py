@@ -16,8 +16,9 @@ from torch import nn
 
 from .errors import EvaluationError
 
-# AutoencoderRAE normalises with ImageNet's mean and deviation itself and therefore works on [0, 1].
-_UNIT_RANGE_CLASSES = ("AutoencoderRAE",)
+# AutoencoderRAE normalises with ImageNet's mean and deviation itself and therefore works on [0, 1]; it resizes what it
+# encodes, and it applies its scaling factor inside encode and decode, where all others leave that to the pipeline.
+_RAE_CLASSES = ("AutoencoderRAE",)
 
 
 def load_autoencoder(
@@ -83,7 +84,7 @@ def latent_of(encoder_output: Any) -> torch.Tensor:
 
 def encode_to_latent(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """`images (B, 3, H, W)` in [-1, 1] to the latent `(B, c, h, w)`."""
-    if type(model).__name__ in _UNIT_RANGE_CLASSES:
+    if type(model).__name__ in _RAE_CLASSES:
         images = images * 0.5 + 0.5
     return latent_of(model.encode(images))
 
@@ -91,12 +92,29 @@ def encode_to_latent(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def decode_latent(model: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     """Latent `(B, c, h, w)` to images `(B, 3, H, W)` in about [-1, 1], not clamped."""
     sample = model.decode(latent).sample
-    return sample * 2.0 - 1.0 if type(model).__name__ in _UNIT_RANGE_CLASSES else sample
+    return sample * 2.0 - 1.0 if type(model).__name__ in _RAE_CLASSES else sample
+
+
+def pipeline_scaling(model: nn.Module) -> tuple[float, float]:
+    """`(scaling_factor, shift_factor)` with which pipelines take `(encode(x) - shift_factor) * scaling_factor`."""
+    if type(model).__name__ in _RAE_CLASSES:
+        return 1.0, 0.0
+    config = getattr(model, "config", {})
+    return float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+
+
+def image_size(model: nn.Module) -> int | None:
+    """Side in pixels of the images that the model is made for, or `None` if it does not say (AutoencoderDC)."""
+    size = getattr(model, "config", {}).get("sample_size") or getattr(model, "decoder_image_size", None)
+    return size[0] if isinstance(size, list | tuple) else size
 
 
 def spatial_ratio(model: nn.Module) -> int:
     """Pixels per latent position along one side, e.g. 32 for f32."""
     config = getattr(model, "config", {})
+    if type(model).__name__ in _RAE_CLASSES:
+        # The decoder's patch: the encoder's is of the resized image.
+        return config["patch_size"]
     named = getattr(model, "spatial_compression_ratio", None) or config.get("spatial_compression_ratio")
     if isinstance(named, int):
         return named
@@ -105,14 +123,12 @@ def spatial_ratio(model: nn.Module) -> int:
     channels = config.get("encoder_block_out_channels") or config.get("block_out_channels")
     if channels:
         return 2 ** (len(channels) - 1)
-    if "encoder_input_size" in config:  # AutoencoderRAE: pixels go through a fixed-size encoder
-        return config["encoder_input_size"] // (config["encoder_input_size"] // config["encoder_patch_size"])
     raise EvaluationError(f"cannot tell the compression ratio of {type(model).__name__}; its config names none")
 
 
 def check_image_size(model: nn.Module, height: int, width: int) -> None:
     """Raises [`EvaluationError`] if a side is not a multiple of the compression ratio."""
-    if type(model).__name__ in _UNIT_RANGE_CLASSES:
+    if type(model).__name__ in _RAE_CLASSES:
         return  # it resizes internally
     ratio = spatial_ratio(model)
     for name, size in (("height", height), ("width", width)):

@@ -22,6 +22,7 @@ from .autoencoder_access import (
     check_image_size,
     decode_latent,
     encode_to_latent,
+    image_size,
     load_autoencoder,
     model_fingerprint,
     spatial_ratio,
@@ -255,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
     state = PartialState(cpu=args.device == "cpu")
     device = args.device or state.device
     model = load_autoencoder(args.autoencoder, device)
-    resolution = args.resolution or model.config.get("sample_size")
+    resolution = args.resolution or image_size(model)
     images: ImageSet = open_data_source(args.data, resolution)
     if args.max_images and args.max_images < len(images):
         images = EvenlySpacedImages(images, args.max_images)

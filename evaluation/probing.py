@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
-from .autoencoder_access import check_image_size, encode_to_latent, load_autoencoder, model_fingerprint
+from .autoencoder_access import check_image_size, encode_to_latent, image_size, load_autoencoder, model_fingerprint
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .image_sets import SourceImages, open_data_source, to_signed_unit
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
         raise EvaluationError(f"--epochs {args.epochs} and --batch_size {args.batch_size} must be at least 1")
     state = PartialState(cpu=args.device == "cpu")
     model = load_autoencoder(args.autoencoder, args.device or state.device)
-    resolution = args.resolution or model.config.get("sample_size")
+    resolution = args.resolution or image_size(model)
     train, test = open_data_source(args.train, resolution), open_data_source(args.test, resolution)
     result = evaluate_probing(
         model, train, test, args.batch_size, args.token_module, args.epochs, args.seed, tsne=args.tsne

@@ -23,7 +23,14 @@ from tqdm.auto import tqdm
 
 from tcae_diffusers.objectives.perceptual import LPIPS_BACKBONES, LPIPSLoss
 
-from .autoencoder_access import check_image_size, decode_latent, encode_to_latent, load_autoencoder, model_fingerprint
+from .autoencoder_access import (
+    check_image_size,
+    decode_latent,
+    encode_to_latent,
+    image_size,
+    load_autoencoder,
+    model_fingerprint,
+)
 from .confidence import JACKKNIFE, MEAN_OF_IMAGES
 from .contact_sheet import contact_sheet, png_bytes
 from .distributed_ranges import gather_in_rank_order, rank_range
@@ -271,9 +278,7 @@ def run(args: argparse.Namespace) -> int:
         if not hasattr(model, "enable_tiling"):
             raise EvaluationError(f"{type(model).__name__} has no enable_tiling(); leave out --tiling")
         model.enable_tiling()
-    resolution = args.resolution or getattr(model.config, "sample_size", None)
-    if isinstance(resolution, (list, tuple)):
-        resolution = resolution[0]
+    resolution = args.resolution or image_size(model)
     images: ImageSet = open_data_source(args.data, resolution)
     if args.max_images and args.max_images < len(images):
         images = EvenlySpacedImages(images, args.max_images)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -109,6 +110,9 @@ class TCDiTPipeline(DiffusionPipeline):
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent position along one side."""
+        if isinstance(self.vae, AutoencoderRAE):
+            # Its encoder sees a resized image; what an image has per latent position is the decoder's patch.
+            return self.vae.config.patch_size
         ratio = getattr(self.vae, "spatial_compression_ratio", None)
         return ratio or 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -329,8 +333,13 @@ class TCDiTPipeline(DiffusionPipeline):
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         config = self.vae.config
-        latents = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
+        # AutoencoderRAE scales inside encode and decode, and its images lie in [0, 1].
+        is_rae = isinstance(self.vae, AutoencoderRAE)
+        if not is_rae:
+            latents = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
         images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        if is_rae:
+            images = images * 2.0 - 1.0
         return self.image_processor.postprocess(images.float(), output_type=output_type)
 
     # ------------------------------------------------------------------------------------------------------------ call

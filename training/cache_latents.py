@@ -36,6 +36,7 @@ from tcae_diffusers.data.tokenizer_fingerprint import TokenizerFingerprint
 from tcae_diffusers.evaluation.autoencoder_access import (
     check_image_size,
     encode_to_latent,
+    image_size,
     load_autoencoder,
 )
 from tcae_diffusers.models import AutoencoderTC
@@ -303,7 +304,7 @@ def cache_latents(arguments: CacheArguments) -> None:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
     model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))
-    arguments.resolution = arguments.resolution or model.config.get("sample_size")
+    arguments.resolution = arguments.resolution or image_size(model)
     if not isinstance(arguments.resolution, int):
         raise ValueError(f"--resolution is missing, and {type(model).__name__} does not name a sample_size.")
     arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution

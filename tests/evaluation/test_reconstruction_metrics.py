@@ -48,6 +48,16 @@ SMALL_AUTOENCODERS = {
         "num_encoder_blocks": (1, 1, 1, 1),
         "num_decoder_blocks": (1, 1, 1, 1),
     },
+    "AutoencoderRAE": {
+        "encoder_hidden_size": 64,
+        "encoder_num_hidden_layers": 1,
+        "encoder_input_size": 56,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 32,
+        "patch_size": 8,
+    },
 }
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.image_folder import ImageFolderSource
@@ -38,6 +38,19 @@ FOREIGN = {
         encoder_qkv_multiscales=((), ()),
         decoder_qkv_multiscales=((), ()),
         scaling_factor=0.4,
+    ),
+    # 16 pixels are resized to 56, which are 4x4 patches of 14, and 4x4 patches of 4 are decoded.
+    "AutoencoderRAE": lambda: AutoencoderRAE(
+        encoder_hidden_size=64,
+        encoder_patch_size=14,
+        encoder_num_hidden_layers=1,
+        encoder_input_size=56,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        patch_size=4,
+        scaling_factor=0.5,
     ),
 }
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderRAE,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -161,6 +162,30 @@ def test_foreign_autoencoders_are_decoded_by_their_scaling_factor(make_pipeline)
     latent = pipeline(0, generator=seeds(0), output_type="latent", **settings).images
     image = pipeline(0, generator=seeds(0), output_type="pt", **settings).images
     torch.testing.assert_close(image, (vae.decode(latent / 0.4).sample / 2 + 0.5).clamp(0, 1))
+
+
+def test_an_autoencoder_that_scales_inside_and_works_on_unit_range_is_decoded_as_such(make_pipeline):
+    torch.manual_seed(0)
+    vae = AutoencoderRAE(
+        encoder_type="mae",
+        encoder_hidden_size=64,
+        encoder_patch_size=16,
+        encoder_num_hidden_layers=1,
+        encoder_input_size=32,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        patch_size=4,
+        scaling_factor=0.5,
+    ).eval()
+    pipeline = make_pipeline(vae=vae, transformer=make_transformer(in_channels=64, out_channels=64))
+    assert pipeline.spatial_compression_ratio == 4
+    settings = {"num_inference_steps": 1, "guidance_scale": 1}
+    latent = pipeline(0, generator=seeds(0), output_type="latent", **settings).images
+    image = pipeline(0, generator=seeds(0), output_type="pt", **settings).images
+    assert latent.shape == (1, 64, 2, 2) and image.shape == (1, 3, 8, 8)
+    torch.testing.assert_close(image, vae.decode(latent).sample.clamp(0, 1))
 
 
 def test_other_sizes_and_given_latents(make_pipeline):
