@@ -26,6 +26,8 @@ _KERNEL_IMAGES = 5000
 _EXTRAPOLATION_SIZES = 8
 _EXTRAPOLATION_DRAWS = 2
 EXTRAPOLATION_MINIMUM = 40
+# Of a Fréchet distance with a group left out, relative: far below what leaving a group out changes.
+INTERVAL_TOLERANCE = 1e-5
 
 
 def random_groups(count: int, seed: int = 0, groups: int = GROUPS) -> np.ndarray:
@@ -45,12 +47,11 @@ def group_statistics(features: np.ndarray, groups: np.ndarray) -> list[FrechetSt
     return [FrechetStatistics.from_features(features[groups == group]) for group in range(GROUPS)]
 
 
-def merged(parts: list[FrechetStatistics], without: int | None = None) -> FrechetStatistics:
-    """All groups together, or all but one."""
+def merged(parts: list[FrechetStatistics]) -> FrechetStatistics:
+    """All groups together."""
     total = FrechetStatistics(len(parts[0].mean))
-    for index, part in enumerate(parts):
-        if index != without:
-            total.merge(part)
+    for part in parts:
+        total.merge(part)
     return total
 
 
@@ -66,7 +67,25 @@ def frechet_interval_of_groups(first: list[FrechetStatistics], second: list[Frec
     """
     if min(part.count for part in [*first, *second]) < 2:
         return None
-    return jackknife_interval(lambda group: frechet_distance(merged(first, group), merged(second, group)))
+    return _frechet_jackknife(_leave_out_statistics(first), _leave_out_statistics(second))
+
+
+def _leave_out_statistics(parts: list[FrechetStatistics]) -> Callable[[int], FrechetStatistics]:
+    whole = merged(parts)
+    return lambda group: whole.without(parts[group])
+
+
+def _leave_out(features: np.ndarray, groups: np.ndarray) -> Callable[[int], FrechetStatistics | np.ndarray]:
+    """All of features `(N, D)` but one group: as features while they are fewer than their dimensions."""
+    if len(features) - np.bincount(groups).max() <= features.shape[1]:
+        return lambda group: features[groups != group]
+    return _leave_out_statistics(group_statistics(features, groups))
+
+
+def _frechet_jackknife(
+    first: Callable[[int], FrechetStatistics | np.ndarray], second: Callable[[int], FrechetStatistics | np.ndarray]
+) -> float:
+    return jackknife_interval(lambda group: frechet_distance(first(group), second(group), INTERVAL_TOLERANCE))
 
 
 def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0) -> float | None:
@@ -79,16 +98,11 @@ def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatist
     if len(samples) < 2 * GROUPS:
         return None
     if isinstance(reference, FrechetStatistics):
-        parts = group_statistics(samples, own)
-        return jackknife_interval(lambda group: frechet_distance(merged(parts, group), reference))
+        return _frechet_jackknife(_leave_out(samples, own), lambda group: reference)
     if len(reference) < 2 * GROUPS:
         return None
     theirs = random_groups(len(reference), seed + 1)
-    if max(len(samples), len(reference)) > samples.shape[1]:
-        return frechet_interval_of_groups(group_statistics(samples, own), group_statistics(reference, theirs))
-    return jackknife_interval(
-        lambda group: frechet_distance_of_features(samples[own != group], reference[theirs != group])
-    )
+    return _frechet_jackknife(_leave_out(samples, own), _leave_out(reference, theirs))
 
 
 def kid_interval(samples: np.ndarray, reference: np.ndarray, seed: int = 0) -> float | None:

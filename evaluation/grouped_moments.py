@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from accelerate import PartialState
 
-from .confidence import GROUPS, frechet_interval_of_groups, jackknife_interval, merged, random_groups
+from .confidence import (
+    GROUPS,
+    INTERVAL_TOLERANCE,
+    frechet_interval_of_groups,
+    jackknife_interval,
+    merged,
+    random_groups,
+)
 from .distributed_ranges import gather_in_rank_order
 from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
 
@@ -95,6 +102,6 @@ class StreamedFrechet:
 
         def leave_out(group: int) -> float:
             kept = self._groups != group
-            return frechet_distance_of_features(first[kept], second[kept])
+            return frechet_distance(first[kept], second[kept], INTERVAL_TOLERANCE)
 
         return distance, jackknife_interval(leave_out)
