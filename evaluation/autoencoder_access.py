@@ -6,8 +6,6 @@ what is done about each stands here and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +135,3 @@ def check_image_size(model: nn.Module, height: int, width: int) -> None:
                 f"{name} {size} is not a multiple of {ratio}, the compression ratio of {type(model).__name__}; pass "
                 f"--resolution {max(ratio, size // ratio * ratio)} or {(size // ratio + 1) * ratio}"
             )
-
-
-def model_fingerprint(model: nn.Module) -> dict[str, str]:
-    """`config_sha256` and `weights_sha256`: the same weights give the same hash wherever they are stored."""
-    config = {key: value for key, value in dict(getattr(model, "config", {})).items() if not key.startswith("_")}
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return {
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights_sha256": weights.hexdigest(),
-    }

@@ -17,7 +17,8 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .autoencoder_access import model_fingerprint
+from tcae_diffusers.models.fingerprint import model_fingerprint
+
 from .distributed_ranges import rank_range
 from .errors import EvaluationError
 from .image_sets import SourceImages, open_data_source

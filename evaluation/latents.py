@@ -18,13 +18,14 @@ from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
+from tcae_diffusers.models.fingerprint import model_fingerprint
+
 from .autoencoder_access import (
     check_image_size,
     decode_latent,
     encode_to_latent,
     image_size,
     load_autoencoder,
-    model_fingerprint,
     spatial_ratio,
 )
 from .component_pictures import component_sheet

@@ -18,7 +18,9 @@ from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
-from .autoencoder_access import check_image_size, encode_to_latent, image_size, load_autoencoder, model_fingerprint
+from tcae_diffusers.models.fingerprint import model_fingerprint
+
+from .autoencoder_access import check_image_size, encode_to_latent, image_size, load_autoencoder
 from .distributed_ranges import gather_in_rank_order, rank_range
 from .errors import EvaluationError
 from .image_sets import SourceImages, open_data_source, to_signed_unit

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from torch import nn
 from tqdm.auto import tqdm
 
+from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.objectives.perceptual import LPIPS_BACKBONES, LPIPSLoss
 
 from .autoencoder_access import (
@@ -29,7 +30,6 @@ from .autoencoder_access import (
     encode_to_latent,
     image_size,
     load_autoencoder,
-    model_fingerprint,
 )
 from .confidence import JACKKNIFE, MEAN_OF_IMAGES
 from .contact_sheet import contact_sheet, png_bytes

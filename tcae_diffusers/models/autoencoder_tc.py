@@ -21,6 +21,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from .model_card import ModelCardMixin
 from .tiling import apply_in_tiles
 from .token_linear import TokenLinear
 
@@ -435,7 +436,7 @@ class AutoencoderTCDecoder(nn.Module):
     _run_blocks = AutoencoderTCEncoder._run_blocks
 
 
-class AutoencoderTC(ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+class AutoencoderTC(ModelCardMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
     r"""
     TC-AE, a deterministic ViT autoencoder with staged token compression (arXiv 2604.07340).
 

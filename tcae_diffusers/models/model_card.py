@@ -4,17 +4,16 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
 from diffusers.utils import logging
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from tcae_diffusers.evaluation.autoencoder_access import model_fingerprint
-
-from .autoencoder_tc import AutoencoderTC
+from .fingerprint import model_fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -22,6 +21,8 @@ logger = logging.get_logger(__name__)
 GENERATED = (
     "<!-- Written by tcae_diffusers. Remove this line to keep your own text when the model is pushed again. -->"
 )
+
+_GENERATED_BY_DIFFUSERS = "This model card has been automatically generated."
 
 _KINDS = {"reconstruction": "Reconstruction", "probing": "Linear probe", "latents": "Latent space"}
 
@@ -40,7 +41,7 @@ for use wherever diffusers takes a `vae`.
 
 ```python
 import torch
-from tcae_diffusers import AutoencoderTC
+{package_import}
 
 vae = AutoencoderTC.from_pretrained("{repo_id}").eval()
 images = torch.rand(1, {in_channels}, {sample_size}, {sample_size}) * 2 - 1  # RGB in [-1, 1]
@@ -59,7 +60,7 @@ Height and width may be any multiples of {ratio}. Larger images than one wants t
 
 
 def autoencoder_model_card(
-    model: AutoencoderTC,
+    model: ModelMixin,
     repo_id: str,
     evaluation: str | os.PathLike | dict | Iterable[str | os.PathLike | dict] = (),
     license: str = "apache-2.0",
@@ -78,7 +79,10 @@ def autoencoder_model_card(
         ValueError: if a file is no such result, or was measured on other weights than these.
         FileNotFoundError: if a file or folder does not exist.
     """
-    results = [_checked(model, *result) for result in _read_results(evaluation)]
+    return _card(model, repo_id, _checked_results(model, evaluation), license)
+
+
+def _card(model: ModelMixin, repo_id: str, results: list[dict], license: str) -> ModelCard:
     model_name = repo_id.split("/")[-1]
     config, ratio = model.config, model.spatial_compression_ratio
     size = config.sample_size
@@ -92,6 +96,9 @@ def autoencoder_model_card(
     )
     body = _BODY.format(
         generated=GENERATED,
+        # Not a line of its own: in an export diffusers looks for lines that import, in strings too, and for what they
+        # name.
+        package_import="from tcae_diffusers import AutoencoderTC",
         model_name=model_name,
         repo_id=repo_id,
         in_channels=config.in_channels,
@@ -105,49 +112,108 @@ def autoencoder_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def push_to_hub(
-    model: AutoencoderTC,
-    repo_id: str,
-    evaluation: str | os.PathLike | dict | Iterable[str | os.PathLike | dict] = (),
-    license: str = "apache-2.0",
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    **save_arguments: Any,
-) -> str:
-    """
-    Upload an autoencoder with its model card; `model.push_to_hub` does the same with diffusers' general card.
+class ModelCardMixin:
+    """Pushes a model to the Hub with the card of [`autoencoder_model_card`] where diffusers writes a general one."""
 
-    Args:
-        model ([`AutoencoderTC`]): What to upload.
-        repo_id (`str`): Repository, made if it does not exist. A model card that somebody wrote there is kept.
-        evaluation, license: See [`autoencoder_model_card`].
-        commit_message, private, token, create_pr: As in `ModelMixin.push_to_hub`.
-        save_arguments: Arguments of `save_pretrained`, such as `variant`.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        evaluation: str | os.PathLike | dict | Iterable[str | os.PathLike | dict] = (),
+        license: str = "apache-2.0",
+    ) -> str:
+        """
+        Upload the model and its card.
 
-    Returns:
-        `str`: address of the commit.
+        Args:
+            repo_id (`str`): Repository, made if it does not exist. A card that somebody wrote there is kept.
+            evaluation, license (*optional*): See [`autoencoder_model_card`].
+            commit_message, private, token, create_pr, safe_serialization, variant, subfolder (*optional*): As in
+                `ModelMixin.push_to_hub`. Into a subfolder no card is written, since it is part of something else.
 
-    Raises:
-        ValueError: if an evaluation is not of these weights; nothing is uploaded then.
-    """
-    card = autoencoder_model_card(model, repo_id, evaluation, license)
-    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        Returns:
+            `str`: address of the commit.
+
+        Raises:
+            ValueError: if an evaluation is not of these weights; nothing is made or uploaded then.
+        """
+        results = _checked_results(self, evaluation)
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            if not subfolder:
+                _card_to_push(self, repo_id, results, license, token).save(os.path.join(folder, "README.md"))
+            return self._upload_folder(
+                folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr, subfolder=subfolder
+            )
+
+    # Pipelines read the names of these parameters to know what they may pass.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Save the model in a folder; with `push_to_hub=True` upload that folder with the model's card in it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder, made if it does not exist.
+            push_to_hub (`bool`, defaults to `False`): Whether to upload. Then `repo_id` (defaults to the folder's
+                name), `commit_message`, `private`, `token`, `create_pr`, `evaluation` and `license` are taken too, as
+                in [`~ModelCardMixin.push_to_hub`].
+            is_main_process, save_function, safe_serialization, variant, max_shard_size, kwargs (*optional*): As in
+                `ModelMixin.save_pretrained`.
+        """
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            token, license = kwargs.pop("token", None), kwargs.pop("license", "apache-2.0")
+            commit = {
+                key: kwargs.pop(key, default) for key, default in (("commit_message", None), ("create_pr", False))
+            }
+            results = _checked_results(self, kwargs.pop("evaluation", ()))
+            repo_id = create_repo(repo_id, private=kwargs.pop("private", None), token=token, exist_ok=True).repo_id
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
+        if push_to_hub:
+            _card_to_push(self, repo_id, results, license, token).save(os.path.join(save_directory, "README.md"))
+            self._upload_folder(save_directory, repo_id, token=token, **commit)
+
+
+def _card_to_push(model: ModelMixin, repo_id: str, results: list[dict], license: str, token: str | None) -> ModelCard:
+    """Our card, unless the repository has one that somebody wrote."""
     try:
-        keeps_card = GENERATED not in ModelCard.load(repo_id, token=token).content
+        existing = ModelCard.load(repo_id, token=token)
+    except LocalEntryNotFoundError:
+        raise  # the Hub was not reached, so the card there is not known
     except EntryNotFoundError:
-        keeps_card = False
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, **save_arguments)
-        if keeps_card:
-            logger.warning(f"{repo_id} has a model card of its own, which is kept.")
-        else:
-            card.save(os.path.join(folder, "README.md"))
-        return model._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+        existing = None
+    if existing is None or any(line in existing.content for line in (GENERATED, _GENERATED_BY_DIFFUSERS)):
+        return _card(model, repo_id, results, license)
+    logger.warning(f"{repo_id} has a model card of its own, which is kept.")
+    return existing
 
 
-def _facts(model: AutoencoderTC) -> dict[str, str]:
+def _facts(model: ModelMixin) -> dict[str, str]:
     config, ratio = model.config, model.spatial_compression_ratio
     size = config.sample_size
     side = size // config.patch_size
@@ -186,7 +252,11 @@ def _read_results(evaluation: Any) -> list[tuple[str, dict]]:
     return results
 
 
-def _checked(model: AutoencoderTC, where: str, result: Any) -> dict:
+def _checked_results(model: ModelMixin, evaluation: Any) -> list[dict]:
+    return [_checked(model, *result) for result in _read_results(evaluation)]
+
+
+def _checked(model: ModelMixin, where: str, result: Any) -> dict:
     kind = result.get("kind") if isinstance(result, dict) else None
     if kind not in _KINDS:
         raise ValueError(f"{where} is of kind {kind!r}; a card can show {', '.join(_KINDS)}.")

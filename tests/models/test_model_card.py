@@ -1,16 +1,19 @@
 """Model cards: written from the config and the evaluation, pushed with the weights, never over somebody's own text."""
 
 import json
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import EntryNotFoundError
 
-from tcae_diffusers.evaluation.autoencoder_access import model_fingerprint
 from tcae_diffusers.models import AutoencoderTC, model_card
-from tcae_diffusers.models.model_card import autoencoder_model_card, push_to_hub
+from tcae_diffusers.models.fingerprint import model_fingerprint
+from tcae_diffusers.models.model_card import autoencoder_model_card
+
+from ..pipelines.loopback_hub import COMMIT, LoopbackHub
 
 
 @pytest.fixture
@@ -88,31 +91,92 @@ def test_figures_of_other_weights_are_refused(tiny_tcae, evaluation, tmp_path):
         autoencoder_model_card(tiny_tcae, "someone/tiny", tmp_path / "missing")
 
 
-@pytest.mark.parametrize(
-    ("existing", "is_written"),
-    [(None, True), (f"{model_card.GENERATED}\n\n# Old figures", True), ("# My own words", False)],
-)
-def test_pushing_uploads_weights_and_card(tiny_tcae, evaluation, tmp_path, monkeypatch, existing, is_written):
-    def load(repo_id, token=None):
-        if existing is None:
-            raise EntryNotFoundError("no README.md")
-        return ModelCard(f"---\nlicense: mit\n---\n\n{existing}")
+PUSH = """
+import json, sys
+from diffusers.utils import PushToHubMixin
+from tcae_diffusers import AutoencoderTC
 
-    def upload(self, folder, repo_id, **arguments):
-        AutoencoderTC.from_pretrained(folder, variant="ema").save_pretrained(tmp_path / "uploaded")
-        readme = tmp_path / "uploaded" / "README.md"
-        if (source := tmp_path.__class__(folder) / "README.md").is_file():
-            readme.write_text(source.read_text())
-        assert (repo_id, arguments["create_pr"]) == ("someone/tiny", True)
-        return "address of the commit"
+model, evaluation = AutoencoderTC.from_pretrained(sys.argv[1]), sys.argv[2]
+addresses = [
+    model.push_to_hub("measured", evaluation=evaluation, license="cc-by-sa-4.0", variant="ema"),
+    model.push_to_hub("lab/unmeasured"),
+    model.push_to_hub("lab/pipeline", subfolder="vae"),
+]
+PushToHubMixin.push_to_hub(model, "lab/diffusers")
+assert "automatically generated" in open("hub/lab/diffusers/README.md").read()
+for existing in ("ours", "diffusers", "own"):
+    model.push_to_hub(f"lab/{existing}", evaluation=evaluation)
+model.save_pretrained("saved", push_to_hub=True, evaluation=evaluation, max_shard_size="20KB")
+model.save_pretrained("elsewhere/", push_to_hub=True, repo_id="lab/named", private=True, commit_message="Say so")
+model.save_pretrained("not_pushed")
 
-    monkeypatch.setattr(model_card, "create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=f"someone/{repo_id}"))
-    monkeypatch.setattr(ModelCard, "load", load)
-    monkeypatch.setattr(AutoencoderTC, "_upload_folder", upload)
-    assert push_to_hub(tiny_tcae, "tiny", evaluation, create_pr=True, variant="ema") == "address of the commit"
-    uploaded = AutoencoderTC.from_pretrained(tmp_path / "uploaded")
-    assert torch.equal(uploaded.latent_mean, tiny_tcae.latent_mean)
-    readme = tmp_path / "uploaded" / "README.md"
-    assert readme.is_file() is is_written
-    if is_written:
-        assert "21.23" in readme.read_text()
+model.latent_mean[0] += 1
+for name, push in (
+    ("refused", lambda: model.push_to_hub("lab/refused", evaluation=evaluation)),
+    ("refused_too", lambda: model.save_pretrained("refused_too", push_to_hub=True, evaluation=evaluation)),
+):
+    try:
+        push()
+    except ValueError as error:
+        addresses.append(str(error))
+print("RESULTS" + json.dumps(addresses))
+"""
+
+
+def test_pushing_writes_our_card_and_keeps_what_somebody_wrote(tiny_tcae, evaluation, tmp_path):
+    """Through the Hub's protocol, in a process whose Hub is on the loopback interface."""
+    tiny_tcae.save_pretrained(tmp_path / "model")
+    existing = {
+        "ours": f"---\nlicense: mit\n---\n\n{model_card.GENERATED}\n\n# Old figures\n",
+        "own": "---\nlicense: mit\n---\n\n# My own words\n",
+    }
+    hub_folder = tmp_path / "hub" / "lab"
+    for name, text in existing.items():
+        (hub_folder / name).mkdir(parents=True)
+        (hub_folder / name / "README.md").write_text(text)
+    with LoopbackHub({f"lab/{name}": hub_folder / name for name in existing}, tmp_path / "hub") as hub:
+        finished = subprocess.run(
+            [sys.executable, "-c", PUSH, tmp_path / "model", evaluation],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "HF_ENDPOINT": hub.endpoint,
+                "HF_HOME": str(tmp_path / "hf_home"),
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+                "HF_TOKEN": "hf_loopback",
+            },
+            capture_output=True,
+            text=True,
+        )
+    assert finished.returncode == 0, finished.stderr
+    *addresses, refused, refused_too = json.loads(finished.stdout.split("RESULTS")[1])
+    assert addresses[0] == f"{hub.endpoint}/lab/measured/commit/{COMMIT}"
+    assert "was measured on weights" in refused and "was measured on weights" in refused_too
+    assert {folder.name for folder in hub_folder.iterdir()} == {
+        *existing, "diffusers", "measured", "unmeasured", "pipeline", "saved", "named",
+    }  # fmt: skip
+
+    def card(name: str) -> str:
+        return (hub_folder / name / "README.md").read_text()
+
+    for name in ("measured", "ours", "diffusers", "saved"):
+        assert "| PSNR (dB) ↑ | 21.23 ± 0.31" in card(name)
+        # The whole name, also where only its last part was given.
+        assert f'AutoencoderTC.from_pretrained("lab/{name}")' in card(name)
+    assert "license: cc-by-sa-4.0" in card("measured")
+    for name in ("unmeasured", "named"):
+        assert model_card.GENERATED in card(name) and "Not evaluated yet." in card(name)
+    assert card("own") == existing["own"]
+    assert "lab/own has a model card of its own" in finished.stderr
+    assert not list((hub_folder / "pipeline").rglob("README.md")) and not (tmp_path / "not_pushed/README.md").exists()
+
+    for folder, arguments in (
+        ("measured", {"variant": "ema"}),
+        ("own", {}),
+        ("pipeline", {"subfolder": "vae"}),
+        ("saved", {}),
+    ):
+        pushed = AutoencoderTC.from_pretrained(hub_folder / folder, **arguments)
+        assert torch.equal(pushed.latent_mean, tiny_tcae.latent_mean)
+    assert len(list((hub_folder / "saved").glob("*.safetensors"))) > 1

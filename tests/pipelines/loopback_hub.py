@@ -1,5 +1,9 @@
-"""A model hub on the loopback interface: folders served in as much of the Hub's protocol as its client asks for."""
+"""
+A model hub on the loopback interface: folders served, and written, in as much of the Hub's protocol as its client asks
+for.
+"""
 
+import base64
 import hashlib
 import json
 import threading
@@ -11,10 +15,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class LoopbackHub:
-    """Serves `{"owner/name": folder}` at `endpoint` within a `with` block; `requests` lists what was asked."""
+    """
+    Serves `{"owner/name": folder}` at `endpoint` within a `with` block; `requests` lists what was asked. With
+    `new_repositories`, a folder, the user `lab` can make repositories there and push to all, without LFS and Xet.
+    """
 
-    def __init__(self, repositories: dict[str, Path]):
+    def __init__(self, repositories: dict[str, Path], new_repositories: Path | None = None):
         self.repositories = repositories
+        self.new_repositories = new_repositories
         self.requests: list[str] = []
         hub = self
 
@@ -30,6 +38,9 @@ class LoopbackHub:
             def do_HEAD(self):
                 hub._answer(self, send_body=False)
 
+            def do_POST(self):
+                hub._answer(self, send_body=True)
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -44,7 +55,13 @@ class LoopbackHub:
     def _answer(self, request: BaseHTTPRequestHandler, send_body: bool) -> None:
         path = unquote(urlsplit(request.path).path)
         self.requests.append(f"{request.command} {path}")
-        status, headers, body = self._respond(path.strip("/").split("/"))
+        parts = path.strip("/").split("/")
+        if request.command == "POST" and self.new_repositories is not None:
+            content = request.rfile.read(int(request.headers["Content-Length"]))
+            status, reply = self._write(parts, [json.loads(line) for line in content.splitlines()])
+            headers, body = {"Content-Type": "application/json"}, json.dumps(reply).encode()
+        else:
+            status, headers, body = self._respond(parts)
         request.send_response(status)
         for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **headers}.items():
             request.send_header(name, value)
@@ -73,6 +90,27 @@ class LoopbackHub:
             body = files["/".join(rest[2:])].read_bytes()
             return 200, {"ETag": f'"{git_blob_id(body)}"', "Content-Type": "application/octet-stream"}, body
         return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+
+    def _write(self, parts: list[str], items: list[dict]) -> tuple[int, dict]:
+        if parts == ["api", "validate-yaml"]:
+            return 200, {}
+        if parts == ["api", "repos", "create"]:
+            repository = f"{items[0]['organization'] or 'lab'}/{items[0]['name']}"
+            existed = repository in self.repositories
+            folder = self.repositories.setdefault(repository, self.new_repositories / repository)
+            folder.mkdir(parents=True, exist_ok=True)
+            return 409 if existed else 200, {"url": f"{self.endpoint}/{repository}"}
+        folder, action = self.repositories["/".join(parts[2:4])], parts[4]
+        if action == "preupload":
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            return 200, {"files": [{"path": file["path"], **modes} for file in items[0]["files"]]}
+        assert action == "commit", parts
+        for item in items:
+            if item["key"] == "file":
+                file = folder / item["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(item["value"]["content"]))
+        return 200, {"commitUrl": f"{self.endpoint}/{'/'.join(parts[2:4])}/commit/{COMMIT}", "commitOid": COMMIT}
 
 
 def git_blob_id(content: bytes) -> str:
