@@ -4,8 +4,9 @@ from .arguments import RunArguments, parse_arguments
 from .checkpoint import CheckpointError, CheckpointManager
 from .nonfinite import NonFiniteError, NonFiniteGuard
 from .progress import TrainingProgress
-from .run import prepare_run_folder, save_model, start_accelerator, start_trackers
+from .run import prepare_run_folder, save_model, start_accelerator
 from .signals import StopSignal
+from .trackers import start_trackers
 
 __all__ = [
     "CheckpointError",

@@ -19,6 +19,7 @@ from ..evaluation.frechet import FrechetStatistics, frechet_distance
 from ..evaluation.image_similarity import psnr, ssim
 from ..evaluation.latents import spectrum_figures
 from ..evaluation.metric_names import metric_name
+from .trackers import log_picture
 
 logger = get_logger(__name__)
 
@@ -133,9 +134,7 @@ class ReconstructionPreview:
 
     def _log_picture(self, accelerator: Accelerator, name: str, rows: list[torch.Tensor], step: int) -> None:
         grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=255)
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image(f"heldout/{name}", grid, step)
+        log_picture(accelerator, f"heldout/{name}", grid, step)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"step-{step:08d} {name}.png"

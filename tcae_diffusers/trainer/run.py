@@ -1,4 +1,4 @@
-"""Start and end of a run: folder, accelerator, trackers, final model."""
+"""Start and end of a run: folder, accelerator, final model."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
-from .arguments import RunArguments, save_arguments
+from .arguments import RunArguments
+from .trackers import require_tracker
 
 
 def prepare_run_folder(arguments: RunArguments) -> Path:
@@ -64,7 +64,13 @@ def configure_logging(accelerator: Accelerator) -> None:
 
 
 def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
-    """Build the accelerator and seed every rank alike (ranks draw alike initial weights)."""
+    """
+    Build the accelerator and seed every rank alike (ranks draw alike initial weights).
+
+    Raises:
+        ValueError: if `--report_to` names a tracker that is unknown or not installed.
+    """
+    require_tracker(arguments.report_to)
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
@@ -74,22 +80,6 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
     configure_logging(accelerator)
     set_seed(arguments.seed)
     return accelerator
-
-
-def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str, first_step: int) -> None:
-    """
-    Save the arguments in the run's folder and open the trackers; entries after `first_step` left by a killed process
-    are dropped by TensorBoard. Call it once nothing can be wrong with the arguments any more, a resume included.
-    """
-    if accelerator.is_main_process:
-        save_arguments(arguments, Path(arguments.output_dir) / "arguments.yaml")
-    config = {
-        key: value if isinstance(value, int | float | str | bool) else str(value)
-        for key, value in asdict(arguments).items()
-    }
-    # A run that starts anew in the middle of an old log would draw two curves at once.
-    kwargs = {"tensorboard": {"purge_step": first_step + 1}} if arguments.report_to == "tensorboard" else {}
-    accelerator.init_trackers(name, config=config, init_kwargs=kwargs)
 
 
 def save_description(accelerator: Accelerator, folder: Path, description: dict[str, Any]) -> None:

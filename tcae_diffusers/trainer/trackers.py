@@ -1,0 +1,75 @@
+"""The experiment trackers of a run: opened once, continued after a resume, and given its pictures."""
+
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+
+from .arguments import RunArguments, save_arguments
+
+
+def require_tracker(name: str) -> None:
+    """
+    Raises `ValueError` if the package of a tracker that accelerate knows is not installed: accelerate would train on
+    and log nothing. Names that it does not know it refuses itself.
+    """
+    if name in LoggerType.list() and name != "all" and name not in map(str, get_available_trackers()):
+        raise ValueError(f"--report_to {name}: its package is not installed; pip install {name}, or pass none.")
+
+
+def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str, first_step: int) -> None:
+    """
+    Save the arguments in the run's folder and open the trackers under the project `name`. Call it once nothing can be
+    wrong with the arguments any more, a resume included.
+
+    A run that goes on from `first_step` goes on in its old entry: TensorBoard drops what a killed process logged after
+    that step, wandb and trackio (which cannot) are told the run's id again.
+    """
+    folder = Path(arguments.output_dir)
+    kwargs: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": first_step + 1}}
+    if accelerator.is_main_process:
+        save_arguments(arguments, folder / "arguments.yaml")
+        (folder / "logs").mkdir(exist_ok=True)
+        run_id = _run_id(folder / "logs" / "run_id", is_new=first_step == 0)
+        kwargs["wandb"] = {"name": folder.name, "id": run_id, "resume": "allow", "dir": str(folder / "logs")}
+        kwargs["trackio"] = {"name": f"{folder.name}-{run_id}", "resume": "allow"}
+    config = {
+        key: value if isinstance(value, int | float | str | bool) else str(value)
+        for key, value in asdict(arguments).items()
+    }
+    own = {arguments.report_to: kwargs[arguments.report_to]} if arguments.report_to in kwargs else {}
+    accelerator.init_trackers(name, config=config, init_kwargs=own)
+
+
+def _run_id(file: Path, is_new: bool) -> str:
+    """The id under which online trackers keep the run: a new one, or that of the run which is continued."""
+    if is_new or not file.is_file():
+        # Not from the seed: two runs of one seed are two runs.
+        file.write_text(secrets.token_hex(4) + "\n")
+    return file.read_text().strip()
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: torch.Tensor, step: int) -> None:
+    """
+    Give a picture to the trackers that show pictures: TensorBoard, wandb and trackio.
+
+    Args:
+        picture (`torch.Tensor`): `(3, H, W)`, uint8 or float in [0, 1].
+    """
+    if picture.is_floating_point():
+        picture = (picture * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = picture.permute(1, 2, 0).cpu().numpy()
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image(name, pixels, step, dataformats="HWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [pixels]}, step=step)
+        elif tracker.name == "trackio":
+            from trackio import Image
+
+            tracker.log({name: Image(pixels)}, step=step)
