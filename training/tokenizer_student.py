@@ -68,6 +68,8 @@ def build_student(
         "sharing": None if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
         "student_temperature": arguments.student_temperature,
         "center_momentum": arguments.center_momentum,
+        "patch_center_momentum": arguments.patch_center_momentum,
+        "mim_average": arguments.mim_average,
     }
     if arguments.ssl_centering != "method":
         options["centering"] = arguments.ssl_centering

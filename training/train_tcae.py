@@ -115,10 +115,21 @@ class TokenizerArguments(ReconstructionArguments):
     teacher_temperature_start: float = option(0.04, "Teacher temperature at the start.")
     teacher_temperature: float = option(0.07, "Teacher temperature after the warm-up.")
     teacher_temperature_warmup_fraction: float = option(0.3, "Share of the steps over which it rises.")
+    patch_teacher_temperature_start: float | None = option(
+        None, "Teacher temperature for patch tokens at the start; that for class tokens if unset."
+    )
+    patch_teacher_temperature: float | None = option(
+        None, "The same after the warm-up; that for class tokens if unset."
+    )
     teacher_momentum: float = option(
         0.996, "Teacher momentum at the start, rising to 1; 0.9995 for batches below 512."
     )
     center_momentum: float = option(0.9, "Momentum of the centres.")
+    patch_center_momentum: float | None = option(None, "Momentum of the centre of patch tokens; the same if unset.")
+    mim_average: Literal["images", "masked_tokens"] = option(
+        "images",
+        "Mean of the loss of masked tokens: within each image, then over images (iBOT), or over all masked tokens.",
+    )
     freeze_last_layer_steps: int = option(0, "Steps during which the head's last layer stays as it is.")
     drop_path: float = option(0.0, "Stochastic depth of the student's encoder at its last block (iBOT: 0.1).")
     weight_decay: float = option(0.04, "Weight decay of encoder and head at the start, and of the decoder throughout.")
@@ -133,6 +144,10 @@ class TokenizerArguments(ReconstructionArguments):
         )
         self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
         self._require("teacher_momentum", 0 <= self.teacher_momentum <= 1, "between 0 and 1")
+        for kind in ("teacher_temperature", "patch_teacher_temperature"):
+            for name in (kind, f"{kind}_start"):
+                value = getattr(self, name)
+                self._require(name, value is None or value > 0, "above 0")
         if self.drop_path and self.gradient_checkpointing:
             raise ValueError("--drop_path and --gradient_checkpointing exclude each other: choose one.")
 
@@ -210,6 +225,9 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
 
     total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
     identity = checkpoint_identity("train_tcae", arguments, autoencoder, dataset.fingerprint, total_batch)
+    if ssl_loss is not None and ssl_loss.predicts_patches and ssl_loss.mim_average != "images":
+        # Not named where it is the default: checkpoints from before there was a choice go on.
+        identity["mim_average"] = ssl_loss.mim_average
     checkpoints = CheckpointManager(
         accelerator,
         folder / "checkpoints",
@@ -310,13 +328,7 @@ def compute_ssl_loss(
 ) -> tuple[torch.Tensor, dict]:
     arguments = run.arguments
     teacher_class_logits, teacher_patch_logits = run.teacher(global_crops, masked_tokens)
-    temperature = teacher_temperature(
-        step,
-        arguments.max_train_steps,
-        arguments.teacher_temperature_start,
-        arguments.teacher_temperature,
-        arguments.teacher_temperature_warmup_fraction,
-    )
+    temperature, patch_temperature = teacher_temperatures(arguments, step)
     ssl = run.ssl_loss(
         output.class_logits,
         teacher_class_logits,
@@ -324,6 +336,7 @@ def compute_ssl_loss(
         teacher_patch_logits,
         masked_tokens,
         teacher_temperature=temperature,
+        patch_teacher_temperature=patch_temperature,
         student_class_tokens=output.class_tokens,
         with_diagnostics=is_log_step(step, arguments),
     )
@@ -333,6 +346,19 @@ def compute_ssl_loss(
     if run.ssl_loss.koleo_weight:
         metrics["train/loss_koleo"] = ssl.loss_koleo
     return ssl.loss, {**metrics, **{f"ssl/{name}": value for name, value in ssl.diagnostics.items()}}
+
+
+def teacher_temperatures(arguments: TokenizerArguments, step: int) -> tuple[float, float]:
+    """Of class and of patch tokens; they warm up over the same steps."""
+    ends = (arguments.teacher_temperature_start, arguments.teacher_temperature)
+    patch_ends = (arguments.patch_teacher_temperature_start, arguments.patch_teacher_temperature)
+    patch_ends = (own if patch is None else patch for patch, own in zip(patch_ends, ends, strict=True))
+    return tuple(
+        teacher_temperature(
+            step, arguments.max_train_steps, first, last, arguments.teacher_temperature_warmup_fraction
+        )
+        for first, last in (ends, patch_ends)
+    )
 
 
 def is_log_step(step: int, arguments: TokenizerArguments) -> bool:

@@ -13,7 +13,7 @@ from .self_distillation_head import SelfDistillationHead
 from .teacher_targets import centered_softmax, is_distributed, sinkhorn_knopp
 
 CENTERING = ("momentum", "sinkhorn_knopp")
-MIM_AVERAGES = ("images", "masked_images")
+MIM_AVERAGES = ("images", "masked_tokens")
 
 # What sets the three methods apart; everything else is shared. The DINOv2 column is its published recipe.
 SELF_DISTILLATION_METHODS: dict[str, dict] = {
@@ -52,7 +52,7 @@ class SelfDistillationLoss(nn.Module):
 
     L_[CLS] is the cross-entropy from the teacher's class distribution of one global view to the student's of every
     other view, averaged over the pairs. L_MIM is the cross-entropy between the two distributions of the same masked
-    token of the same view, averaged over the masked tokens of an image, then over images.
+    token of the same view, averaged as `mim_average` says.
 
     The centres are state: save this module with the checkpoint. They are used as they stood before the step and move
     when [`update_centers`] is called, once per optimizer step, so that accumulated small batches see the same centres
@@ -70,9 +70,10 @@ class SelfDistillationLoss(nn.Module):
         mim_weight (`float`, defaults to 1.0): 0 leaves out masked tokens altogether, which makes it DINO.
         koleo_weight (`float`, defaults to 0.0): summed over the student's global views.
         mim_average (`str`, defaults to `"images"`):
-            `"images"` divides by all images of the global views, those without a mask included, as the releases of
-            iBOT and DINOv2 do; this is the one for which ranks and accumulated batches add up exactly.
-            `"masked_images"` divides by the images of this batch that have a mask.
+            `"images"`: over the masked tokens of an image, then over the images of the global views, those without a
+            mask included (as 0), as the releases of iBOT and DINOv2 do. Ranks and accumulated batches add up exactly.
+            `"masked_tokens"`: over all masked tokens of all ranks: an image counts by how much of it is hidden.
+            Accumulated batches are averaged one by one.
 
     Defaults are those of the iBOT release. Everything is computed in fp32, inside autocast too.
 
@@ -249,11 +250,14 @@ class SelfDistillationLoss(nn.Module):
     def _mim_loss(self, student: torch.Tensor, targets: torch.Tensor, masked: MaskedTokens) -> torch.Tensor:
         log_probabilities = torch.log_softmax(student / self.student_temperature, dim=-1)
         per_token = -(targets * log_probabilities).sum(dim=-1)
-        total = (per_token * masked.weights).sum()
         if self.mim_average == "images":
-            return total / masked.num_images
-        # The weights of an image add up to 1, so their sum counts the images that have a mask.
-        return total / masked.weights.sum().clamp(min=1.0)
+            return (per_token * masked.weights).sum() / masked.num_images
+        # Filled on the device, so that nothing waits for it. Gradients are averaged over ranks: hence their number.
+        count, ranks = per_token.new_full((), masked.indices.shape[0]), 1
+        if is_distributed():
+            dist.all_reduce(count)
+            ranks = dist.get_world_size()
+        return ranks * per_token.sum() / count.clamp(min=1.0)
 
     @torch.no_grad()
     def _collect(self, class_logits: torch.Tensor, patch_logits: torch.Tensor | None) -> None:

@@ -140,6 +140,14 @@ CASES = {
     ),
     "head sizes that contradict": (lambda t: {"ssl_patch_out_dim": 32}, ["patch_out_dim is 32", "shared"]),
     "temperature of zero": (lambda t: {"student_temperature": 0}, ["student_temperature is 0"]),
+    "teacher temperature of zero": (
+        lambda t: {"patch_teacher_temperature": 0},
+        ["--patch_teacher_temperature 0", "above 0"],
+    ),
+    "momentum of a centre out of range": (
+        lambda t: {"patch_center_momentum": 1.5},
+        ["patch_center_momentum is 1.5"],
+    ),
     "mask ratios the wrong way round": (lambda t: {"mask_ratio_min": 0.6}, ["--mask_ratio_max 0.5"]),
     "drop path with recomputed activations": (lambda t: {"gradient_checkpointing": True}, ["drop_path", "choose one"]),
     # arguments
@@ -198,6 +206,7 @@ OTHER_RUNS = {
     "another seed": ({"seed": 1}, ["seed is 0"]),
     "another length": ({"max_train_steps": 7}, ["max_train_steps is 6"]),
     "another objective": ({"ssl": "none"}, ["ssl is ibot"]),
+    "another mean over masked tokens": ({"mim_average": "masked_tokens"}, ["mim_average is None", "masked_tokens"]),
     "other losses": ({"pixel_weight": 2.0}, ["losses is"]),
 }
 

@@ -7,6 +7,7 @@ import torch
 
 from tcae_diffusers.objectives.koleo import koleo_loss
 from tcae_diffusers.objectives.masked_tokens import MaskedTokens
+from tcae_diffusers.objectives.schedules import teacher_temperature
 from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
 from tcae_diffusers.objectives.teacher_targets import sinkhorn_knopp
 
@@ -41,7 +42,7 @@ def class_loss64(student, teacher, center, temperature):
 
 
 def mim_loss64(student, teacher, mask, center, temperature, average="images"):
-    """iBOT, equation 2, with the release's mean over masked tokens, then over images."""
+    """iBOT, equation 2, with the release's mean over masked tokens, then over images; or over all masked tokens."""
     images = []
     for v in range(len(student)):
         for b in range(len(student[v])):
@@ -50,9 +51,10 @@ def mim_loss64(student, teacher, mask, center, temperature, average="images"):
                 if mask[v][b][n]:
                     targets = teacher_targets64(teacher[v][b][n], center, temperature)
                     terms.append(cross_entropy64(targets, student[v][b][n]))
-            if terms or average == "images":
-                images.append(sum(terms) / max(len(terms), 1))
-    return sum(images) / max(len(images), 1)
+            images.append(terms)
+    if average == "images":
+        return sum(sum(terms) / max(len(terms), 1) for terms in images) / len(images)
+    return sum(sum(terms) for terms in images) / max(sum(len(terms) for terms in images), 1)
 
 
 def moved_center64(center, outputs, momentum=0.9):
@@ -82,14 +84,13 @@ def make_batch(seed, mask_probability=0.4):
 
 def apply(loss_fn, batch, **options):
     masked = MaskedTokens.from_mask(batch["mask"])
+    options = {"teacher_temperature": TEMPERATURE, "patch_teacher_temperature": PATCH_TEMPERATURE, **options}
     return loss_fn(
         batch["student"],
         batch["teacher"],
         masked.gather(batch["student_patch"]),
         masked.gather(batch["teacher_patch"]),
         masked,
-        teacher_temperature=TEMPERATURE,
-        patch_teacher_temperature=PATCH_TEMPERATURE,
         **options,
     )
 
@@ -98,22 +99,35 @@ def masked_outputs(batch):
     return batch["teacher_patch"][batch["mask"]].double().tolist()
 
 
-@pytest.mark.parametrize("average", ["images", "masked_images"])
+@pytest.mark.parametrize("average", ["images", "masked_tokens"])
 def test_ibot_equals_the_equations_over_steps_of_moving_centers(average):
-    loss_fn = SelfDistillationLoss(CLASSES, PATCH_CLASSES, cls_weight=0.7, mim_weight=1.3, mim_average=average)
+    loss_fn = SelfDistillationLoss(
+        CLASSES,
+        PATCH_CLASSES,
+        center_momentum=0.9,
+        patch_center_momentum=0.6,
+        cls_weight=0.7,
+        mim_weight=1.3,
+        mim_average=average,
+    )
     center, patch_center = [0.0] * CLASSES, [0.0] * PATCH_CLASSES
-    # The third batch has no masked token at all: its loss is 0 and the patch centre rests.
-    for seed, mask_probability in ((0, 0.4), (1, 0.4), (2, 0.0), (3, 0.6)):
-        batch = make_batch(seed, mask_probability)
-        output = apply(loss_fn, batch)
+    # The third batch has no masked token at all: its loss is 0 and the patch centre rests. Both temperatures warm up
+    # over three steps, between ends of their own.
+    for step, mask_probability in enumerate((0.4, 0.4, 0.0, 0.6, 0.3)):
+        batch = make_batch(step, mask_probability)
+        temperature, patch_temperature = (
+            teacher_temperature(step, 5, first, last, warmup_fraction=0.6)
+            for first, last in ((0.04, 0.07), (0.05, 0.11))
+        )
+        output = apply(loss_fn, batch, teacher_temperature=temperature, patch_teacher_temperature=patch_temperature)
         as_lists = {name: tensor.double().tolist() for name, tensor in batch.items()}
-        cls = class_loss64(as_lists["student"], as_lists["teacher"], center, TEMPERATURE)
+        cls = class_loss64(as_lists["student"], as_lists["teacher"], center, 0.04 + 0.01 * min(step, 3))
         mim = mim_loss64(
             as_lists["student_patch"],
             as_lists["teacher_patch"],
             batch["mask"].tolist(),
             patch_center,
-            PATCH_TEMPERATURE,
+            0.05 + 0.02 * min(step, 3),
             average,
         )
         assert output.loss_cls.item() == pytest.approx(cls, rel=2e-6)
@@ -121,10 +135,25 @@ def test_ibot_equals_the_equations_over_steps_of_moving_centers(average):
         assert output.loss.item() == pytest.approx(0.7 * cls + 1.3 * mim, rel=2e-6)
 
         loss_fn.update_centers()
-        center = moved_center64(center, [row for view in as_lists["teacher"] for row in view])
-        patch_center = moved_center64(patch_center, masked_outputs(batch))
+        center = moved_center64(center, [row for view in as_lists["teacher"] for row in view], momentum=0.9)
+        patch_center = moved_center64(patch_center, masked_outputs(batch), momentum=0.6)
         torch.testing.assert_close(loss_fn.class_center, torch.tensor(center), rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(loss_fn.patch_center, torch.tensor(patch_center), rtol=1e-5, atol=1e-7)
+
+
+def test_patch_tokens_follow_class_tokens_where_nothing_else_is_said():
+    batch = make_batch(0)
+    same, said = (
+        SelfDistillationLoss(CLASSES, PATCH_CLASSES, 0.1, 0.8),
+        SelfDistillationLoss(CLASSES, PATCH_CLASSES, 0.1, 0.8, patch_center_momentum=0.8),
+    )
+    for _ in range(2):
+        first = apply(same, batch, patch_teacher_temperature=None)
+        second = apply(said, batch, patch_teacher_temperature=TEMPERATURE)
+        torch.testing.assert_close(first.loss, second.loss, rtol=0, atol=0)
+        for loss_fn in (same, said):
+            loss_fn.update_centers()
+    torch.testing.assert_close(same.patch_center, said.patch_center, rtol=0, atol=0)
 
 
 def test_accumulated_batches_move_the_centers_like_one_large_batch():
@@ -259,6 +288,7 @@ def test_a_step_without_masked_tokens_still_reaches_every_parameter_of_the_head(
         (lambda: SelfDistillationLoss(4, centering="mean"), "centering is 'mean'; expected one of momentum"),
         (lambda: SelfDistillationLoss(4, mim_average="tokens"), "mim_average is 'tokens'"),
         (lambda: SelfDistillationLoss(4, center_momentum=1.5), "center_momentum is 1.5"),
+        (lambda: SelfDistillationLoss(4, patch_center_momentum=-0.1), "patch_center_momentum is -0.1"),
         (lambda: SelfDistillationLoss(4, student_temperature=0), "student_temperature is 0"),
         (lambda: build_self_distillation("simclr", 4), "method is 'simclr'; expected one of ibot, dino, dinov2"),
         (lambda: apply(SelfDistillationLoss(CLASSES, 9), make_batch(0)), "one row per masked token"),

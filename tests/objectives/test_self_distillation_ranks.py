@@ -34,8 +34,8 @@ def make_batches():
     return batches
 
 
-def train(batches, centering):
-    loss_fn = SelfDistillationLoss(CLASSES, centering=centering)
+def train(batches, options):
+    loss_fn = SelfDistillationLoss(CLASSES, patch_center_momentum=0.6, **options)
     losses = []
     for batch in batches:
         masked = MaskedTokens.from_mask(batch["mask"])
@@ -97,15 +97,17 @@ def test_a_head_in_ddp_with_a_frozen_last_layer_equals_one_process(tmp_path):
     assert not torch.equal(expected[1], expected[0]), "thawed after the first step"
 
 
-@pytest.mark.parametrize("centering", ["momentum", "sinkhorn_knopp"])
-def test_two_ranks_equal_one_process(centering, tmp_path):
+@pytest.mark.parametrize(
+    "options", [{}, {"mim_average": "masked_tokens"}, {"centering": "sinkhorn_knopp"}], ids=lambda o: str(o)
+)
+def test_two_ranks_equal_one_process(options, tmp_path):
     # Forked, because a fresh interpreter would spend its time importing torch.
-    mp.start_processes(run_rank, args=(tmp_path, train, centering), nprocs=2, start_method="fork")
+    mp.start_processes(run_rank, args=(tmp_path, train, options), nprocs=2, start_method="fork")
     (losses_0, state_0), (losses_1, state_1) = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
-    losses, state = train(make_batches(), centering)
+    losses, state = train(make_batches(), options)
     torch.testing.assert_close((losses_0 + losses_1) / 2, losses)
     for name in state:
         torch.testing.assert_close(state_0[name], state_1[name], rtol=0, atol=0)
         torch.testing.assert_close(state_0[name], state[name])
     assert (losses_1[:, 1] == 0).all()
-    assert state["class_center"].abs().max() > 0 or centering == "sinkhorn_knopp"
+    assert state["class_center"].abs().max() > 0 or options.get("centering") == "sinkhorn_knopp"
