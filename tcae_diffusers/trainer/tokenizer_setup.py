@@ -112,7 +112,8 @@ def require_whole_parameters(accelerator: Accelerator) -> None:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
             f"tokenizers train with DistributedDataParallel, not with {accelerator.distributed_type.value}; choose"
-            " multi-GPU without it in `accelerate config`, or pass --multi_gpu to `accelerate launch`."
+            " multi-GPU without it in `accelerate config`, or pass --multi_gpu or --config_file"
+            " training/configs/accelerate/ddp.yaml to `accelerate launch`."
         )
 
 
@@ -211,6 +212,9 @@ def build_preview(arguments: ReconstructionArguments, folder: Path) -> Reconstru
 
 def compile_blocks(*modules: torch.nn.Module, names: tuple[str, ...]) -> None:
     """`torch.compile` of every module whose class has one of `names`: one compilation serves all equal blocks."""
+    # Drop path is a hook of the encoder's blocks. Without this guard they would run what was compiled for those of
+    # the decoder, which have none, and nothing would be dropped.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     for root in modules:
         for module in root.modules():
             if type(module).__name__ in names:

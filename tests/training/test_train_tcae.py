@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.tokenizer_training_dataset import collate_training_views
@@ -95,6 +96,36 @@ def test_dino_draws_no_masks_and_has_no_mask_token(started):
     assert unused == []
 
 
+def test_patch_tokens_have_a_temperature_and_a_centre_of_their_own(started):
+    ends = {"teacher_temperature_start": 0.04, "teacher_temperature": 0.1, "max_train_steps": 10}
+    run = started(
+        **ends,
+        patch_teacher_temperature_start=0.02,
+        patch_teacher_temperature=0.08,
+        patch_center_momentum=0.6,
+        mim_average="masked_tokens",
+        mask_probability=1.0,
+        drop_path=0,
+    )
+    # The warm-up takes 0.3 of ten steps.
+    for step, expected in ((0, (0.04, 0.02)), (1, (0.06, 0.04)), (3, (0.1, 0.08)), (9, (0.1, 0.08))):
+        assert train_tcae.teacher_temperatures(run.arguments, step) == pytest.approx(expected)
+    assert (run.ssl_loss.center_momentum, run.ssl_loss.patch_center_momentum) == (0.9, 0.6)
+    assert run.checkpoints.identity["mim_average"] == "masked_tokens"
+
+    run.model.eval()
+    batch, passed = first_batch(run), {}
+    run.ssl_loss.register_forward_pre_hook(lambda module, args, kwargs: passed.update(kwargs), with_kwargs=True)
+    train_tcae.compute_loss(run, batch, 1, 0)
+    assert (passed["teacher_temperature"], passed["patch_teacher_temperature"]) == pytest.approx((0.06, 0.04))
+
+    plain = started(**ends)
+    assert train_tcae.teacher_temperatures(plain.arguments, 1) == pytest.approx((0.06, 0.06))
+    assert plain.ssl_loss.patch_center_momentum == 0.9 and plain.ssl_loss.mim_average == "images"
+    # Checkpoints from before there was a choice have no such entry.
+    assert "mim_average" not in plain.checkpoints.identity
+
+
 def test_drop_path_touches_the_student_in_training_alone(started):
     run = started(drop_path=0.5, num_local_crops=1)
     batch = first_batch(run)
@@ -119,6 +150,36 @@ def test_drop_path_touches_the_student_in_training_alone(started):
     with torch.no_grad():
         torch.testing.assert_close(plain(images).sample, whole)
     assert run.autoencoder.config.keys() == plain.config.keys()
+
+
+def test_compiled_blocks_drop_the_same_paths_and_are_compiled_in_the_first_step_alone(started, monkeypatch):
+    torch.compiler.reset()
+    counter, compile_module = CompileCounterWithBackend("eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=counter))
+    # Two batches and four lengths of sequence; a decoder and a teacher of the same blocks, which drop nothing.
+    options = {"drop_path": 0.5, "num_local_crops": 1, "mask_probability": 1.0}
+    compiled, plain = started(**options, compile=True), started(**options, output_dir=home() / "not-compiled")
+    plain.student.load_state_dict(compiled.student.state_dict())
+    plain.teacher.load_state_dict(compiled.teacher.state_dict())
+    frames, losses = [], []
+    for step in range(3):
+        gradients = []
+        for run in (compiled, plain):
+            run.model.train()
+            run.model.zero_grad()
+            loss, _ = train_tcae.compute_loss(run, first_batch(run), step, 0)
+            loss.backward()
+            run.ssl_loss.update_centers()
+            gradients.append({name: parameter.grad for name, parameter in run.student.named_parameters()})
+            losses.append(loss.detach())
+        torch.testing.assert_close(losses[-2], losses[-1])
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+        frames.append(counter.frame_count)
+    # The same images and weights in every step: what differs is what was dropped.
+    assert len({loss.item() for loss in losses[1::2]}) == 3
+    assert frames[0] > 0 and frames == [frames[0]] * 3
+    torch.compiler.reset()
 
 
 def test_the_saved_model_holds_the_averaged_weights_and_the_run_says_what_it_was_trained_with():
