@@ -9,6 +9,9 @@ from tcae_diffusers.models import TC_DIT_PRESETS, TCDiTTransformer2DModel
 DIT, TC_DIT = "dit", "tc-dit"
 # Classes of the blocks that each repeats, for regional compilation.
 BLOCKS = ("BasicTransformerBlock", "TCDiTBlock")
+# What FSDP gathers at a time. The last layer of diffusers' DiT calls the embedding of its first block once more, from
+# outside of that block, so embeddings are units of their own.
+SHARDED_UNITS = (*BLOCKS, "CombinedTimestepLabelEmbeddings")
 TRANSFORMERS = (DIT, TC_DIT, *TC_DIT_PRESETS)
 
 # The null class that diffusers' stock DiTPipeline asks for, whatever the number of classes.

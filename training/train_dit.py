@@ -42,11 +42,20 @@ from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.sample_preview import SamplePreview, averaged_weights
+from tcae_diffusers.trainer.sharding import (
+    check_sharding,
+    is_sharded,
+    model_class,
+    prepare,
+    register_averages,
+    whole_tensor,
+)
 from tcae_diffusers.trainer.tokenizer_setup import compile_blocks
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.dit_transformers import (
     BLOCKS,
+    SHARDED_UNITS,
     build_transformer,
     check_latent_shape,
     choose_null_class_id,
@@ -202,13 +211,9 @@ def start(arguments: DiTArguments) -> DiTRun:
 
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
+    check_sharding(accelerator)
     pipeline = build_pipeline(arguments, tokenizer, cache, objective, null_class_id)
     transformer = pipeline.transformer
-    averages = [
-        EMAModel(transformer.parameters(), decay=decay, foreach=True)
-        for decay in (arguments.ema_decay, *arguments.extra_ema_decays)
-    ]
-    posthoc_averages = [PowerFunctionEMA(transformer.parameters(), sigma) for sigma in arguments.posthoc_ema_sigmas]
     optimizer = torch.optim.AdamW(
         transformer.parameters(),
         lr=arguments.learning_rate,
@@ -217,12 +222,19 @@ def start(arguments: DiTArguments) -> DiTRun:
         weight_decay=arguments.weight_decay,
         fused=True,
     )
-    model, optimizer = accelerator.prepare(transformer, optimizer)
+    model, optimizer = prepare(accelerator, transformer, optimizer, SHARDED_UNITS)
     tokenizer.to(accelerator.device)
-    for average in (*averages, *posthoc_averages):
-        average.to(accelerator.device)
+    averages = [
+        EMAModel(transformer.parameters(), decay=decay, foreach=True)
+        for decay in (arguments.ema_decay, *arguments.extra_ema_decays)
+    ]
+    posthoc_averages = [PowerFunctionEMA(transformer.parameters(), sigma) for sigma in arguments.posthoc_ema_sigmas]
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
-    accelerator.register_for_checkpointing(averages[0], guard, *averages[1:], *posthoc_averages)
+    if is_sharded(transformer):
+        accelerator.register_for_checkpointing(guard)
+        register_averages(accelerator, [*averages, *posthoc_averages])
+    else:
+        accelerator.register_for_checkpointing(averages[0], guard, *averages[1:], *posthoc_averages)
 
     total_batch = arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
     checkpoints = CheckpointManager(
@@ -331,9 +343,8 @@ def optimize(run: DiTRun, batches: Iterator, progress: TrainingProgress, step: i
             accelerator.backward(losses["loss"])
             metrics = {f"train/{name}": value for name, value in losses.items()}
             if accelerator.sync_gradients:
-                metrics["train/grad_norm"] = accelerator.clip_grad_norm_(
-                    run.model.parameters(), arguments.max_grad_norm
-                )
+                grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm)
+                metrics["train/grad_norm"] = whole_tensor(grad_norm)
                 run.guard.mark(optimizer, losses["loss"], metrics["train/grad_norm"])
             optimizer.step()
             optimizer.zero_grad()
@@ -350,35 +361,30 @@ def look_and_save(run: DiTRun, step: int) -> None:
         run.preview.log(run.accelerator, run.averages[0], step)
     if run.online_frechet is not None and (is_last or step % arguments.gfd_steps == 0):
         run.online_frechet.log(run.accelerator, run.averages[0], step)
-    if run.accelerator.is_main_process and (is_last or step % arguments.posthoc_ema_steps == 0):
+    if is_last or step % arguments.posthoc_ema_steps == 0:
         names = [name for name, _ in run.pipeline.transformer.named_parameters()]
         for average in run.posthoc_averages:
-            average.save_snapshot(run.folder / "ema_snapshots", names)
-    due = bool(arguments.pipeline_steps) and step % arguments.pipeline_steps == 0 and not is_last
-    if due and run.accelerator.is_main_process:
-        save_intermediate_pipeline(run, step)
+            average.save_snapshot(run.folder / "ema_snapshots", names, run.accelerator.is_main_process)
+    if arguments.pipeline_steps and step % arguments.pipeline_steps == 0 and not is_last:
+        # As the pipeline would be if training ended here, but for the learning rate.
+        save_averaged(run, run.averages[0], run.folder / "pipelines" / f"step-{step:08d}")
     if step % arguments.checkpointing_steps == 0 and not is_last:
         run.checkpoints.save(step, samples_seen=step * run.total_batch)
 
 
-def save_intermediate_pipeline(run: DiTRun, step: int) -> None:
-    """The pipeline as it would be if training ended after `step`, but for the learning rate; training goes on."""
-    folder = run.folder / "pipelines" / f"step-{step:08d}"
-    folder.parent.mkdir(exist_ok=True)
-    with averaged_weights(run.pipeline.transformer, run.averages[0]):
-        save_model(run.pipeline, folder)
+def save_averaged(run: DiTRun, average: EMAModel, folder: Path, whole_pipeline: bool = True) -> None:
+    """The pipeline, or its transformer alone, with averaged weights; training can go on. All ranks must call this."""
+    with averaged_weights(run.pipeline, average):
+        if run.accelerator.is_main_process:
+            folder.parent.mkdir(exist_ok=True)
+            save_model(run.pipeline if whole_pipeline else run.pipeline.transformer, folder)
 
 
-def save_results(pipeline: TCDiTPipeline, averages: list[EMAModel], folder: Path) -> None:
+def save_results(run: DiTRun) -> None:
     """The pipeline with the first of the averaged weights, and one transformer for each further one."""
-    transformer = pipeline.transformer
-    pipeline.to("cpu")
-    for average in averages[1:]:
-        average.copy_to(transformer.parameters())
-        (folder / "ema").mkdir(exist_ok=True)
-        save_model(transformer, folder / "ema" / f"{average.decay:g}")
-    averages[0].copy_to(transformer.parameters())
-    save_model(pipeline, folder / "pipeline")
+    for average in run.averages[1:]:
+        save_averaged(run, average, run.folder / "ema" / f"{average.decay:g}", whole_pipeline=False)
+    save_averaged(run, run.averages[0], run.folder / "pipeline")
 
 
 def train(run: DiTRun) -> None:
@@ -403,8 +409,7 @@ def train(run: DiTRun) -> None:
         run.checkpoints.save(step, samples_seen=step * run.total_batch)
     progress.close()
     if step == arguments.max_train_steps:
-        if accelerator.is_main_process:
-            save_results(run.pipeline, run.averages, run.folder)
+        save_results(run)
         logger.info(f"finished; the pipeline is in {run.folder / 'pipeline'}")
     else:
         logger.warning(f"{stop.received or 'another rank'}: saved at step {step}; continue with --resume latest")
@@ -427,7 +432,7 @@ def describe(run: DiTRun) -> dict[str, Any]:
         losses += f", min-SNR {arguments.min_snr_gamma:g}"
     return {
         "losses": losses,
-        "transformer": type(transformer).__name__,
+        "transformer": model_class(transformer).__name__,
         "parameters": transformer.num_parameters(),
         "latents": len(run.cache),
         "latent_shape": list(run.cache.latent_shape),

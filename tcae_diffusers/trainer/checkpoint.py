@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
+from torch.distributed.checkpoint.api import CheckpointException
 
 logger = get_logger(__name__)
 
@@ -36,7 +37,7 @@ class CheckpointManager:
         folder (`Path`): Where the checkpoints go.
         keep (`int`): Number of checkpoints to keep.
         identity (`dict`): What must be equal for a checkpoint to continue this run, such as the model's configuration
-            and the seed.
+            and the seed. Sharded parameters are added to it: their checkpoints have other files.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, keep: int, identity: dict[str, Any]):
@@ -45,6 +46,8 @@ class CheckpointManager:
         self.keep = keep
         # Through JSON and back, so that tuples compare equal to the lists of a stored manifest.
         self.identity = json.loads(json.dumps(identity))
+        if accelerator.is_fsdp2:
+            self.identity["sharding"] = "FSDP2"
 
     def save(self, step: int, samples_seen: int) -> Path:
         """
@@ -85,6 +88,9 @@ class CheckpointManager:
             function(*arguments)
         except (OSError, RuntimeError) as error:
             return error
+        except CheckpointException as error:
+            # Raised on every rank when one cannot write its shards.
+            return next(failure for failure, _ in error.failures.values())
         return None
 
     def _first_problem(self, error: Exception | None) -> str | None:

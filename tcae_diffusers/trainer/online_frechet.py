@@ -67,7 +67,7 @@ class OnlineFrechet:
         mine = rank_range(len(self.labels), state.process_index, state.num_processes)
         features = []
         self.pipeline.set_progress_bar_config(disable=True)
-        with averaged_weights(self.pipeline.transformer, ema):
+        with averaged_weights(self.pipeline, ema):
             for start in range(0, len(mine), self.batch_size):
                 indices = list(mine[start : start + self.batch_size])
                 images = draw(self.pipeline, self.labels, indices, self.seed, **self.sampling)

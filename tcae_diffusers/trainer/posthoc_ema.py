@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .sharding import whole_tensor
+
 
 def exponent_of(sigma_rel: float) -> float:
     """
@@ -51,9 +53,6 @@ class PowerFunctionEMA:
         share = 1 - (1 - 1 / self.steps) ** (self.gamma + 1)
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in parameters], share)
 
-    def to(self, device: torch.device) -> None:
-        self.averages = [average.to(device) for average in self.averages]
-
     def state_dict(self) -> dict:
         return {"sigma_rel": self.sigma_rel, "steps": self.steps, "averages": self.averages}
 
@@ -62,12 +61,21 @@ class PowerFunctionEMA:
         for average, stored in zip(self.averages, state["averages"], strict=True):
             average.copy_(stored)
 
-    def save_snapshot(self, folder: Path, names: Sequence[str]) -> Path:
-        """Write `step-<n>_sigma-<s>.safetensors`, whole or not at all; `names` are those of the parameters."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_snapshot(self, folder: Path, names: Sequence[str], is_main_process: bool = True) -> Path:
+        """
+        Write `step-<n>_sigma-<s>.safetensors`, whole or not at all; `names` are those of the parameters. Where these
+        are sharded, all ranks must call this; one writes.
+        """
         path = folder / f"step-{self.steps:08d}_sigma-{self.sigma_rel:g}.safetensors"
         temporary = path.with_name(f".{path.name}")
-        tensors = {name: average.cpu().contiguous() for name, average in zip(names, self.averages, strict=True)}
+        tensors = {}
+        for name, average in zip(names, self.averages, strict=True):
+            whole = whole_tensor(average)
+            if is_main_process:
+                tensors[name] = whole.cpu().contiguous()
+        if not is_main_process:
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={"step": str(self.steps), "sigma_rel": repr(self.sigma_rel)})
         temporary.replace(path)
         return path

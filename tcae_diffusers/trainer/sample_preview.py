@@ -9,11 +9,23 @@ from diffusers.training_utils import EMAModel
 from torchvision.utils import make_grid
 
 from ..pipelines import TCDiTPipeline
+from .sharding import is_sharded, whole_copy
 
 
 @contextmanager
-def averaged_weights(transformer: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
-    """The averaged weights inside the block, in eval mode; afterwards the transformer's own weights and mode."""
+def averaged_weights(pipeline: TCDiTPipeline, ema: EMAModel) -> Iterator[None]:
+    """
+    The averaged weights inside the block, in eval mode; afterwards the transformer's own weights and mode. Where these
+    are sharded, all ranks must enter, and each has a whole transformer in the block.
+    """
+    transformer = pipeline.transformer
+    if is_sharded(transformer):
+        pipeline.transformer = whole_copy(transformer, ema.shadow_params)
+        try:
+            yield
+        finally:
+            pipeline.transformer = transformer
+        return
     parameters = list(transformer.parameters())
     modes = {module: module.training for module in transformer.modules()}
     ema.store(parameters)
@@ -73,10 +85,10 @@ class SamplePreview:
         return images.float().cpu()
 
     def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> None:
-        """Draw with the averaged weights and log; the transformer is left as it was."""
-        if not accelerator.is_main_process:
-            return
-        with averaged_weights(self.pipeline.transformer, ema):
+        """Draw with the averaged weights and log; the transformer is left as it was. All ranks must call this."""
+        with averaged_weights(self.pipeline, ema):
+            if not accelerator.is_main_process:
+                return
             images = self.draw()
         grid = make_grid(images, nrow=self.samples_per_class, padding=2, pad_value=1.0)
         for tracker in accelerator.trackers:

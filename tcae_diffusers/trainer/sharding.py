@@ -1,0 +1,121 @@
+"""Training with parameters sharded over ranks (FSDP2, through accelerate): what differs from whole ones is here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator, DistributedType, init_empty_weights
+from accelerate.utils import convert_outputs_to_fp32
+from diffusers import ModelMixin
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, StateDictType
+from torch.distributed.tensor import DTensor
+
+CONFIG = "training/configs/accelerate/fsdp2.yaml"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        ValueError: a way to shard that accelerate offers and that this package does not support.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "DeepSpeed is not supported: it clips and steps inside its backward pass, where steps that are not finite"
+            f" cannot be skipped. Shard with FSDP2 (accelerate launch --config_file {CONFIG})."
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    unsupported = {
+        f"fsdp_version: {plugin.fsdp_version}": plugin.fsdp_version != 2,
+        # One rank would write while the others wait inside a gather: a full disk would never end.
+        "fsdp_state_dict_type: FULL_STATE_DICT": plugin.state_dict_type != StateDictType.SHARDED_STATE_DICT,
+        # Buffers that are saved with the model, such as DiT's positions, have no shards to broadcast into.
+        "fsdp_cpu_ram_efficient_loading: true": plugin.cpu_ram_efficient_loading,
+        "fsdp_activation_checkpointing: true (--gradient_checkpointing does it)": plugin.activation_checkpointing,
+        "fsdp_offload_params: true": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "--mixed_precision fp16 (bf16 works)": accelerator.mixed_precision == "fp16",
+    }
+    for setting, found in unsupported.items():
+        if found:
+            raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has settings that are.")
+
+
+def prepare(
+    accelerator: Accelerator, model: ModelMixin, optimizer: torch.optim.Optimizer, units: Sequence[str]
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """
+    `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 too.
+
+    Args:
+        model ([`ModelMixin`]): On FSDP2 it is sharded in place.
+        units (sequence of `str`): Classes of the modules to gather one at a time; those that `model` has are used.
+    """
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            present = {type(module).__name__ for module in model.modules()}
+            plugin.transformer_cls_names_to_wrap = [name for name in units if name in present]
+        # accelerate's policy for bf16 would round the inputs too, timesteps among them, and sum gradients in bf16.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        if accelerator.mixed_precision != "no":
+            model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
+    return accelerator.prepare(model, optimizer)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def model_class(model: torch.nn.Module) -> type:
+    """The class as it was before sharding, which replaces it by a subclass."""
+    return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A gathered tensor. All ranks must call this for one that is sharded; others are returned as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_copy(model: ModelMixin, parameters: Sequence[torch.Tensor]) -> ModelMixin:
+    """
+    A plain model like the sharded `model`, in eval mode, on each rank. All ranks must call this.
+
+    Args:
+        parameters (sequence of `torch.Tensor`): Its parameters, gathered; in the order of `model.parameters()`.
+    """
+    with init_empty_weights():
+        copy = model_class(model).from_config(model.config)
+    state = model.state_dict()
+    names = [name for name, _ in model.named_parameters()]
+    state.update({name: whole_tensor(value.detach()) for name, value in zip(names, parameters, strict=True)})
+    copy.load_state_dict(state, assign=True)
+    return copy.to(parameters[0].device).eval()
+
+
+def register_averages(accelerator: Accelerator, averages: Sequence[Stateful]) -> None:
+    """
+    Make averages of sharded parameters part of the checkpoints: accelerate saves what is registered with it from the
+    main process alone, which holds one shard. Here each rank writes its own, and any number of ranks reads them.
+    """
+
+    def save(models: list, weights: list, folder: str) -> None:
+        states = {str(index): average.state_dict() for index, average in enumerate(averages)}
+        dcp.save(states, storage_writer=dcp.FileSystemWriter(Path(folder) / "averages"))
+
+    def load(models: list, folder: str) -> None:
+        states = {str(index): average.state_dict() for index, average in enumerate(averages)}
+        dcp.load(states, storage_reader=dcp.FileSystemReader(Path(folder) / "averages"))
+        for index, average in enumerate(averages):
+            average.load_state_dict(states[str(index)])
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)

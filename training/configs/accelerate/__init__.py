@@ -1,0 +1,1 @@
+"""Configurations for `accelerate launch --config_file`, one per way to use several GPUs."""
