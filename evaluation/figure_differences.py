@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EvaluationError
+
 # The column of per_image.csv that a figure is the mean of: on the same images differences are taken image by image.
 _PER_IMAGE_COLUMNS = {"PSNR": "psnr", "SSIM": "ssim", "MS-SSIM": "ms_ssim", "LPIPS": "lpips"}
 
@@ -23,6 +25,7 @@ class ComparedFigure:
         name, better: As in the results. conditions (`dict`): What had to agree: data, number of images, features.
         values (`dict[str, dict]`): Per subject `value` and, where known, `interval`.
         per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
+        sources (`dict[str, Path]`): Per subject the folder of the result.
     """
 
     name: str
@@ -30,6 +33,7 @@ class ComparedFigure:
     conditions: dict[str, Any]
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     per_image: dict[str, Path] = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)
 
 
 def _latent_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,6 +60,9 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
     """Figures by name and conditions; results carry their `subject` and `folder`.
 
     Figures of one name under different conditions (data, number of images, feature network) stay apart.
+
+    Raises:
+        EvaluationError: If a subject has two results for one figure under the same conditions.
     """
     aligned: dict[tuple, ComparedFigure] = {}
     for result in results:
@@ -73,6 +80,12 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
                 }
                 key = (result["kind"], figure["name"], *map(str, conditions.values()))
                 row = aligned.setdefault(key, ComparedFigure(figure["name"], figure["better"], conditions))
+                if subject in row.sources:
+                    raise EvaluationError(
+                        f"{subject} has two results for {figure['name']}: {row.sources[subject]} and"
+                        f" {result['folder']}; name the one that is meant, or give each a name of its own"
+                    )
+                row.sources[subject] = result["folder"]
                 kept = ("value", "interval", "interval_method")
                 row.values[subject] = {name: figure[name] for name in kept if name in figure}
                 if result["kind"] == "reconstruction" and (result["folder"] / "per_image.csv").is_file():

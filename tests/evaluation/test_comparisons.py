@@ -10,6 +10,7 @@ import yaml
 from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.evaluation.compare import equal_budgets
 from tcae_diffusers.evaluation.convergence import compare_curves, speed_up, steps_to_reach
+from tcae_diffusers.evaluation.errors import EvaluationError
 from tcae_diffusers.evaluation.figure_differences import comparison_table
 from tcae_diffusers.evaluation.guidance_sweep import sweep_points
 from tcae_diffusers.evaluation.provenance import write_json
@@ -102,6 +103,12 @@ def test_figures_under_other_conditions_are_never_subtracted(tmp_path):
     assert [row["differences"] for row in comparison_table(results)] == [[], [], []]
 
 
+def test_two_results_of_one_subject_are_named_and_not_chosen_from(tmp_path):
+    results = [result(tmp_path / name, "a", [figure(20.0, 0.1)]) for name in ("first", "second")]
+    with pytest.raises(EvaluationError, match=r"a has two results for PSNR .*first and .*second; name the one"):
+        comparison_table([*results, result(tmp_path / "b", "b", [figure(25.0, 0.1)])])
+
+
 def test_generators_are_compared_at_the_most_steps_that_all_have():
     assert equal_budgets({"a": {1: "", 2: "", 4: ""}, "b": {2: "", 3: ""}}) == {"a": 2, "b": 2}
     assert equal_budgets({"a": {1: "", 4: ""}, "b": {3: ""}}) == {"a": 4, "b": 3}
@@ -175,9 +182,16 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     assert measured.stat().st_mtime_ns == before
     assert (tmp_path / "out" / "second" / "latents" / "latents.json").is_file()
 
-    merged = [f"{name}={tmp_path / 'out' / folder}" for name, folder in (("x", "first-one"), ("y", "second"))]
+    folders = {"x": tmp_path / "out" / "first-one", "y": tmp_path / "out" / "second"}
+    merged = [f"{name}={folder / 'reconstruction'}" for name, folder in folders.items()]
     assert main(["compare", "--results", *merged, "--output", str(tmp_path / "merged")]) == 0
     assert "paired" in (tmp_path / "merged" / "comparison.json").read_text()
+
+    capsys.readouterr()
+    # The first one has samples after 100 and after 200 steps: which are meant is not for us to choose.
+    merged = [f"{name}={folder}" for name, folder in folders.items()]
+    assert main(["compare", "--results", *merged, "--output", str(tmp_path / "ambiguous")]) == 2
+    assert "x has two results for gFD" in capsys.readouterr().err
 
     generated = tmp_path / "out" / "second" / "generation" / "100" / "results" / "generation.json"
     curves = ["--curve", "a", f"100={generated}", "--curve", "b", f"50={generated.parent}", f"100={generated}"]
