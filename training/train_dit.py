@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tcae_diffusers import TCDiTPipeline
 from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder, spatial_ratio
+from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder, pipeline_scaling, spatial_ratio
 from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
 from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
 from tcae_diffusers.objectives.schedules import cosine_with_warmup
@@ -80,11 +80,10 @@ def build_objective(
 def open_cache(arguments: DiTArguments, tokenizer: torch.nn.Module) -> LatentCache:
     """The cache, with latents as diffusers pipelines want them: `(encode(x) - shift_factor) * scaling_factor`."""
     cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer, seed=arguments.seed)
-    scaling = tokenizer.config.get("scaling_factor") or 1.0
-    shift = tokenizer.config.get("shift_factor") or 0.0
+    scaling, shift = pipeline_scaling(tokenizer)
     if (scaling, shift) != (1.0, 0.0):
         channels = cache.latent_shape[0]
-        cache.normalize_with(torch.full((channels,), float(shift)), torch.full((channels,), 1.0 / scaling))
+        cache.normalize_with(torch.full((channels,), shift), torch.full((channels,), 1.0 / scaling))
     return cache
 
 

@@ -10,6 +10,7 @@ from torchvision.utils import make_grid
 
 from ..pipelines import TCDiTPipeline
 from .sharding import is_sharded, whole_copy
+from .trackers import log_picture
 
 
 @contextmanager
@@ -91,6 +92,4 @@ class SamplePreview:
                 return
             images = self.draw()
         grid = make_grid(images, nrow=self.samples_per_class, padding=2, pad_value=1.0)
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image("samples/a row per class", grid, step)
+        log_picture(accelerator, "samples/a row per class", grid, step)
