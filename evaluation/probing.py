@@ -235,5 +235,7 @@ def run(args: argparse.Namespace) -> int:
         },
     )
     for figure in result["figures"]:
-        print(f"{figure['name']}: {figure['value']:.4f} ± {figure['interval']:.4f} over {figure['samples']} images")
+        line = f"{figure['name']}: {figure['value']:.4f} ± {figure['interval']:.4f} over {figure['samples']} images"
+        baseline = figure.get("baseline")
+        print(f"{line}  ({baseline['name']}: {baseline['value']:.4f})" if baseline else line)
     return 0

@@ -6,7 +6,7 @@ trained alike; a DiT on the latents of each; everything measured.
 
 Every step is a command of this package and is skipped once done, so an interrupted study goes on where it was;
 `--only` lets several processes share the work. In OUTPUT_DIR: `comparison.md` (the tables),
-`comparison/comparison.html` (the whole report), `curves.png`, and the pictures of each tokenizer.
+`comparison/comparison.html` (the whole report), `curves.png`, and pictures of reconstructions, tokens and samples.
 """
 
 import argparse
@@ -166,6 +166,23 @@ def stack_pictures(arguments: argparse.Namespace) -> None:
         stacked.save(folder / f"{kind}.png")
 
 
+def gather_samples(arguments: argparse.Namespace) -> None:
+    """The samples after the last step, a quarter of the picture for each tokenizer, a row of each for every class."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 9.4), layout="constrained")
+    for panel, name in zip(axes.flat, TOKENIZERS, strict=True):
+        results = arguments.output_dir / "comparison" / folder_name(name) / "generation" / str(arguments.dit_steps)
+        (grid,) = (results / "results").glob("samples_*.png")
+        panel.imshow(pyplot.imread(grid))
+        panel.set_title(name)
+        panel.axis("off")
+    figure.savefig(arguments.output_dir / "samples.png", dpi=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -198,6 +215,7 @@ def main() -> None:
     )
     draw_curves(arguments, convergence)
     stack_pictures(arguments)
+    gather_samples(arguments)
     text = tables(comparison, convergence)
     settings = (
         f"{arguments.tokenizer_steps} tokenizer steps, {arguments.dit_steps} DiT steps,"
