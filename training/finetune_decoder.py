@@ -24,7 +24,7 @@ from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.data.streamed_images import StreamedImages
 from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
-from tcae_diffusers.objectives.adversarial import AdversarialLoss
+from tcae_diffusers.objectives.adversarial import AdversarialLoss, balance_of
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.feature_backbones import build_feature_backbone
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
@@ -289,19 +289,48 @@ def set_schedules(run: DecoderRun, step: int) -> None:
             )
 
 
-def forward_backward(run: DecoderRun, batch: dict, step: int, micro_step: int) -> dict[str, torch.Tensor]:
-    """Gradients of the decoder, then of the discriminator, for one forward pass; the loss terms for the log."""
-    arguments, accelerator, adversary = run.arguments, run.accelerator, run.adversary
+def reconstruct(run: DecoderRun, batch: dict, step: int, micro_step: int):
+    """Images, their reconstructions, and the generators of their slots, which have drawn the latent noise."""
+    arguments, accelerator = run.arguments, run.accelerator
     images = to_unit_range(batch["pixel_values"], accelerator.device)
     first_slot = (micro_step * accelerator.num_processes + accelerator.process_index) * arguments.train_batch_size
     generators = slot_generators(arguments.seed, step, first_slot, len(images))
-    sample = run.model(images, generators)
+    return images, run.model(images, generators), generators
+
+
+def balance_of_step(run: DecoderRun, batches: list[dict], step: int) -> torch.Tensor:
+    """
+    The adaptive weight of accumulated batches: it is that of all their images, so it must be known before the first
+    backward. Costs one more forward pass of each, without gradients in the decoder.
+    """
+    adversary, squares = run.adversary, None
+    for micro_step, batch in enumerate(batches):
+        with torch.no_grad():
+            images, sample, generators = reconstruct(run, batch, step, micro_step)
+        sample = sample.requires_grad_()
+        reconstruction = run.reconstruction_loss(sample, images).loss
+        found = adversary.loss.squared_gradients(adversary.discriminator, sample, reconstruction, generators)
+        squares = found if squares is None else squares + found
+    return balance_of(squares, len(batches), adversary.loss.max_adaptive_weight)
+
+
+def forward_backward(
+    run: DecoderRun, batch: dict, step: int, micro_step: int, balance: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Gradients of the decoder, then of the discriminator, for one forward pass; the loss terms for the log."""
+    accelerator, adversary = run.accelerator, run.adversary
+    images, sample, generators = reconstruct(run, batch, step, micro_step)
     reconstruction = run.reconstruction_loss(sample, images)
     loss = reconstruction.loss
     metrics = {f"train/loss_{name}": value for name, value in reconstruction.terms.items()}
     if adversary is not None and adversary.loss.generator_is_active(step):
         output = adversary.loss.generator_loss(
-            adversary.discriminator, sample, reconstruction.loss, reference=sample, generator=generators
+            adversary.discriminator,
+            sample,
+            reconstruction.loss,
+            reference=sample,
+            generator=generators,
+            balance=balance,
         )
         loss = loss + output.loss
         metrics |= {"train/loss_gan": output.loss_gan, "train/adaptive_weight": output.adaptive_weight}
@@ -324,12 +353,16 @@ def optimize(run: DecoderRun, batches, progress: TrainingProgress, step: int) ->
     set_schedules(run, step)
     plays = adversary is not None and adversary.loss.discriminator_is_active(step)
     optimizers = [run.optimizer, adversary.optimizer] if plays else [run.optimizer]
-    for micro_step in range(arguments.gradient_accumulation_steps):
-        started = time.perf_counter()
-        batch = next(batches)
-        progress.waited(time.perf_counter() - started)
+    started = time.perf_counter()
+    micro_batches = [next(batches) for _ in range(arguments.gradient_accumulation_steps)]
+    progress.waited(time.perf_counter() - started)
+    balance = None
+    is_balanced = adversary is not None and adversary.loss.adaptive and adversary.loss.generator_is_active(step)
+    if is_balanced and len(micro_batches) > 1:
+        balance = balance_of_step(run, micro_batches, step)
+    for micro_step, batch in enumerate(micro_batches):
         with accelerator.accumulate(*([run.model, adversary.model] if plays else [run.model])):
-            metrics = forward_backward(run, batch, step, micro_step)
+            metrics = forward_backward(run, batch, step, micro_step, balance)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(trained_parameters(run.autoencoder), arguments.max_grad_norm)
                 metrics["train/grad_norm"], loss = norm, metrics["train/loss"]

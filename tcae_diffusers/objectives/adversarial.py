@@ -57,24 +57,40 @@ def adaptive_weight(
         maximum (`float`, defaults to 1e4): VQGAN's clamp.
         eps (`float`, defaults to 1e-4).
     """
-    gradients = torch.stack(
+    gradients = _gradients(reconstruction_loss, adversarial_loss, reference)
+    if not isinstance(reference, nn.Parameter):
+        return balance_of(gradients.square().sum(dim=1), maximum=maximum, eps=eps)
+    if is_distributed():
+        dist.all_reduce(gradients)
+        gradients /= dist.get_world_size()
+    norms = gradients.norm(dim=1)
+    return (norms[0] / (norms[1] + eps)).clamp(0.0, maximum)
+
+
+def _gradients(reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, reference: torch.Tensor):
+    return torch.stack(
         [
             torch.autograd.grad(loss, reference, retain_graph=True)[0].detach().float().flatten()
             for loss in (reconstruction_loss, adversarial_loss)
         ]
     )
-    if isinstance(reference, nn.Parameter):
-        if is_distributed():
-            dist.all_reduce(gradients)
-            gradients /= dist.get_world_size()
-        norms = gradients.norm(dim=1)
-    else:
-        # Each rank holds the gradient at its own images: the norm of them all, with the loss a mean over ranks.
-        squares = gradients.square().sum(dim=1)
-        if is_distributed():
-            dist.all_reduce(squares)
-            squares /= dist.get_world_size() ** 2
-        norms = squares.sqrt()
+
+
+def balance_of(squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4, eps: float = 1e-4) -> torch.Tensor:
+    """
+    The adaptive weight at the decoder's output from [`AdversarialLoss.squared_gradients`], over all ranks.
+
+    Args:
+        squares (`torch.Tensor` of shape `(2,)`): Summed over the forward passes of an optimizer step on this rank.
+        num_passes (`int`, defaults to 1): How many those are; the loss of the step is the mean of theirs.
+        maximum, eps: See [`adaptive_weight`].
+    """
+    # Each pass and rank holds the gradient at its own images: the norm of them all, with the loss a mean over both.
+    squares = squares / num_passes**2
+    if is_distributed():
+        dist.all_reduce(squares)
+        squares /= dist.get_world_size() ** 2
+    norms = squares.sqrt()
     return (norms[0] / (norms[1] + eps)).clamp(0.0, maximum)
 
 
@@ -192,6 +208,21 @@ class AdversarialLoss(nn.Module):
         """Whether the discriminator learns at this optimizer step."""
         return self.weight > 0 and step >= self.discriminator_start_step
 
+    def squared_gradients(
+        self,
+        discriminator: nn.Module,
+        sample: torch.Tensor,
+        reconstruction_loss: torch.Tensor,
+        generator: Generators | None = None,
+    ) -> torch.Tensor:
+        """
+        Squared norms of the gradients of the reconstruction and of the adversarial loss at `sample`, `(2,)`: what
+        [`balance_of`] makes the adaptive weight of several forward passes from. `sample` may be a leaf. Other
+        arguments as in [`generator_loss`].
+        """
+        loss_gan = self._generator_criterion(discriminator, sample, generator)
+        return _gradients(reconstruction_loss, loss_gan, sample).square().sum(dim=1)
+
     def generator_loss(
         self,
         discriminator: nn.Module,
@@ -199,6 +230,7 @@ class AdversarialLoss(nn.Module):
         reconstruction_loss: torch.Tensor | None = None,
         reference: torch.Tensor | None = None,
         generator: Generators | None = None,
+        balance: torch.Tensor | None = None,
     ) -> GeneratorOutput:
         """
         Term of the decoder; call it only where [`generator_is_active`] says so, since it costs two backwards of its
@@ -209,16 +241,16 @@ class AdversarialLoss(nn.Module):
                 Unwrapped (`accelerator.unwrap_model`): its weights take part as constants, so there is nothing to
                     reduce.
             sample (`torch.Tensor` of shape `(B, 3, H, W)`): the decoder's output, with its graph.
-            reconstruction_loss (`torch.Tensor`, *optional*): needed when adaptive.
-            reference (`torch.Tensor`, *optional*): needed when adaptive; see [`adaptive_weight`].
+            reconstruction_loss (`torch.Tensor`, *optional*): needed when adaptive and without `balance`.
+            reference (`torch.Tensor`, *optional*): needed in the same case; see [`adaptive_weight`].
             generator (`torch.Generator` or list of them, *optional*): needed with DiffAugment.
+            balance (`torch.Tensor`, *optional*):
+                The adaptive weight, where it is known: that of a step of several forward passes ([`balance_of`]).
         """
-        constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-        inputs = self._discriminator_input(self._augmented(sample, generator))
-        logits = torch.func.functional_call(discriminator, constants, (inputs,))
-        loss_gan = generator_criterion(self.kind, logits)
-        balance = loss_gan.new_ones(())
-        if self.adaptive:
+        loss_gan = self._generator_criterion(discriminator, sample, generator)
+        if not self.adaptive:
+            balance = loss_gan.new_ones(())
+        elif balance is None:
             if reconstruction_loss is None or reference is None:
                 raise ValueError(
                     "the adaptive weight needs reconstruction_loss and reference (the weight of the decoder's last "
@@ -226,6 +258,13 @@ class AdversarialLoss(nn.Module):
                 )
             balance = adaptive_weight(reconstruction_loss, loss_gan, reference, self.max_adaptive_weight)
         return GeneratorOutput(self.weight * balance * loss_gan, loss_gan, balance)
+
+    def _generator_criterion(
+        self, discriminator: nn.Module, sample: torch.Tensor, generator: Generators | None
+    ) -> torch.Tensor:
+        constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        inputs = self._discriminator_input(self._augmented(sample, generator))
+        return generator_criterion(self.kind, torch.func.functional_call(discriminator, constants, (inputs,)))
 
     def discriminator_loss(
         self,
