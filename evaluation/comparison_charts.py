@@ -37,7 +37,7 @@ def comparison_charts(result: dict[str, Any]) -> list[dict[str, str]]:
     """One chart of dots and intervals per figure that two or more subjects have."""
     return [
         {
-            "title": f"{row['name']} {ARROWS[row['better']]}",
+            "title": f"{row['name']} {ARROWS[row['better']]}{_baseline_note(row)}",
             "svg": interval_chart(
                 {name: (entry["value"], entry.get("interval")) for name, entry in row["values"].items()}
             ),
@@ -45,6 +45,11 @@ def comparison_charts(result: dict[str, Any]) -> list[dict[str, str]]:
         for row in result["rows"]
         if len(row["values"]) > 1
     ]
+
+
+def _baseline_note(row: dict[str, Any]) -> str:
+    baseline = row.get("baseline")
+    return f" ({baseline['name']}: {format_number(baseline['value'])})" if baseline else ""
 
 
 def convergence_chart(result: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ class ComparedFigure:
         values (`dict[str, dict]`): Per subject `value` and, where known, `interval`.
         per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
         sources (`dict[str, Path]`): Per subject the folder of the result.
+        baseline (`dict`, *optional*): What no model would score (`name`, `value`), where the results say so.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ComparedFigure:
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     per_image: dict[str, Path] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
+    baseline: dict[str, Any] | None = None
 
 
 def _latent_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,6 +88,7 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
                         f" {result['folder']}; name the one that is meant, or give each a name of its own"
                     )
                 row.sources[subject] = result["folder"]
+                row.baseline = row.baseline or figure.get("baseline")
                 kept = ("value", "interval", "interval_method")
                 row.values[subject] = {name: figure[name] for name in kept if name in figure}
                 if result["kind"] == "reconstruction" and (result["folder"] / "per_image.csv").is_file():
@@ -152,6 +155,7 @@ def comparison_table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "better": row.better,
             "conditions": row.conditions,
             "values": row.values,
+            "baseline": row.baseline,
             "differences": differences(row),
         }
         for row in align_figures(results)

@@ -172,7 +172,16 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     assert [point["steps"] for point in convergence["curves"]["first one"]] == [100, 200]
     assert convergence["levels"][0]["curves"]["second"]["factor"] == pytest.approx(1.0)
     html = (tmp_path / "out" / "comparison.html").read_text()
-    for content in ("Side by side", "Reconstruction: first one", "How fast a generator learns", "Generated images"):
+    # An accuracy means little without that of a constant answer.
+    majority = rows["linear probe, latent"]["baseline"]
+    assert majority["name"] == "the largest class for every image" and 0 < majority["value"] < 1
+    for content in (
+        "Side by side",
+        "(the largest class for every image: 0.5)",
+        "Reconstruction: first one",
+        "How fast a generator learns",
+        "Generated images",
+    ):
         assert content in html
 
     measured = tmp_path / "out" / "first-one" / "probing" / "probing.json"
