@@ -120,48 +120,88 @@ def test_tiling_works_with_slicing_gradients_and_half_precision(tiny_tcae):
 # Quality -------------------------------------------------------------------------------------------------------------
 
 
-def steps_between_lines(error: torch.Tensor, dim: int) -> torch.Tensor:
-    """Mean size of the step from each line to the next."""
-    return error.diff(dim=dim).abs().mean(dim=[other for other in range(4) if other != dim])
+def steps_of_error(error: torch.Tensor, ratio: int, along: int) -> torch.Tensor:
+    """
+    Size of the step of an error `(1, 3, S, S)` across each line between latent positions, where the model's own
+    patches meet: `(2, S / ratio - 1, S / along)`, for rows and for columns. The error is taken, not the picture, whose
+    contours have nothing to do with tiles. Steps are averaged with their sign over `along` pixels of a line first: an
+    eye overlooks noise and sees a faint step that goes on.
+    """
+    steps = [error[:, ratio::ratio] - error[:, ratio - 1 : -1 : ratio] for error in (error[0], error[0].mT)]
+    return torch.stack(steps).unflatten(-1, (-1, along)).mean(-1).abs().mean(1)
 
 
-def seam_ratio(model, images: list[torch.Tensor], tile: int, stride: int) -> float:
+def errors_of_single_tiles(model, image: torch.Tensor, tile: int) -> list[tuple[int, torch.Tensor]]:
     """
-    Steps of the reconstruction error across the edges of tiles, over those inside tiles. Only lines between latent
-    positions are compared: there the model's own patches meet, seams or not. The error is taken, not the picture,
-    whose contours have nothing to do with tiles.
+    `(shift, error)` of all shifted grids of tiles side by side. All, so that every line is seen at every place of a
+    tile: in the middle of a tile steps are smaller, and the edges of overlapping tiles are in the middle of others.
     """
-    model.enable_tiling(tile, tile, stride, stride)
+    errors = []
+    for shift in range(0, tile, model.spatial_compression_ratio):
+        error = torch.full_like(image, torch.nan)
+        starts = range(shift, image.shape[-1] - tile + 1, tile)
+        for top in starts:
+            for left in starts:
+                window = (..., slice(top, top + tile), slice(left, left + tile))
+                error[window] = model(image[window]).sample - image[window]
+        errors.append((shift, error))
+    return errors
+
+
+def seam_ratios(model, images: list[torch.Tensor], tile: int, stride: int | None) -> dict[int, tuple[float, float]]:
+    """
+    Steps across the edges of tiles, and across all other lines, each over the steps at the same pixels inside a single
+    tile: what a photograph shows at a line changes the steps there, and hardly their ratio. Means over the images, for
+    each length `along` of [`steps_of_error`].
+    """
     ratio = model.spatial_compression_ratio
-    across, inside = [], []
+    model.enable_tiling(tile, tile, stride, stride)
+    ratios = {1: [], 64: []}
     for image in images:
         size = image.shape[-1]
-        starts = tile_starts(size, tile, stride)
-        edges = {*starts[1:], *(start + tile for start in starts[:-1])}
+        lines = torch.arange(ratio, size, ratio)
+        starts = tile_starts(size, tile, model.tile_sample_stride_height)
+        edges = [*starts[1:], *(start + tile for start in starts[:-1])]
+        is_edge = torch.isin(lines, torch.tensor(edges))[None, :, None]
         error = model(image).sample - image
-        for dim in (2, 3):
-            steps = steps_between_lines(error, dim)
-            across.append(torch.stack([steps[line - 1] for line in edges]).mean())
-            inside.append(
-                torch.stack([steps[line - 1] for line in range(ratio, size, ratio) if line not in edges]).mean()
+        singles = errors_of_single_tiles(model, image, tile)
+        for along, entries in ratios.items():
+            inside = torch.stack(
+                [
+                    steps_of_error(single, ratio, along).masked_fill((lines % tile == shift)[:, None], torch.nan)
+                    for shift, single in singles
+                ]
+            ).nanmean(0)
+            steps = steps_of_error(error, ratio, along)
+            entries.append(
+                [
+                    steps[chosen].mean() / inside[chosen].mean()
+                    for chosen in (is_edge & ~inside.isnan(), ~is_edge & ~inside.isnan())
+                ]
             )
     model.disable_tiling()
-    return float(sum(across) / sum(inside))
+    return {along: tuple(torch.tensor(entries).mean(0).tolist()) for along, entries in ratios.items()}
 
 
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        (1024, ("rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg", "ihc.png")),
-        (2048, ("hubble_deep_field.jpg", "retina.jpg")),
+        (1024, ("rocket.jpg", "motorcycle_left.png", "ihc.png")),
+        (2048, ("retina.jpg",)),
     ],
 )
-def test_photographs_show_no_seams(tcae_of_photographs, photograph, size, names):
+def test_steps_at_the_edges_of_tiles_are_no_larger_than_inside_tiles(
+    tcae_of_photographs, photograph, record_property, size, names
+):
     images = [photograph(name, size) for name in names]
-    assert seam_ratio(tcae_of_photographs, images, 128, 96) < 1.05
+    ratios = seam_ratios(tcae_of_photographs, images, 128, None)
+    for along, (edges, others) in ratios.items():
+        record_property(f"along {along} px", f"edges {edges:.4f}, other lines {others:.4f}")
+    assert ratios[1][0] < 1
     if size == 1024:
         # The measure does see seams: tiles that do not overlap.
-        assert seam_ratio(tcae_of_photographs, images, 128, 128) > 1.3
+        for edges, others in seam_ratios(tcae_of_photographs, images, 128, 128).values():
+            assert edges > 1.5 * others
 
 
 def test_a_tiled_2048_pixel_round_trip_needs_less_than_2_5_times_the_memory_of_512(live_tensors):
