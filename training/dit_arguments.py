@@ -54,7 +54,9 @@ class DiTArguments(RunArguments):
         0, "Steps between two pipelines saved in pipelines/step-<n>, for `evaluation convergence`; 0: only the last."
     )
     gfd_steps: int = option(0, "Steps between two Fréchet distances of a small sample, a trend only; 0: none.")
-    gfd_samples: int = option(256, "Images of that sample, drawn without guidance.")
+    gfd_samples: int = option(
+        256, "Images of that sample, drawn without guidance, labelled in the proportions of the latents."
+    )
     gfd_reference: str | None = option(None, "Its reference: a data source such as openmoji:train.")
     gfd_extractor: str = option("efficientnet-lite0", "Its feature network.")
 

@@ -187,11 +187,13 @@ def class_names(arguments: DiTArguments, cache: LatentCache) -> dict[int, str]:
 def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache: LatentCache) -> OnlineFrechet | None:
     if not arguments.gfd_steps:
         return None
+    counts = [len(cache)] if arguments.unconditional else cache.labels.bincount(minlength=len(cache.id2label)).tolist()
     return OnlineFrechet(
         pipeline,
         arguments.gfd_reference,
         arguments.gfd_extractor,
         arguments.gfd_samples,
+        counts,
         arguments.seed,
         resolution=cache.latent_shape[1] * spatial_ratio(pipeline.vae),
         sampling={"num_inference_steps": arguments.num_inference_steps, "guidance_scale": 1.0},

@@ -1,5 +1,7 @@
 """A Fréchet distance of a few samples during DiT training: good for the shape of a curve, not a figure to report."""
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
@@ -31,6 +33,9 @@ class OnlineFrechet:
         reference (`str`): Data source or folder, as in `evaluation generation --reference`.
         extractor (`str`): Feature network; any but Inception gives an `FD-<name>`, never an FID.
         num_samples (`int`): How many to draw, at least 8.
+        class_counts (sequence of `int`):
+            Training images per class: labels are drawn in these proportions. Balanced labels of an unbalanced set
+            would be far from a reference that is the set, and the farther the better the classes are known.
         seed (`int`): Of the samples.
         resolution (`int`): Side of the images.
         sampling (`dict`): `num_inference_steps`, `guidance_scale`.
@@ -46,6 +51,7 @@ class OnlineFrechet:
         reference: str,
         extractor: str,
         num_samples: int,
+        class_counts: Sequence[int],
         seed: int,
         resolution: int,
         sampling: dict,
@@ -58,7 +64,7 @@ class OnlineFrechet:
         if opened.features is None:
             raise ValueError(f"--gfd_reference {reference} holds statistics only; name images.")
         self.reference = opened.features
-        self.labels = label_sequence([1] * pipeline.num_classes, num_samples)
+        self.labels = label_sequence(class_counts, num_samples)
         self.name = f"online/{metric_name('FID', extractor, num_samples, prefix='g')} of {num_samples} samples"
 
     def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> float:

@@ -14,7 +14,7 @@ from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training import train_dit
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id
 
-from ..latent_commands import NUM_IMAGES, cache, home, train, weights
+from ..latent_commands import NUM_IMAGES, cache, calibrated, home, train, weights
 
 
 @functools.cache
@@ -47,6 +47,19 @@ def test_pictures_and_the_online_distance_are_logged_and_plainly_labelled(tmp_pa
     quiet = train(tmp_path / "quiet", extra_ema_decays=[0.0, 0.9], ema_decay=0.3)
     ours, theirs = (weights(run / "pipeline" / "transformer") for run in (watched_run(), quiet))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+@pytest.mark.parametrize(("unconditional", "expected"), [(False, [6, 2]), (True, [8])])
+def test_the_online_distance_is_of_classes_as_frequent_as_in_training(unconditional, expected):
+    tokenizer, latents = calibrated()
+    folders = {"tokenizer": str(tokenizer), "latents": str(latents), "gfd_reference": str(home() / "images")}
+    options = {"gfd_steps": 3, "gfd_samples": 8, "unconditional": unconditional}
+    arguments = train_dit.DiTArguments(output_dir="", **folders, **options)
+    read = LatentCache(latents)
+    read.labels = torch.tensor([0] * 15 + [1] * 5)
+    pipeline = DiffusionPipeline.from_pretrained(watched_run() / "pipeline")
+    labels = train_dit.build_online_frechet(arguments, pipeline, read).labels
+    assert [labels.count(label) for label in sorted(set(labels))] == expected
 
 
 def test_each_average_of_the_weights_is_saved_under_its_decay():
