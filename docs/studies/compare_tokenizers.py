@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import yaml
-from study_commands import command, slug
+from study_commands import command, gather_grids, slug
 
 from tcae_diffusers.evaluation.comparison_plan import folder_name
 from tcae_diffusers.evaluation.training_curves import read_scalars
@@ -167,20 +167,12 @@ def stack_pictures(arguments: argparse.Namespace) -> None:
 
 
 def gather_samples(arguments: argparse.Namespace) -> None:
-    """The samples after the last step, a quarter of the picture for each tokenizer, a row of each for every class."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 9.4), layout="constrained")
-    for panel, name in zip(axes.flat, TOKENIZERS, strict=True):
-        results = arguments.output_dir / "comparison" / folder_name(name) / "generation" / str(arguments.dit_steps)
-        (grid,) = (results / "results").glob("samples_*.png")
-        panel.imshow(pyplot.imread(grid))
-        panel.set_title(name)
-        panel.axis("off")
-    figure.savefig(arguments.output_dir / "samples.png", dpi=90)
+    """The samples after the last step, a part of the picture for each tokenizer, a row of each for every class."""
+    grids = {}
+    for name in TOKENIZERS:
+        point = arguments.output_dir / "comparison" / folder_name(name) / "generation" / str(arguments.dit_steps)
+        (grids[name],) = (point / "results").glob("samples_*.png")
+    gather_grids(grids, arguments.output_dir / "samples.png")
 
 
 def main() -> None:

@@ -6,16 +6,15 @@ themselves untrained, on the cached latents of one tokenizer, over several seeds
         --output_dir runs/compare_transformers --seeds 0 1 2
 
 Every step is a command of this package and is skipped once done, so an interrupted study goes on where it was. In
-OUTPUT_DIR: `comparison.md` (the table), `comparison.json`, `curves.png`, and one grid of samples per run.
+OUTPUT_DIR: `comparison.md` (the table), `comparison.json`, `curves.png`, and `samples.png`, of the first seed.
 """
 
 import argparse
 import json
-import shutil
 import statistics
 from pathlib import Path
 
-from study_commands import command, slug
+from study_commands import command, gather_grids, slug
 
 from tcae_diffusers.evaluation.training_curves import read_scalars
 
@@ -36,6 +35,8 @@ SAMPLES = {
     "DiT guided": ("DiT", 1.5, []),
     "TC-DiT guided": ("TC-DiT", 1.5, []),
 }
+
+PICTURED = ["DiT", "TC-DiT", "DiT guided", "TC-DiT guided"]
 
 
 def train_and_draw(arguments: argparse.Namespace, seed: int) -> Path:
@@ -138,10 +139,9 @@ def main() -> None:
     (arguments.output_dir / "comparison.md").write_text(f"{settings}; mean over seeds (lowest to highest).\n\n{text}")
     (arguments.output_dir / "comparison.json").write_text(json.dumps({"settings": settings, **numbers}, indent=1))
     draw_curves(arguments)
-    for name in SAMPLES:
-        # The evaluation names its grids after the sample sets.
-        grid = files[arguments.seeds[0]].parent / f"samples_{name}.png"
-        shutil.copyfile(grid, arguments.output_dir / f"samples_{slug(name)}.png")
+    # The evaluation names its grids after the sample sets.
+    results = files[arguments.seeds[0]].parent
+    gather_grids({name: results / f"samples_{name}.png" for name in PICTURED}, arguments.output_dir / "samples.png")
     print(text)
 
 

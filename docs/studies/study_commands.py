@@ -1,5 +1,6 @@
 """What the studies share: their steps are commands of this package, and a step whose result is there is skipped."""
 
+import math
 import shlex
 import subprocess
 import sys
@@ -20,3 +21,20 @@ def command(module: str, *arguments: object, result: Path) -> None:
 def slug(name: str) -> str:
     """A name as the name of a file."""
     return name.lower().replace(" + ", "_").replace(" ", "_")
+
+
+def gather_grids(grids: dict[str, Path], path: Path) -> None:
+    """Write several pictures as one, two in a row, each under its name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = math.ceil(len(grids) / 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(10, 4.7 * rows), layout="constrained", squeeze=False)
+    for panel in axes.flat:
+        panel.axis("off")
+    for panel, (name, grid) in zip(axes.flat, grids.items(), strict=False):
+        panel.imshow(pyplot.imread(grid))
+        panel.set_title(name)
+    figure.savefig(path, dpi=90)
