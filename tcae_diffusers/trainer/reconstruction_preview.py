@@ -137,8 +137,8 @@ class ReconstructionPreview:
         log_picture(accelerator, f"heldout/{name}", grid, step)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = self.folder / f"step-{step:08d} {name}.png"
-            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(str(file).replace(" ", "-"))
+            file = self.folder / f"step-{step:08d} {name}.png".replace(" ", "-")
+            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
 
 
 def tokens_to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
