@@ -44,17 +44,24 @@ from tcae_diffusers.trainer import (
 from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.collapse_monitor import CollapseMonitor
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
-from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
+from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, averaged_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
+from tcae_diffusers.trainer.sharding import (
+    is_sharded,
+    prepare,
+    register_averages,
+    start_adam_state,
+    whole_tensor,
+)
 from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
     build_preview,
     build_reconstruction_loss,
+    check_student_sharding,
     checkpoint_identity,
     compile_blocks,
-    require_whole_parameters,
     resolve_sizes,
     to_unit_range,
 )
@@ -187,7 +194,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
-    require_whole_parameters(accelerator)
+    check_student_sharding(accelerator)
     autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
     if hasattr(autoencoder, "set_latent_statistics"):
         # Those of weights that were trained before: training moves the latents, cache_latents measures them anew.
@@ -207,8 +214,6 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     if arguments.compile:
         compile_blocks(student, *([teacher] if teacher else []), names=tuple(autoencoder._repeated_blocks or ()))
 
-    ema = EMAModel(autoencoder.parameters(), decay=arguments.ema_decay, foreach=True)
-    ema.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(student, arguments),
         lr=arguments.learning_rate,
@@ -216,9 +221,16 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
         eps=arguments.adam_epsilon,
         fused=True,
     )
-    model, optimizer = accelerator.prepare(student, optimizer)
+    # What diffusers keeps on one device is called as a whole, which is what FSDP asks of a unit.
+    model, optimizer = prepare(accelerator, student, optimizer, units=autoencoder._no_split_modules or ())
+    ema = EMAModel(autoencoder.parameters(), decay=arguments.ema_decay, foreach=True)
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
-    accelerator.register_for_checkpointing(ema, guard)
+    if is_sharded(autoencoder):
+        start_adam_state(optimizer)
+        accelerator.register_for_checkpointing(guard)
+        register_averages(accelerator, [ema])
+    else:
+        accelerator.register_for_checkpointing(ema, guard)
     if ssl_loss is not None:
         ssl_loss.to(accelerator.device)
         accelerator.register_for_checkpointing(teacher, ssl_loss)
@@ -380,7 +392,7 @@ def optimize(run: TokenizerRun, batches, progress: TrainingProgress, step: int) 
             if accelerator.sync_gradients:
                 if run.ssl_loss is not None and step < arguments.freeze_last_layer_steps:
                     run.student.head.cancel_last_layer_gradients()
-                grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm)
+                grad_norm = whole_tensor(accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm))
                 skipped = run.guard.mark(optimizer, loss, grad_norm)
                 metrics["train/grad_norm"] = grad_norm
                 if is_log_step(step, arguments):
@@ -428,9 +440,9 @@ def train(run: TokenizerRun) -> None:
         run.checkpoints.save(step, samples_seen=step * run.total_batch)
     progress.close()
     if step == arguments.max_train_steps:
-        if accelerator.is_main_process:
-            run.ema.copy_to(run.autoencoder.parameters())
-            save_model(run.autoencoder, run.folder / "model")
+        with averaged_autoencoder(run.autoencoder, run.ema) as averaged:
+            if accelerator.is_main_process:
+                save_model(averaged, run.folder / "model")
         logger.info(f"finished; the tokenizer is in {run.folder / 'model'}")
     else:
         logger.warning(f"{stop.reason}: saved at step {step}; continue with --resume latest")

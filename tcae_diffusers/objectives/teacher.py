@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def _named_tensors(modules: Iterable[nn.Module], kind: str) -> dict[str, torch.Tensor]:
@@ -12,6 +13,10 @@ def _named_tensors(modules: Iterable[nn.Module], kind: str) -> dict[str, torch.T
         for name, tensor in getattr(module, f"named_{kind}")():
             named[f"{index}.{name}"] = tensor
     return named
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _as_modules(modules: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
@@ -28,7 +33,8 @@ def update_teacher(
     `teacher = momentum * teacher + (1 - momentum) * student` for parameters, and a copy for buffers, in place.
 
     Tensors are matched by name, module by module; the student may hold more of them than the teacher (a decoder, a
-    mask token), the teacher none that the student lacks. Pass unwrapped modules (`accelerator.unwrap_model`).
+    mask token), the teacher none that the student lacks. Pass unwrapped modules (`accelerator.unwrap_model`). The
+    student's parameters may be sharded over ranks: all must then call this, and each teacher is whole.
 
     Args:
         student_modules (`nn.Module` or iterable of them): for example `[encoder, head]`.
@@ -65,5 +71,5 @@ def update_teacher(
             # In bf16 at 0.9999 the step is below the spacing of the numbers and the teacher would never move.
             if tensor.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"teacher parameter {name} is {tensor.dtype}; keep the teacher in torch.float32")
-        sources = [source[n].detach().to(target[n].dtype) for n in names]
+        sources = [_whole(source[n].detach()).to(target[n].dtype) for n in names]
         torch._foreach_lerp_(targets, sources, 1.0 - momentum)

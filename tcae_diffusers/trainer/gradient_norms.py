@@ -3,14 +3,16 @@
 import torch
 from torch import nn
 
+from .sharding import whole_tensor
+
 
 def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> dict[str, torch.Tensor]:
     """
     Norm of the gradients of `encoder`, `decoder` and the rest (`head`) as they were before clipping.
 
     Args:
-        model (`nn.Module`): Unwrapped, with gradients that were clipped.
-        total (`torch.Tensor`): What `clip_grad_norm_` returned.
+        model (`nn.Module`): Unwrapped, with gradients that were clipped. All ranks must call this where it is sharded.
+        total (`torch.Tensor` of shape `()`): What `clip_grad_norm_` returned, gathered.
         max_norm (`float`): To which it clipped.
 
     Returns:
@@ -23,4 +25,7 @@ def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> di
             part = next((part for part in ("encoder", "decoder") if part in name.split(".")), "head")
             parts.setdefault(part, []).append(parameter.grad)
     scale = (total / max_norm).clamp(min=1.0)
-    return {f"train/grad_norm_{part}": nn.utils.get_total_norm(grads) * scale for part, grads in parts.items()}
+    return {
+        f"train/grad_norm_{part}": whole_tensor(nn.utils.get_total_norm(grads)) * scale
+        for part, grads in parts.items()
+    }

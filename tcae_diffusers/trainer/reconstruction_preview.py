@@ -1,5 +1,7 @@
 """Held-out reconstructions during tokenizer training: figures and pictures in the trackers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,33 @@ from ..evaluation.frechet import FrechetStatistics, frechet_distance
 from ..evaluation.image_similarity import psnr, ssim
 from ..evaluation.latents import spectrum_figures
 from ..evaluation.metric_names import metric_name
+from .sharding import is_sharded, whole_copy
 from .trackers import log_picture
 
 logger = get_logger(__name__)
+
+
+@contextmanager
+def averaged_autoencoder(autoencoder: ModelMixin, ema: EMAModel) -> Iterator[ModelMixin]:
+    """
+    The autoencoder with the averaged weights, in eval mode; afterwards it has its own weights and mode again. Where
+    these are sharded, all ranks must enter, and each gets a whole copy.
+    """
+    if is_sharded(autoencoder):
+        yield whole_copy(autoencoder, ema.shadow_params)
+        return
+    parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+    # Module by module: a frozen encoder stays in evaluation mode.
+    training = {module: module.training for module in autoencoder.modules()}
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    autoencoder.eval()
+    try:
+        yield autoencoder
+    finally:
+        ema.restore(parameters)
+        for module, mode in training.items():
+            module.training = mode
 
 
 class ReconstructionPreview:
@@ -63,27 +89,17 @@ class ReconstructionPreview:
         """
         Log `heldout/psnr` (dB), `heldout/ssim`, the latent's effective rank and least channel deviation, an rFD if
         there is a feature network, and two pictures: originals over reconstructions, and the principal components of
-        tokens and latents. Every rank computes the same.
+        tokens and latents. Every rank computes the same, and all must call this.
 
         Images are rounded to 8 bits before they are measured, as they would be when saved.
 
         Returns:
             `float`: the PSNR.
         """
-        parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
-        ema.store(parameters)
-        ema.copy_to(parameters)
-        # Module by module: a frozen encoder stays in evaluation mode.
-        training = {module: module.training for module in autoencoder.modules()}
-        autoencoder.eval()
-        try:
-            reconstructions, latents = self._reconstruct(autoencoder, accelerator.device)
+        with averaged_autoencoder(autoencoder, ema) as averaged:
+            reconstructions, latents = self._reconstruct(averaged, accelerator.device)
             pictured = self.images[self._pictured()].to(accelerator.device).float() / 127.5 - 1
-            maps = self._feature_maps(autoencoder, pictured, latents[self._pictured()])
-        finally:
-            ema.restore(parameters)
-            for module, mode in training.items():
-                module.training = mode
+            maps = self._feature_maps(averaged, pictured, latents[self._pictured()])
         figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
         if min(self.images.shape[-2:]) >= 11:
             figures["heldout/ssim"] = float(ssim(reconstructions, self.images).mean())

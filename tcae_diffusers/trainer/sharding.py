@@ -50,14 +50,16 @@ def check_sharding(accelerator: Accelerator) -> None:
 
 
 def prepare(
-    accelerator: Accelerator, model: ModelMixin, optimizer: torch.optim.Optimizer, units: Sequence[str]
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[str]
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """
     `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 too.
 
     Args:
-        model ([`ModelMixin`]): On FSDP2 it is sharded in place.
-        units (sequence of `str`): Classes of the modules to gather one at a time; those that `model` has are used.
+        model (`nn.Module`): On FSDP2 it is sharded in place.
+        units (sequence of `str`):
+            Classes of the modules to gather one at a time; those that `model` has are used. The others are gathered
+            when `model` is called and stay whole until its gradients are there.
     """
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
@@ -71,8 +73,23 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
+def start_adam_state(optimizer: torch.optim.Optimizer) -> None:
+    """
+    Give AdamW the state that it otherwise makes at the first update of each parameter. Sharded checkpoints are read
+    into the state of all parameters, so one that was written while some were frozen could not be read without.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
 def is_sharded(model: torch.nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
+    """Whether parameters of `model`, which may be a part of what was prepared, lie in shards."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def model_class(model: torch.nn.Module) -> type:

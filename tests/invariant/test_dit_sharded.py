@@ -47,10 +47,10 @@ VARIANTS = {
 }
 
 
-def shard():
-    """Let this process's `train_dit` shard; accelerate itself does so on accelerators only."""
+def shard(command=train_dit):
+    """Let this process's `command` shard; accelerate itself does so on accelerators only."""
     os.environ.update(launch_environment("fsdp2", num_processes=2))
-    start_accelerator, optimize = train_dit.start_accelerator, train_dit.optimize
+    start_accelerator, optimize = command.start_accelerator, command.optimize
 
     def start_sharded(*arguments):
         PartialState(cpu=True)
@@ -63,7 +63,7 @@ def shard():
         assert sum(p.to_local().numel() for p in parameters) < 0.7 * sum(p.numel() for p in parameters)
         optimize(run, *arguments)
 
-    train_dit.start_accelerator, train_dit.optimize = start_sharded, checked
+    command.start_accelerator, command.optimize = start_sharded, checked
 
 
 def save_distances(folder):
