@@ -161,6 +161,8 @@ def fork_ranks(function, world_size=2, wait=True) -> list[int]:
                     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
                     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
                 reset_accelerate()
+                # torch renews its thread pool at the first use after a fork, and two threads at once would find none.
+                torch.set_num_threads(torch.get_num_threads())
                 function(rank)
                 code = 0
             except SystemExit as stop:
