@@ -15,6 +15,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
 from .arguments import RunArguments
+from .deepspeed_zero import is_deepspeed, set_batch_and_clipping
 from .trackers import require_tracker
 
 
@@ -77,6 +78,8 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
+    if is_deepspeed(accelerator):
+        set_batch_and_clipping(accelerator, arguments)
     configure_logging(accelerator)
     set_seed(arguments.seed)
     return accelerator

@@ -12,6 +12,8 @@ from diffusers import ModelMixin
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor
 
+from .deepspeed_zero import check_zero, is_deepspeed, prepare_zero
+
 CONFIG = "training/configs/accelerate/fsdp2.yaml"
 
 
@@ -26,11 +28,8 @@ def check_sharding(accelerator: Accelerator) -> None:
     Raises:
         ValueError: a way to shard that accelerate offers and that this package does not support.
     """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "DeepSpeed is not supported: it clips and steps inside its backward pass, where steps that are not finite"
-            f" cannot be skipped. Shard with FSDP2 (accelerate launch --config_file {CONFIG})."
-        )
+    if is_deepspeed(accelerator):
+        check_zero(accelerator)
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
@@ -53,7 +52,7 @@ def prepare(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[str]
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """
-    `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 too.
+    `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 and DeepSpeed too.
 
     Args:
         model (`nn.Module`): On FSDP2 it is sharded in place.
@@ -61,6 +60,8 @@ def prepare(
             Classes of the modules to gather one at a time; those that `model` has are used. The others are gathered
             when `model` is called and stay whole until its gradients are there.
     """
+    if is_deepspeed(accelerator):
+        return prepare_zero(accelerator, model, optimizer)
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
