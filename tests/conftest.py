@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from tcae_diffusers import AutoencoderTC
 
@@ -22,6 +23,14 @@ TINY_CONFIG = {
     "num_attention_heads": 2,
     "encoder_num_layers": (1, 1),
 }
+
+
+@pytest.fixture(autouse=True)
+def attention_backend_of_the_process():
+    """Put back what `set_attention_backend` of one model sets for all of the process: other tests compare bits."""
+    backend = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry._active_backend = backend
 
 
 @pytest.fixture
