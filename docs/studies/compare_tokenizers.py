@@ -101,7 +101,7 @@ def tables(comparison: dict, convergence: dict) -> str:
             entry = row["values"].get(subject)
             interval = f" ± {entry['interval']:.2g}" if entry and "interval" in entry else ""
             cells.append("-" if entry is None else f"{entry['value']:.4g}{interval}")
-        # The first that beats the baseline by more than the interval of the difference is marked; so are losses.
+        # Differences to the baseline that are larger than their interval, in either direction.
         for pair in row["differences"]:
             if pair["first"] == subjects[0] and pair["larger"]:
                 mark = " (better)" if pair["better"] == pair["second"] else " (worse)"

@@ -30,20 +30,29 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
     A run that goes on from `first_step` goes on in its old entry: TensorBoard drops what a killed process logged after
     that step, wandb and trackio (which cannot) are told the run's id again.
     """
-    folder = Path(arguments.output_dir)
-    kwargs: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": first_step + 1}}
     if accelerator.is_main_process:
-        save_arguments(arguments, folder / "arguments.yaml")
-        (folder / "logs").mkdir(exist_ok=True)
-        run_id = _run_id(folder / "logs" / "run_id", is_new=first_step == 0)
-        kwargs["wandb"] = {"name": folder.name, "id": run_id, "resume": "allow", "dir": str(folder / "logs")}
-        kwargs["trackio"] = {"name": f"{folder.name}-{run_id}", "resume": "allow"}
+        save_arguments(arguments, Path(arguments.output_dir) / "arguments.yaml")
     config = {
         key: value if isinstance(value, int | float | str | bool) else str(value)
         for key, value in asdict(arguments).items()
     }
-    own = {arguments.report_to: kwargs[arguments.report_to]} if arguments.report_to in kwargs else {}
-    accelerator.init_trackers(name, config=config, init_kwargs=own)
+    # Trackers run on the main process; the others need no entry, and none of the file that names it.
+    own = tracker_options(arguments, first_step) if accelerator.is_main_process else {}
+    accelerator.init_trackers(name, config=config, init_kwargs={arguments.report_to: own} if own else {})
+
+
+def tracker_options(arguments: RunArguments, first_step: int) -> dict[str, Any]:
+    """What the tracker of the run is opened with, beside the project's name."""
+    folder = Path(arguments.output_dir)
+    if arguments.report_to == "tensorboard":
+        return {"purge_step": first_step + 1}
+    if arguments.report_to not in ("wandb", "trackio"):
+        return {}
+    (folder / "logs").mkdir(exist_ok=True)
+    run_id = _run_id(folder / "logs" / "run_id", is_new=first_step == 0)
+    if arguments.report_to == "wandb":
+        return {"name": folder.name, "id": run_id, "resume": "allow", "dir": str(folder / "logs")}
+    return {"name": f"{folder.name}-{run_id}", "resume": "allow"}
 
 
 def _run_id(file: Path, is_new: bool) -> str:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tcae_diffusers.trainer.trackers import require_tracker
+from tcae_diffusers.trainer import RunArguments
+from tcae_diffusers.trainer.trackers import require_tracker, tracker_options
 
 from ..latent_commands import home
 from ..tokenizer_commands import OPTIONS
@@ -58,6 +59,19 @@ def test_trackio_gets_figures_and_pictures_under_one_name(tmp_path):
     # What the resumed run logs again is what was there.
     assert all(len(values) == 1 for values in losses.values())
     assert len(list((tmp_path / "t" / "media").rglob("*.png"))) >= 4
+
+
+@pytest.mark.parametrize(("tracker", "key"), [("wandb", "id"), ("trackio", "name")])
+def test_a_run_that_goes_on_is_opened_under_its_old_id_and_a_new_one_under_a_new(tmp_path, tracker, key):
+    arguments = RunArguments(output_dir=str(tmp_path), report_to=tracker)
+    opened = [tracker_options(arguments, first_step)[key] for first_step in (0, 3, 6, 0)]
+    assert opened[0] == opened[1] == opened[2] != opened[3]
+
+
+def test_tensorboard_drops_what_is_done_again_and_needs_no_id(tmp_path):
+    assert tracker_options(RunArguments(output_dir=str(tmp_path)), 3) == {"purge_step": 4}
+    assert tracker_options(RunArguments(output_dir=str(tmp_path), report_to="none"), 3) == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_and_not_silence(monkeypatch):
