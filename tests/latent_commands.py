@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -45,6 +46,47 @@ SMALL_DIT = {
     "num_inference_steps": 2,
     "report_to": "none",
     "log_steps": 2,
+}
+
+
+# Autoencoders of diffusers, tiny.
+FOREIGN = {
+    "AutoencoderKL": lambda: AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.3,
+        shift_factor=0.2,
+    ),
+    "AutoencoderDC": lambda: AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.4,
+    ),
+    # 16 pixels are resized to 56, which are 4x4 patches of 14, and 4x4 patches of 4 are decoded.
+    "AutoencoderRAE": lambda: AutoencoderRAE(
+        encoder_hidden_size=64,
+        encoder_patch_size=14,
+        encoder_num_hidden_layers=1,
+        encoder_input_size=56,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        patch_size=4,
+        scaling_factor=0.5,
+    ),
 }
 
 
@@ -173,3 +215,19 @@ def fork_ranks(function, world_size=2, wait=True) -> list[int]:
                 os._exit(code)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] if wait else children
+
+
+def assert_equal(ours, theirs):
+    """Two dictionaries of tensors are equal, bit for bit."""
+    assert ours and ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+def assert_close(ours, theirs):
+    """Two dictionaries of tensors are equal up to the rounding of differently divided sums."""
+    assert ours and ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )

@@ -13,7 +13,7 @@ from tcae_diffusers.trainer import deepspeed_zero
 from tcae_diffusers.training import train_dit
 
 from ..accelerate_configs import launch_environment
-from ..latent_commands import calibrated, fork_ranks, home, tensors_of, train, weights
+from ..latent_commands import assert_close, assert_equal, calibrated, fork_ranks, home, tensors_of, train, weights
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -101,20 +101,6 @@ def state_of(checkpoint):
     read = deepspeed_zero.CheckpointFiles(None).load
     files = [*(checkpoint / "pytorch_model").glob("*.pt"), *checkpoint.glob("custom_checkpoint_*.pkl")]
     return {key: torch.as_tensor(v) for file in files for key, v in tensors_of(read(file), file.name).items()}
-
-
-def assert_equal(ours, theirs):
-    assert ours and ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.equal(value, theirs[key]), key
-
-
-def assert_close(ours, theirs):
-    assert ours and ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(
-            value, theirs[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
-        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)

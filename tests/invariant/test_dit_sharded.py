@@ -16,7 +16,7 @@ from tcae_diffusers.trainer import online_frechet
 from tcae_diffusers.training import train_dit
 
 from ..accelerate_configs import launch_environment
-from ..latent_commands import calibrated, fork_ranks, home, tensors_of, train, weights
+from ..latent_commands import assert_close, assert_equal, calibrated, fork_ranks, home, tensors_of, train, weights
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -118,20 +118,6 @@ def sharded_state(checkpoint, scratch):
         found |= tensors_of(torch.load(scratch / f"{part}.pt", weights_only=True), part)
     found |= tensors_of(torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True), "guard")
     return {key: torch.as_tensor(value) for key, value in found.items()}
-
-
-def assert_equal(ours, theirs):
-    assert ours and ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.equal(value, theirs[key]), key
-
-
-def assert_close(ours, theirs):
-    assert ours and ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(
-            value, theirs[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
-        )
 
 
 def last_checkpoint(folder):

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.image_folder import ImageFolderSource
@@ -13,46 +12,7 @@ from tcae_diffusers.data.latent_cache import LatentCache
 from tcae_diffusers.data.multi_crop import center_crop, to_uint8
 from tcae_diffusers.evaluation.autoencoder_access import encode_to_latent, load_autoencoder
 
-from ..latent_commands import CLASSES, NUM_IMAGES, cache, calibrated, home, weights
-
-FOREIGN = {
-    "AutoencoderKL": lambda: AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.3,
-        shift_factor=0.2,
-    ),
-    "AutoencoderDC": lambda: AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        scaling_factor=0.4,
-    ),
-    # 16 pixels are resized to 56, which are 4x4 patches of 14, and 4x4 patches of 4 are decoded.
-    "AutoencoderRAE": lambda: AutoencoderRAE(
-        encoder_hidden_size=64,
-        encoder_patch_size=14,
-        encoder_num_hidden_layers=1,
-        encoder_input_size=56,
-        decoder_hidden_size=32,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-        patch_size=4,
-        scaling_factor=0.5,
-    ),
-}
+from ..latent_commands import CLASSES, FOREIGN, NUM_IMAGES, cache, calibrated, home, weights
 
 
 def images_of_all() -> torch.Tensor:

@@ -13,9 +13,9 @@ from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import fork_ranks, home, tensors_of, weights
+from ..latent_commands import assert_close, assert_equal, fork_ranks, home, tensors_of, weights
 from ..tokenizer_commands import checkpoint, train
-from .test_dit_sharded import assert_close, assert_equal, shard, sharded_state
+from .test_dit_sharded import shard, sharded_state
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
