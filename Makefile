@@ -40,7 +40,7 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 bench: $(TEST)
-	$(BIN)/python -m tcae_diffusers.evaluation bench $(BENCH_ARGS)
+	$(BIN)/python -m tcae_diffusers.training.bench $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo_output *.egg-info

@@ -21,7 +21,6 @@ COMMANDS = {
     "cost": "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing "
     "anything",
     "report": "one HTML file with pictures, curves and figures from the results of the other commands",
-    "bench": "speed tables of this machine",
 }
 
 
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         overview.error(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}")
 
-    module = importlib.import_module(f"tcae_diffusers.evaluation.{command}")
+    module = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}")
     parser = argparse.ArgumentParser(
         prog=f"python -m tcae_diffusers.evaluation {command}",
         description=module.__doc__,
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what is written is complete, run the same command again to go on", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        # What users get wrong raises EvaluationError or the data and model code's own ValueError, OSError,
+        # What users get wrong raises InputError or the data and model code's own ValueError, OSError,
         # ImportError.
         if os.environ.get("TCAE_TRACEBACK"):
             raise

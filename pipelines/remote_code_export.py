@@ -112,8 +112,8 @@ def _write_source(cls: type, folder: Path) -> None:
 
 def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
     """
-    Source of a module with `from .sibling import name` replaced by the sibling's source: the Hub download of diffusers
-    fetches one code file for each component.
+    Source of a module with `from .module import name` and `from ..module import name` replaced by the module's source:
+    the Hub download of diffusers fetches one code file for each component.
 
     Raises:
         ValueError: for an import from this package in another form, which cannot be replaced like that.
@@ -127,9 +127,9 @@ def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
             raise ValueError(f"{file}, line {node.lineno}: cannot export an absolute import from {PACKAGE}.")
         if not isinstance(node, ast.ImportFrom) or (node.level == 0 and node.module.split(".")[0] != PACKAGE):
             continue
-        if node.level != 1 or not node.module or "." in node.module or any(alias.asname for alias in node.names):
-            raise ValueError(f"{file}, line {node.lineno}: can export `from .sibling import name` only.")
-        sibling = (file.parent / f"{node.module}.py").resolve()
+        sibling = (file.parents[max(node.level, 1) - 1] / f"{node.module}.py").resolve()
+        if not (node.level and sibling.is_file()) or any(alias.asname for alias in node.names):
+            raise ValueError(f"{file}, line {node.lineno}: can export `from .module import name` only.")
         replacement = [] if sibling in inlined else self_contained_source(sibling, inlined).splitlines()
         lines[node.lineno - 1 : node.end_lineno] = replacement
     return "\n".join(lines) + "\n"

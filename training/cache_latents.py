@@ -26,20 +26,20 @@ from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from tcae_diffusers.data.image_sources import BrokenImageError, ImageSource, build_image_source
-from tcae_diffusers.data.latent_cache import LatentCache
-from tcae_diffusers.data.latent_format import LatentCacheError
-from tcae_diffusers.data.latent_shards import LatentShard, LatentShardWriter
-from tcae_diffusers.data.multi_crop import center_crop, random_resized_crop, to_uint8
+from tcae_diffusers.data.images.multi_crop import center_crop, random_resized_crop, to_uint8
+from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
+from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.data.latents.format import LatentCacheError
+from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import sample_generator
-from tcae_diffusers.data.tokenizer_fingerprint import TokenizerFingerprint
-from tcae_diffusers.evaluation.autoencoder_access import (
+from tcae_diffusers.models import AutoencoderTC
+from tcae_diffusers.models.adapters import (
     check_image_size,
     encode_to_latent,
     image_size,
     load_autoencoder,
 )
-from tcae_diffusers.models import AutoencoderTC
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.trainer import StopSignal, parse_arguments
 from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.run import configure_logging
@@ -246,7 +246,7 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
 
 def export_dataset(cache: LatentCache, folder: Path) -> None:
     """Write the cache as a `datasets` dataset, replaced as a whole."""
-    from tcae_diffusers.data.latent_dataset_export import latent_cache_to_dataset
+    from tcae_diffusers.data.latents.dataset_export import latent_cache_to_dataset
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():

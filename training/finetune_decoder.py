@@ -19,10 +19,10 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.data.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.streamed_images import StreamedImages
+from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
-from tcae_diffusers.data.streamed_images import StreamedImages
-from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
 from tcae_diffusers.objectives.adversarial import AdversarialLoss, balance_of
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint

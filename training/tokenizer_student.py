@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import ModelMixin
 
-from tcae_diffusers.data.multi_crop import MultiCropTransform
-from tcae_diffusers.data.streamed_images import StreamedImages
-from tcae_diffusers.data.token_masks import expand_mask
-from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
-from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer
-from tcae_diffusers.objectives.masked_tokens import MaskedTokens
-from tcae_diffusers.objectives.plain_tokenizer import PlainTokenizer
-from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss, build_self_distillation
-from tcae_diffusers.objectives.stochastic_depth import StochasticDepth
+from tcae_diffusers.data.images.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.streamed_images import StreamedImages
+from tcae_diffusers.data.images.token_masks import expand_mask
+from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
+from tcae_diffusers.self_supervision.joint_tokenizer import JointTokenizer
+from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
+from tcae_diffusers.self_supervision.plain_tokenizer import PlainTokenizer
+from tcae_diffusers.self_supervision.self_distillation import SelfDistillationLoss, build_self_distillation
+from tcae_diffusers.self_supervision.stochastic_depth import StochasticDepth
 from tcae_diffusers.trainer.tokenizer_setup import build_training_images, check_multiple, to_unit_range
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from tcae_diffusers import TCDiTPipeline
-from tcae_diffusers.data.latent_cache import LatentCache
+from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.evaluation.autoencoder_access import load_autoencoder, pipeline_scaling, spatial_ratio
+from tcae_diffusers.models.adapters import load_autoencoder, pipeline_scaling, spatial_ratio
 from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
 from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
 from tcae_diffusers.objectives.schedules import cosine_with_warmup
@@ -39,10 +39,8 @@ from tcae_diffusers.trainer import (
     start_trackers,
 )
 from tcae_diffusers.trainer.deepspeed_zero import checkpoint_identity
-from tcae_diffusers.trainer.online_frechet import OnlineFrechet
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
-from tcae_diffusers.trainer.sample_preview import SamplePreview, averaged_weights
 from tcae_diffusers.trainer.sharding import (
     check_sharding,
     is_sharded,
@@ -63,6 +61,8 @@ from tcae_diffusers.training.dit_transformers import (
     drop_labels,
     set_training_mode,
 )
+from tcae_diffusers.training.online_frechet import OnlineFrechet
+from tcae_diffusers.training.sample_preview import SamplePreview, averaged_weights
 
 logger = get_logger(__name__)
 

@@ -18,18 +18,19 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
+from tcae_diffusers.data.images.streamed_images import StreamedImages
+from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
-from tcae_diffusers.data.streamed_images import StreamedImages
-from tcae_diffusers.data.tokenizer_training_dataset import TokenizerTrainingDataset
-from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
-from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer, JointTokenizerOutput, Teacher
-from tcae_diffusers.objectives.masked_tokens import MaskedTokens
-from tcae_diffusers.objectives.plain_tokenizer import PlainTokenizer
+from tcae_diffusers.models.adapters import spatial_ratio
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.objectives.schedules import cosine_with_warmup, teacher_momentum, teacher_temperature, weight_decay
-from tcae_diffusers.objectives.self_distillation import SelfDistillationLoss
-from tcae_diffusers.objectives.stochastic_depth import StochasticDepth
-from tcae_diffusers.objectives.teacher import update_teacher
+from tcae_diffusers.self_supervision.collapse_monitor import CollapseMonitor
+from tcae_diffusers.self_supervision.joint_tokenizer import JointTokenizer, JointTokenizerOutput, Teacher
+from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
+from tcae_diffusers.self_supervision.plain_tokenizer import PlainTokenizer
+from tcae_diffusers.self_supervision.self_distillation import SelfDistillationLoss
+from tcae_diffusers.self_supervision.stochastic_depth import StochasticDepth
+from tcae_diffusers.self_supervision.teacher import update_teacher
 from tcae_diffusers.trainer import (
     CheckpointManager,
     NonFiniteGuard,
@@ -42,7 +43,6 @@ from tcae_diffusers.trainer import (
     start_trackers,
 )
 from tcae_diffusers.trainer.arguments import option
-from tcae_diffusers.trainer.collapse_monitor import CollapseMonitor
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, averaged_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description

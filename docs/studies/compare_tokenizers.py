@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 from study_commands import command, gather_grids, slug
 
-from tcae_diffusers.evaluation.comparison_plan import folder_name
-from tcae_diffusers.evaluation.training_curves import read_scalars
+from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
+from tcae_diffusers.evaluation.report.training_curves import read_scalars
 
 # Name of a tokenizer -> its preset. The first is what the others are compared with.
 TOKENIZERS = {

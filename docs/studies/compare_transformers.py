@@ -16,7 +16,7 @@ from pathlib import Path
 
 from study_commands import command, gather_grids, slug
 
-from tcae_diffusers.evaluation.training_curves import read_scalars
+from tcae_diffusers.evaluation.report.training_curves import read_scalars
 
 # Name of a run -> its options of train_dit.
 RUNS = {

@@ -1,21 +1,90 @@
-# Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Hashes by which a result and the model that it was measured on recognise each other."""
+"""Hashes by which results, latents and the models that they come from recognise each other."""
 
-import hashlib
 import json
+from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn as nn
+
+from ..files import sha256_of_json, sha256_of_tensors
+
+# Calibrating a model after its latents were cached must not make it another model; the statistics are compared apart.
+STATISTICS_BUFFERS = ("latent_mean", "latent_std")
+# Nor does decoder fine-tuning touch the latents. These prefixes are those of all autoencoders of diffusers.
+DECODER_PREFIXES = ("decoder.", "post_quant_conv.")
 
 
-def model_fingerprint(model: nn.Module) -> dict[str, str]:
-    """`config_sha256` and `weights_sha256`: the same weights give the same hash wherever they are stored."""
-    config = {key: value for key, value in dict(getattr(model, "config", {})).items() if not key.startswith("_")}
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+@dataclass(frozen=True)
+class TokenizerFingerprint:
+    """What identifies the encoder that latents came from.
+
+    Args:
+        class_name (`str`): `"AutoencoderTC"`, `"AutoencoderDC"`, ...
+        config_sha256 (`str`): Of the config as JSON, without entries that begin with an underscore.
+        weights_sha256 (`str`): Of names, dtypes, shapes and bytes of the encoder's part of the state dict: without
+            the decoder, `latent_mean` and `latent_std`.
+        latent_mean (`tuple[float, ...]`, *optional*): The model's per-channel statistics at that time; None for a
+            model without such buffers and for one that was never calibrated (all 0).
+        latent_std (`tuple[float, ...]`, *optional*): The same (all 1).
+    """
+
+    class_name: str
+    config_sha256: str
+    weights_sha256: str
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "TokenizerFingerprint":
+        """Fingerprint of a diffusers autoencoder (or any module with a `config` mapping). Hashes about 1 GB/s."""
+        mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
+        calibrated = (
+            isinstance(mean, torch.Tensor)
+            and isinstance(std, torch.Tensor)
+            and not (bool((mean == 0).all()) and bool((std == 1).all()))
+        )
+        return cls(
+            class_name=type(model).__name__,
+            config_sha256=config_sha256(model.config),
+            weights_sha256=weights_sha256(model.state_dict()),
+            latent_mean=tuple(mean.double().tolist()) if calibrated else None,
+            latent_std=tuple(std.double().tolist()) if calibrated else None,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TokenizerFingerprint":
+        statistics = {name: values[name] and tuple(values[name]) for name in STATISTICS_BUFFERS}
+        return cls(**{**values, **statistics})
+
+    def to_dict(self) -> dict:
+        """JSON-ready, and equal to what [`from_dict`] was given."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def difference(self, other: "TokenizerFingerprint") -> str | None:
+        """What makes `other` another encoder, in words, or None. Statistics do not count."""
+        for name in ("class_name", "config_sha256", "weights_sha256"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} {mine[:16]} is not {theirs[:16]}"
+        return None
+
+
+def config_sha256(config) -> str:
+    """sha256 of a config mapping, without entries that begin with an underscore."""
+    return sha256_of_json({key: value for key, value in dict(config).items() if not key.startswith("_")})
+
+
+def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
+    """sha256 of the encoder's part of a state dict."""
+    return sha256_of_tensors(
+        (name, tensor)
+        for name, tensor in state_dict.items()
+        if name not in STATISTICS_BUFFERS and not name.startswith(DECODER_PREFIXES)
+    )
+
+
+def model_fingerprint(model: torch.nn.Module) -> dict[str, str]:
+    """`config_sha256` and `weights_sha256` of a whole model: equal weights have one hash wherever they are stored."""
     return {
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights_sha256": weights.hexdigest(),
+        "config_sha256": config_sha256(getattr(model, "config", {})),
+        "weights_sha256": sha256_of_tensors(model.state_dict()),
     }

@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.distributed import is_distributed
 from .diff_augment import DIFF_AUGMENT_POLICIES, diff_augment
-from .teacher_targets import is_distributed
 
 ADVERSARIAL_LOSSES = ("hinge", "non_saturating")
 

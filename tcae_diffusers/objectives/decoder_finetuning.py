@@ -1,11 +1,10 @@
 """The module of phase 2: an autoencoder whose decoder alone learns (paper, section 3: decoder fine-tuning)."""
 
-import hashlib
-
 import torch
 from torch import nn
 
-from ..evaluation.autoencoder_access import decode_latent, encode_to_latent
+from ..files import sha256_of_tensors
+from ..models.adapters import decode_latent, encode_to_latent
 
 # First parts of the names of what comes after the latent, in the autoencoders of diffusers.
 DECODER_PARTS = ("decoder", "post_quant_conv")
@@ -18,12 +17,7 @@ def is_decoder(name: str) -> bool:
 
 def frozen_fingerprint(autoencoder: nn.Module) -> str:
     """sha256 of everything that is not the decoder: latents stay valid as long as it does not change."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        if not is_decoder(name):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return sha256_of_tensors((name, t) for name, t in autoencoder.state_dict().items() if not is_decoder(name))
 
 
 class FrozenEncoderTokenizer(nn.Module):

@@ -1,7 +1,6 @@
 """Checkpoints that exist completely or not at all."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch.distributed.checkpoint.api import CheckpointException
+
+from ..files import sha256_of_file, sync
 
 logger = get_logger(__name__)
 
@@ -108,16 +109,16 @@ class CheckpointManager:
     def _finish(self, temporary: Path, final: Path, step: int, samples_seen: int) -> None:
         files = {}
         for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            files[str(file.relative_to(temporary))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-            _sync(file)
+            files[str(file.relative_to(temporary))] = {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
+            sync(file)
         manifest = {"step": step, "samples_seen": samples_seen, "identity": self.identity, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync(temporary / MANIFEST)
-        _sync(temporary)
+        sync(temporary / MANIFEST)
+        sync(temporary)
         if final.exists():
             shutil.rmtree(final)
         os.rename(temporary, final)
-        _sync(self.folder)
+        sync(self.folder)
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -191,19 +192,6 @@ def _verify(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["size"]:
             return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
-        if _sha256(file) != expected["sha256"]:
+        if sha256_of_file(file) != expected["sha256"]:
             return f"{name} was altered (sha256 differs)"
     return None
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

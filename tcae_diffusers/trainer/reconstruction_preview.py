@@ -13,14 +13,14 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torchvision.utils import make_grid
 
-from ..data.image_sources import build_image_source
-from ..data.multi_crop import center_crop, to_uint8
-from ..evaluation.autoencoder_access import decode_latent, encode_to_latent
-from ..evaluation.features import FeatureNetwork
-from ..evaluation.frechet import FrechetStatistics, frechet_distance
-from ..evaluation.image_similarity import psnr, ssim
-from ..evaluation.latents import spectrum_figures
-from ..evaluation.metric_names import metric_name
+from ..data.images.multi_crop import center_crop, to_uint8
+from ..data.images.sources import build_image_source
+from ..metrics.features import FeatureNetwork
+from ..metrics.frechet import FrechetStatistics, frechet_distance
+from ..metrics.image_similarity import psnr, ssim
+from ..metrics.latent_shape import spectrum_figures
+from ..metrics.names import metric_name
+from ..models.adapters import decode_latent, encode_to_latent
 from .sharding import is_sharded, whole_copy
 from .trackers import log_picture
 

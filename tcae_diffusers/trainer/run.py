@@ -1,6 +1,5 @@
 """Start and end of a run: folder, accelerator, final model."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
+from ..files import write_json
 from .arguments import RunArguments
 from .deepspeed_zero import is_deepspeed, set_batch_and_clipping
 from .trackers import require_tracker
@@ -88,9 +88,7 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
 def save_description(accelerator: Accelerator, folder: Path, description: dict[str, Any]) -> None:
     """Write `run.json`: what a report must say about the run beside its arguments, such as its losses in words."""
     if accelerator.is_main_process:
-        temporary = folder / ".run.json"
-        temporary.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(temporary, folder / "run.json")
+        write_json(folder / "run.json", description)
 
 
 def save_model(model: ModelMixin | DiffusionPipeline, folder: Path) -> None:

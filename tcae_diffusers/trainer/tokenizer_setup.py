@@ -13,14 +13,14 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
-from ..data.image_sources import build_image_source
-from ..data.multi_crop import MultiCropTransform
+from ..data.images.multi_crop import MultiCropTransform
+from ..data.images.sources import build_image_source
+from ..data.images.streamed_images import SCHEME as STREAM_SCHEME
+from ..data.images.streamed_images import StreamedImages
+from ..data.images.training_dataset import TokenizerTrainingDataset, collate_training_views
 from ..data.step_indexed_sampler import StepIndexedBatchSampler
-from ..data.streamed_images import SCHEME as STREAM_SCHEME
-from ..data.streamed_images import StreamedImages
-from ..data.tokenizer_training_dataset import TokenizerTrainingDataset, collate_training_views
-from ..evaluation.autoencoder_access import spatial_ratio
 from ..models import AutoencoderTC
+from ..models.adapters import spatial_ratio
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..objectives.perceptual import build_perceptual_loss
 from ..objectives.reconstruction import ReconstructionLoss

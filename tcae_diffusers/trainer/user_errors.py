@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..data.latent_format import LatentCacheError
-from ..data.tokenizer_training_dataset import TooManyBrokenImagesError
+from ..data.images.training_dataset import TooManyBrokenImagesError
+from ..data.latents.format import LatentCacheError
 from .checkpoint import CheckpointError
 from .nonfinite import NonFiniteError
 

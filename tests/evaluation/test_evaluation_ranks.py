@@ -8,17 +8,17 @@ import sys
 import numpy as np
 import pytest
 
+from tcae_diffusers.data.images.image_sets import FolderImages
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.confidence import frechet_interval_of_groups, group_statistics, random_groups
-from tcae_diffusers.evaluation.frechet import frechet_distance_of_features
-from tcae_diffusers.evaluation.image_sets import FolderImages
+from tcae_diffusers.metrics.confidence import frechet_interval_of_groups, group_statistics, random_groups
+from tcae_diffusers.metrics.frechet import frechet_distance_of_features
 
 # More images than features: moments per group are what travels between ranks.
 STREAMED = """
 import json, numpy as np
 from accelerate import PartialState
-from tcae_diffusers.evaluation.distributed_ranges import rank_range
-from tcae_diffusers.evaluation.grouped_moments import StreamedFrechet
+from tcae_diffusers.data.distributed import rank_range
+from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
 state, stream = PartialState(), StreamedFrechet(6, 103)
 features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
 indices = rank_range(103, state.process_index, state.num_processes)

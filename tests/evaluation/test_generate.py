@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcae_diffusers.data.distributed import rank_range
+from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages
+from tcae_diffusers.data.sample_labels import image_seed, label_sequence
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.distributed_ranges import rank_range
-from tcae_diffusers.evaluation.generate import class_names_of, draw, load_pipeline
-from tcae_diffusers.evaluation.image_sets import FolderImages, NpzImages
-from tcae_diffusers.evaluation.sample_labels import image_seed, label_sequence
+from tcae_diffusers.evaluation.commands.generate import class_names_of, draw, load_pipeline
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5}
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch_fidelity
 
+from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.errors import EvaluationError
-from tcae_diffusers.evaluation.feature_cache import features_of
-from tcae_diffusers.evaluation.feature_comparison import Reference, kid
-from tcae_diffusers.evaluation.features import FeatureNetwork
-from tcae_diffusers.evaluation.frechet import FrechetStatistics
-from tcae_diffusers.evaluation.generation import evaluate_generation, open_reference
-from tcae_diffusers.evaluation.image_sets import FolderImages, NpzImages
+from tcae_diffusers.evaluation.commands.generation import evaluate_generation, open_reference
+from tcae_diffusers.metrics.feature_cache import features_of
+from tcae_diffusers.metrics.feature_comparison import Reference, kid
+from tcae_diffusers.metrics.features import FeatureNetwork
+from tcae_diffusers.metrics.frechet import FrechetStatistics
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_an_adm_reference_gives_statistics_for_fid_and_images_for_the_rest(featu
 
 def test_inception_statistics_are_refused_for_other_features(network, tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(EvaluationError, match="Inception statistics"):
+    with pytest.raises(InputError, match="Inception statistics"):
         open_reference(str(tmp_path / "adm.npz"), 32, network)
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
+from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.component_pictures import components_as_colours, feature_maps
-from tcae_diffusers.evaluation.frechet import FrechetStatistics
-from tcae_diffusers.evaluation.image_sets import open_data_source
-from tcae_diffusers.evaluation.latents import channel_figures, evaluate_latents, spectrum_figures
-from tcae_diffusers.evaluation.linear_probe import (
+from tcae_diffusers.evaluation.commands.latents import evaluate_latents
+from tcae_diffusers.evaluation.pictures.component_pictures import components_as_colours, feature_maps
+from tcae_diffusers.metrics.frechet import FrechetStatistics
+from tcae_diffusers.metrics.latent_shape import channel_figures, spectrum_figures
+from tcae_diffusers.metrics.linear_probe import (
     LEARNING_RATES,
     ProbeResult,
     linear_probe,

@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.autoencoder_access import encode_to_latent, spatial_ratio
-from tcae_diffusers.evaluation.confidence import jackknife_interval, random_groups
-from tcae_diffusers.evaluation.features import FeatureNetwork
-from tcae_diffusers.evaluation.frechet import frechet_distance_of_features
-from tcae_diffusers.evaluation.grouped_moments import StreamedFrechet
-from tcae_diffusers.evaluation.image_sets import open_data_source
-from tcae_diffusers.evaluation.reconstruction import evaluate_reconstruction, reconstruct, spread_indices
+from tcae_diffusers.evaluation.commands.reconstruction import evaluate_reconstruction, reconstruct, spread_indices
+from tcae_diffusers.metrics.confidence import jackknife_interval, random_groups
+from tcae_diffusers.metrics.features import FeatureNetwork
+from tcae_diffusers.metrics.frechet import frechet_distance_of_features
+from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
+from tcae_diffusers.models.adapters import encode_to_latent, spatial_ratio
 from tcae_diffusers.models.fingerprint import model_fingerprint
 
 

@@ -7,9 +7,10 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.provenance import provenance, write_json
-from tcae_diffusers.evaluation.report_charts import line_chart, smooth
-from tcae_diffusers.evaluation.training_curves import read_scalars
+from tcae_diffusers.evaluation.report.charts import line_chart, smooth
+from tcae_diffusers.evaluation.report.training_curves import read_scalars
+from tcae_diffusers.evaluation.results.provenance import provenance
+from tcae_diffusers.files import write_json
 
 CREDIT = "All emojis designed by OpenMoji. License: CC BY-SA 4.0"
 

@@ -12,8 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.tensor import DTensor
 
-from tcae_diffusers.trainer import online_frechet
-from tcae_diffusers.training import train_dit
+from tcae_diffusers.training import online_frechet, train_dit
 
 from ..accelerate_configs import launch_environment
 from ..latent_commands import assert_close, assert_equal, calibrated, fork_ranks, home, tensors_of, train, weights

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tcae_diffusers import AutoencoderTC
-from tcae_diffusers.data.image_folder import ImageFolderSource
-from tcae_diffusers.data.latent_cache import LatentCache
-from tcae_diffusers.data.multi_crop import center_crop, to_uint8
-from tcae_diffusers.evaluation.autoencoder_access import encode_to_latent, load_autoencoder
+from tcae_diffusers.data.images.folder import ImageFolderSource
+from tcae_diffusers.data.images.multi_crop import center_crop, to_uint8
+from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.models.adapters import encode_to_latent, load_autoencoder
 
 from ..latent_commands import CLASSES, FOREIGN, NUM_IMAGES, cache, calibrated, home, weights
 

@@ -242,7 +242,7 @@ def test_a_full_disk_while_saving_keeps_what_was_saved_before(tmp_path, capsys, 
     save = checkpoint_module.CheckpointManager.save
     target = {
         "while a file is written": (torch, "save"),
-        "while it is synced": (checkpoint_module, "_sync"),
+        "while it is synced": (checkpoint_module, "sync"),
         "while it is renamed": (checkpoint_module.os, "rename"),
     }[moment]
 

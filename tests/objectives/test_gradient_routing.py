@@ -9,10 +9,10 @@ from torch import nn
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
 from tcae_diffusers.objectives.adversarial import AdversarialLoss
 from tcae_diffusers.objectives.feature_backbones import EfficientNetLiteFeatures
-from tcae_diffusers.objectives.masked_tokens import MaskedTokens
 from tcae_diffusers.objectives.perceptual import EfficientNetFeatureLoss, LPIPSLoss
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
-from tcae_diffusers.objectives.self_distillation import build_self_distillation
+from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
+from tcae_diffusers.self_supervision.self_distillation import build_self_distillation
 
 BATCH, TOKENS, DIM = 2, 16, 12
 

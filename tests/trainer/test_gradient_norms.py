@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tcae_diffusers.objectives.joint_tokenizer import JointTokenizer
-from tcae_diffusers.objectives.self_distillation import build_self_distillation
+from tcae_diffusers.self_supervision.joint_tokenizer import JointTokenizer
+from tcae_diffusers.self_supervision.self_distillation import build_self_distillation
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
 
 

@@ -20,7 +20,7 @@ def test_every_command_of_the_demo_is_understood_by_its_program(tmp_path):
         if stage.module in ARGUMENTS:
             parse_arguments(ARGUMENTS[stage.module], stage.arguments)
         else:
-            command = importlib.import_module(f"tcae_diffusers.{stage.module}.{stage.arguments[0]}")
+            command = importlib.import_module(f"tcae_diffusers.{stage.module}.commands.{stage.arguments[0]}")
             parser = argparse.ArgumentParser()
             command.add_arguments(parser)
             parser.parse_args(stage.arguments[1:])

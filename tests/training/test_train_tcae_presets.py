@@ -5,7 +5,7 @@ from importlib import resources
 import pytest
 import torch
 
-from tcae_diffusers.evaluation.autoencoder_access import spatial_ratio
+from tcae_diffusers.models.adapters import spatial_ratio
 from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, resolve_sizes
 from tcae_diffusers.training.finetune_decoder import DecoderArguments

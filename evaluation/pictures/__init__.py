@@ -1,0 +1,1 @@
+"""Pictures that results show, and the store of drawn samples."""

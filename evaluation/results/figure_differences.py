@@ -1,0 +1,162 @@
+"""Puts the figures of several results side by side and says which differences are larger than their intervals."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcae_diffusers.errors import InputError
+
+# The column of per_image.csv that a figure is the mean of: on the same images differences are taken image by image.
+_PER_IMAGE_COLUMNS = {"PSNR": "psnr", "SSIM": "ssim", "MS-SSIM": "ms_ssim", "LPIPS": "lpips"}
+
+
+@dataclass
+class ComparedFigure:
+    """One figure of several subjects, under the same conditions.
+
+    Args:
+        name, better: As in the results. conditions (`dict`): What had to agree: data, number of images, features.
+        values (`dict[str, dict]`): Per subject `value` and, where known, `interval`.
+        per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
+        sources (`dict[str, Path]`): Per subject the folder of the result.
+        baseline (`dict`, *optional*): What no model would score (`name`, `value`), where the results say so.
+    """
+
+    name: str
+    better: str
+    conditions: dict[str, Any]
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    per_image: dict[str, Path] = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)
+    baseline: dict[str, Any] | None = None
+
+
+def _latent_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
+    channels, samples = result["channels"], result["data"]["images"]
+    figures = {
+        "effective rank of the latent": channels["effective_rank"],
+        "isotropy of the latent": channels["isotropy"],
+    }
+    for point in result["noise"]:
+        if point["level"] > 0:
+            figures[f"PSNR (dB) with noise {point['level']:g} in the latent"] = point["psnr"]
+    return [{"name": name, "value": value, "samples": samples, "better": "higher"} for name, value in figures.items()]
+
+
+def _named_figures(result: dict[str, Any]) -> list[tuple[str | None, list[dict[str, Any]]]]:
+    if result["kind"] == "generation":
+        return [(entry["name"] if len(result["sets"]) > 1 else None, entry["figures"]) for entry in result["sets"]]
+    if result["kind"] == "latents":
+        return [(None, _latent_figures(result))]
+    return [(None, result.get("figures", []))]
+
+
+def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
+    """Figures by name and conditions; results carry their `subject` and `folder`.
+
+    Figures of one name under different conditions (data, number of images, feature network) stay apart.
+
+    Raises:
+        InputError: If a subject has two results for one figure under the same conditions.
+    """
+    aligned: dict[tuple, ComparedFigure] = {}
+    for result in results:
+        data = result.get("data") or result.get("reference") or {}
+        for set_name, figures in _named_figures(result):
+            subject = result["subject"] if set_name is None else f"{result['subject']}: {set_name}"
+            for figure in figures:
+                conditions = {
+                    "data": data.get("spec"),
+                    "fingerprint": data.get("fingerprint"),
+                    "images": figure["samples"],
+                    "reference images": figure.get("reference_images"),
+                    "DiT steps": result.get("dit_steps"),
+                    "features": figure.get("extractor", {}).get("weights_sha256"),
+                }
+                key = (result["kind"], figure["name"], *map(str, conditions.values()))
+                row = aligned.setdefault(key, ComparedFigure(figure["name"], figure["better"], conditions))
+                if subject in row.sources:
+                    raise InputError(
+                        f"{subject} has two results for {figure['name']}: {row.sources[subject]} and"
+                        f" {result['folder']}; name the one that is meant, or give each a name of its own"
+                    )
+                row.sources[subject] = result["folder"]
+                row.baseline = row.baseline or figure.get("baseline")
+                kept = ("value", "interval", "interval_method")
+                row.values[subject] = {name: figure[name] for name in kept if name in figure}
+                if result["kind"] == "reconstruction" and (result["folder"] / "per_image.csv").is_file():
+                    row.per_image[subject] = result["folder"] / "per_image.csv"
+    return list(aligned.values())
+
+
+def _per_image_values(path: Path, column: str) -> np.ndarray | None:
+    with open(path, newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return np.array([float(row[column]) for row in rows]) if rows and column in rows[0] else None
+
+
+def _paired_interval(row: ComparedFigure, first: str, second: str) -> float | None:
+    column = next((column for start, column in _PER_IMAGE_COLUMNS.items() if row.name.startswith(start)), None)
+    if column is None or not {first, second} <= set(row.per_image) or row.conditions["fingerprint"] is None:
+        return None
+    values = [_per_image_values(row.per_image[name], column) for name in (first, second)]
+    if any(part is None for part in values) or len(values[0]) != len(values[1]) or len(values[0]) < 2:
+        return None
+    differences = values[0] - values[1]
+    return float(1.96 * differences.std(ddof=1) / math.sqrt(len(differences)))
+
+
+def differences(row: ComparedFigure) -> list[dict[str, Any]]:
+    """Every pair of subjects of one figure.
+
+    Returns:
+        Per pair `first`, `second`, `difference` (first minus second), `interval` (95 %; `None` if unknown), `method`,
+        `larger` (whether the difference exceeds the interval; `None` if unknown) and `better` (the subject that it
+        speaks for, if larger).
+    """
+    pairs = []
+    for first, second in itertools.combinations(row.values, 2):
+        one, other = row.values[first], row.values[second]
+        difference = one["value"] - other["value"]
+        interval, method = _paired_interval(row, first, second), "paired, image by image"
+        if interval is None and "interval" in one and "interval" in other:
+            # Independent errors add in squares; a shared reference makes the truth somewhat narrower.
+            interval, method = math.hypot(one["interval"], other["interval"]), "two intervals, added in squares"
+        larger = None if interval is None else abs(difference) > interval
+        winner = None
+        if larger:
+            winner = first if (difference > 0) == (row.better == "higher") else second
+        pairs.append(
+            {
+                "first": first,
+                "second": second,
+                "difference": difference,
+                "interval": interval,
+                "method": None if interval is None else method,
+                "larger": larger,
+                "better": winner,
+            }
+        )
+    return pairs
+
+
+def comparison_table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for the result file and the report: a figure, its conditions, its value per subject, its differences."""
+    return [
+        {
+            "name": row.name,
+            "better": row.better,
+            "conditions": row.conditions,
+            "values": row.values,
+            "baseline": row.baseline,
+            "differences": differences(row),
+        }
+        for row in align_figures(results)
+    ]

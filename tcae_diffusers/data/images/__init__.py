@@ -1,0 +1,1 @@
+"""Image sources and what is made of their images."""

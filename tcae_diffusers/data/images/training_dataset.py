@@ -1,0 +1,100 @@
+"""Images to batches of training views, for any number of DataLoader workers."""
+
+import torch
+from diffusers.utils import logging
+from torch.utils.data import Dataset, default_collate
+
+from ..sample_randomness import sample_generator
+from .decoding import BrokenImageError
+from .multi_crop import MultiCropTransform
+from .sources import ImageSource
+
+logger = logging.get_logger(__name__)
+
+
+class TooManyBrokenImagesError(RuntimeError):
+    """More images could not be decoded than the caller allows."""
+
+
+class TokenizerTrainingDataset(Dataset):
+    """Views of the images of a source, keyed by `(epoch, index)` as [`StepIndexedBatchSampler`] yields them.
+
+    An image that cannot be decoded is replaced by the next one of the source (the first after the last), named once
+    in the log, and counted. The count of distinct broken images is shared by all DataLoader workers of this process.
+
+    Args:
+        source ([`ImageSource`]): The images.
+        transform ([`MultiCropTransform`]): The views.
+        seed (`int`): Of the run. Views are a function of (seed, epoch, index) alone.
+        max_broken_images (`int`, defaults to 0): How many distinct broken images to pass over.
+
+    Raises:
+        TooManyBrokenImagesError: From `dataset[key]`, on the first broken image beyond that number.
+    """
+
+    def __init__(self, source: ImageSource, transform: MultiCropTransform, seed: int = 0, max_broken_images: int = 0):
+        if max_broken_images < 0:
+            raise ValueError(f"max_broken_images {max_broken_images} is negative")
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.max_broken_images = max_broken_images
+        # One flag per image in shared memory: workers are other processes, and the bound holds for all of them.
+        self._broken = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self.source.fingerprint
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.source)} images of {len(self.source.classes)} classes"
+
+    @property
+    def broken_indices(self) -> list[int]:
+        """Indices of the images found broken so far, by all workers of this process."""
+        return self._broken.nonzero().flatten().tolist()
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        epoch, index = key
+        image, label, used = self._load(index)
+        # The randomness is that of the key, so a replacement does not repeat the views that it has under its own.
+        views = self.transform(image, sample_generator(self.seed, epoch, index))
+        return {**views, "labels": label, "indices": used}
+
+    def _load(self, index: int):
+        for offset in range(len(self.source)):
+            candidate = (index + offset) % len(self.source)
+            if self._broken[candidate]:
+                continue
+            try:
+                image, label = self.source[candidate]
+            except BrokenImageError as error:
+                self._count_broken(candidate, error)
+                continue
+            return image, label, candidate
+        raise TooManyBrokenImagesError(f"none of the {len(self.source)} images can be read")
+
+    def _count_broken(self, index: int, error: BrokenImageError) -> None:
+        self._broken[index] = True
+        count = int(self._broken.sum())
+        if count > self.max_broken_images:
+            raise TooManyBrokenImagesError(
+                f"{count} broken images, {self.max_broken_images} allowed (max_broken_images); the last: {error}"
+            ) from error
+        logger.warning(f"broken image {count} of {self.max_broken_images} allowed is skipped: {error}")
+
+
+def collate_training_views(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack samples of [`TokenizerTrainingDataset`].
+
+    Returns:
+        `dict[str, torch.Tensor]`: uint8 `pixel_values` `(B, 3, H, W)`, `global_crops` `(B, 2, 3, h, w)` and
+        `local_crops` `(B, k, 3, h', w')`; bool `masks` `(B, 2, grid height, grid width)`; int64 `labels` and
+        `indices` `(B,)`. What the transform does not draw is absent.
+    """
+    return default_collate(samples)

@@ -1,0 +1,1 @@
+"""The cache of latents: format, writer, reader, export."""

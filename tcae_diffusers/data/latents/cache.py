@@ -1,0 +1,268 @@
+"""Read a latent cache: memory-mapped, verified, in any order, without per-sample Python objects."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...files import sha256_of_file
+from ...models.fingerprint import TokenizerFingerprint
+from ..sample_randomness import choose_per_sample
+from .format import (
+    FORMAT,
+    FORMAT_VERSION,
+    HEADER_DTYPES,
+    JOB,
+    MANIFEST,
+    PLAIN_VIEW,
+    LatentCacheError,
+    read_header,
+    read_int64,
+    shard_ranges,
+)
+from .mapped_shard import MappedShard
+
+
+class LatentCache(torch.utils.data.Dataset):
+    """Latents and labels of a data set, keyed by `(epoch, index)` as [`StepIndexedBatchSampler`] yields them.
+
+    Opening checks the manifest, the size and header of every shard, the exact index set and the range of labels, and
+    maps the latents without reading them. Of several views (flips, augmented passes), each sample of each epoch gets
+    the one that (seed, epoch, index) chooses.
+
+    Shards hold raw latents. With `expected_tokenizer`, what is read equals what that tokenizer's `encode` returns:
+    raw for one that was not calibrated, else `(raw - latent_mean) / latent_std`, the operations of `encode` in its
+    order, so that float32 latents are equal bit for bit. Without it latents are raw until [`normalize_with`].
+
+    Args:
+        path (`str` or `os.PathLike`): The cache folder.
+        expected_tokenizer (`torch.nn.Module` or [`TokenizerFingerprint`], *optional*): Refuse latents of another one.
+        verify (`str`, defaults to `"size"`): `"sha256"` also reads and hashes every shard, about 1 GB/s.
+        seed (`int`, defaults to 0): Of the choice of views.
+        use_views (`bool`, defaults to `True`): Whether to choose among all views or read the plain ones only.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        LatentCacheError: The cache is unfinished; a shard is missing, truncated, altered, or a copy of another; dtype,
+            shape, labels or indices are not those of the manifest; the latents are another tokenizer's; or the
+            tokenizer was calibrated with other statistics. The message names the file and the remedy.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        expected_tokenizer: torch.nn.Module | TokenizerFingerprint | None = None,
+        verify: str = "size",
+        seed: int = 0,
+        use_views: bool = True,
+    ):
+        if verify not in ("size", "sha256"):
+            raise ValueError(f"verify {verify!r} is unknown; expected 'size' or 'sha256'")
+        self.path = Path(path)
+        self.seed = seed
+        self.manifest = _read_manifest(self.path)
+        self.latent_shape: tuple[int, int, int] = tuple(self.manifest["latent_shape"])
+        self.id2label: dict[int, str] = {int(key): name for key, name in self.manifest["id2label"].items()}
+        self.views: tuple[str, ...] = tuple(self.manifest["views"])[: None if use_views else 1]
+        self.tokenizer = TokenizerFingerprint.from_dict(self.manifest["tokenizer"])
+        statistics = self.manifest["statistics"]
+        self.latent_mean = torch.tensor(statistics["mean"], dtype=torch.float64).float()
+        self.latent_std = torch.tensor(statistics["std"], dtype=torch.float64).float()
+        self._shift: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+
+        shards = self.manifest["shards"]
+        expected = shard_ranges(self.manifest["num_samples"], self.manifest["shard_size"])
+        if [(shard["start"], shard["stop"]) for shard in shards] != expected:
+            raise LatentCacheError(
+                f"the shards that {self.path / MANIFEST} lists do not cover every image exactly once"
+            )
+        self.labels: torch.Tensor = torch.cat([self._check_shard(shard) for shard in shards])
+        self._mapped: dict[int, MappedShard] = {}
+        if verify == "sha256":
+            self.verify_hashes()
+        if expected_tokenizer is not None:
+            self._match(expected_tokenizer)
+
+    def _check_shard(self, shard: dict) -> torch.Tensor:
+        """Check what can be checked without reading latents, and return the labels of the shard."""
+        path = self.path / shard["file"]
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise LatentCacheError(f"shard {path} is missing; {_REMEDY}") from None
+        if size != shard["bytes"]:
+            raise LatentCacheError(f"shard {path} has {size} bytes, expected {shard['bytes']}; {_REMEDY}")
+        header, data_start = read_header(path)
+        count = shard["stop"] - shard["start"]
+        wanted = dict.fromkeys(
+            self.manifest["views"], (HEADER_DTYPES[self.manifest["dtype"]], [count, *self.latent_shape])
+        )
+        for name, (dtype, shape) in {**wanted, "labels": ("I64", [count]), "index": ("I64", [count])}.items():
+            found = header.get(name, {"dtype": "nothing", "shape": []})
+            if (found["dtype"], found["shape"]) != (dtype, shape):
+                raise LatentCacheError(
+                    f"{name} in {path} is {found['dtype']} {found['shape']}, expected {dtype} {shape}; {_REMEDY}"
+                )
+        index = read_int64(path, "index", header, data_start)
+        if not torch.equal(index, torch.arange(shard["start"], shard["stop"])):
+            raise LatentCacheError(
+                f"shard {path} holds images {int(index[0])} to {int(index[-1])}, expected {shard['start']} to "
+                f"{shard['stop'] - 1}: it is a copy of another shard or was altered; {_REMEDY}"
+            )
+        labels = read_int64(path, "labels", header, data_start)
+        wrong = (labels < 0) | (labels >= len(self.id2label))
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise LatentCacheError(
+                f"label {int(labels[place])} of image {shard['start'] + place} in {path} is not within "
+                f"[0, {len(self.id2label)}); {_REMEDY}"
+            )
+        return labels
+
+    def verify_hashes(self) -> None:
+        """Read every shard and compare its sha256 with the manifest's.
+
+        Raises:
+            LatentCacheError: A shard differs (the message names it).
+        """
+        for shard in self.manifest["shards"]:
+            if sha256_of_file(self.path / shard["file"]) != shard["sha256"]:
+                raise LatentCacheError(f"shard {self.path / shard['file']} was altered (sha256 differs); {_REMEDY}")
+
+    def _match(self, expected: torch.nn.Module | TokenizerFingerprint) -> None:
+        tokenizer = expected if isinstance(expected, TokenizerFingerprint) else TokenizerFingerprint.of(expected)
+        difference = self.tokenizer.difference(tokenizer)
+        if difference:
+            raise LatentCacheError(
+                f"the latents in {self.path} were made by another tokenizer ({difference}); "
+                "cache the latents of this tokenizer, or load the one they were made by"
+            )
+        if tokenizer.latent_mean is None:
+            return
+        mean, std = (torch.tensor(values).float() for values in (tokenizer.latent_mean, tokenizer.latent_std))
+        if not (torch.equal(mean, self.latent_mean) and torch.equal(std, self.latent_std)):
+            off = float(((mean - self.latent_mean).abs() / self.latent_std).max())
+            raise LatentCacheError(
+                f"the tokenizer was calibrated with other statistics than those of {self.path} (means up to {off:.3g} "
+                "deviations apart); write this cache's statistics into it with "
+                "set_latent_statistics(cache.latent_mean, cache.latent_std)"
+            )
+        self.normalize_with(mean, std)
+
+    def normalize_with(self, mean: torch.Tensor, std: torch.Tensor) -> "LatentCache":
+        """From now on return `(raw - mean) / std`.
+
+        Args:
+            mean (`torch.Tensor`), std (`torch.Tensor`): `(C,)`, taken as float32. Pass `cache.latent_mean` and
+                `cache.latent_std`, or what the tokenizer holds.
+
+        Returns:
+            `LatentCache`: This cache.
+        """
+        channels = self.latent_shape[0]
+        if tuple(mean.shape) != (channels,) or tuple(std.shape) != (channels,) or not (std > 0).all():
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must be ({channels},) and std positive"
+            )
+        self._shift, self._scale = mean.float().cpu()[:, None, None], std.float().cpu()[:, None, None]
+        return self
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, epochs=0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read a batch.
+
+        Args:
+            indices (sequence of `int`): Indices `(B,)` of images, in any order, repeats allowed.
+            epochs (`int` or sequence of `int`, defaults to 0): For the choice of views, one for all or one each.
+
+        Returns:
+            `(latents, labels)`: float32 `(B, C, h, w)` and int64 `(B,)`.
+
+        Raises:
+            IndexError: An index is not within `[0, len(cache))`.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} are not all within [0, {len(self)})")
+        shards, rows = np.divmod(indices, self.manifest["shard_size"])
+        views = choose_per_sample(self.seed, epochs, indices, len(self.views))
+        # One gather per shard and view that the batch touches, however large the batch is.
+        keys = shards * len(self.views) + views
+        latents = torch.empty(len(indices), *self.latent_shape)
+        order = np.argsort(keys, kind="stable")
+        unique, starts = np.unique(keys[order], return_index=True)
+        parts = list(zip(unique.tolist(), np.split(order, starts[1:]), strict=True))
+        for key, places in parts:
+            shard, view = divmod(key, len(self.views))
+            self._map(shard).announce(self.views[view], rows[places])
+        for key, places in parts:
+            shard, view = divmod(key, len(self.views))
+            source = self._map(shard).tensor(self.views[view])
+            latents[torch.from_numpy(places)] = source[torch.from_numpy(rows[places])].float()
+        if self._shift is not None:
+            # In place, and in the order of `encode`: the same bits.
+            latents.sub_(self._shift).div_(self._scale)
+        return latents, self.labels[torch.from_numpy(indices)]
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """One sample: `latents` `(C, h, w)`, `labels` and `indices` `()`."""
+        batch = self.__getitems__([key])
+        return {name: values[0] for name, values in batch.items()}
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """A whole batch for a `DataLoader` with `collate_fn=LatentCache.collate`: `latents`, `labels`, `indices`."""
+        epochs, indices = np.asarray(keys, dtype=np.int64).reshape(-1, 2).T
+        latents, labels = self.read(indices, epochs)
+        return {"latents": latents, "labels": labels, "indices": torch.from_numpy(indices.copy())}
+
+    @staticmethod
+    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `__getitems__` returns is a batch already."""
+        return batch
+
+    def _map(self, number: int) -> MappedShard:
+        if number not in self._mapped:
+            self._mapped[number] = MappedShard(self.path / self.manifest["shards"][number]["file"])
+        return self._mapped[number]
+
+    def __getstate__(self) -> dict:
+        # Mapped tensors would be pickled as their whole content; each DataLoader worker maps the files itself.
+        return {**self.__dict__, "_mapped": {}}
+
+    def latents_of_shard(self, number: int, view: str = PLAIN_VIEW) -> torch.Tensor:
+        """Raw latents of one shard `(N, C, h, w)` in the stored dtype, mapped from the file: do not write to them."""
+        return self._map(number).tensor(view)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of every shard."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+
+_REMEDY = "remove the cache folder and cache the latents again"
+
+
+def _read_manifest(path: Path) -> dict:
+    if not path.is_dir():
+        raise FileNotFoundError(f"latent cache {path} does not exist; make it with cache_latents.py")
+    file = path / MANIFEST
+    if not file.exists():
+        state = "was not finished" if (path / JOB).exists() else f"has no {MANIFEST}"
+        raise LatentCacheError(f"latent cache {path} {state}; run the caching command (again) to complete it")
+    try:
+        manifest = json.loads(file.read_text())
+        known = (manifest["format"], manifest["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LatentCacheError(f"{file} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
+    if known != (FORMAT, FORMAT_VERSION):
+        raise LatentCacheError(
+            f"{file} is {known[0]} version {known[1]}, expected {FORMAT} {FORMAT_VERSION}; {_REMEDY}"
+        )
+    return manifest

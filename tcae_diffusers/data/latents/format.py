@@ -1,0 +1,94 @@
+"""The files of a latent cache, and what writer and reader agree on.
+
+```
+cache/
+  latents-00000.safetensors   images [0, shard_size): latents, latents_flip, ..., labels, index
+  latents-00001.safetensors   images [shard_size, 2 * shard_size)
+  manifest.json               written last; without it there is no cache
+```
+
+While a cache is being made there are also `job.json` (what is being cached, so that a resume cannot mix two jobs) and
+one `latents-00000.json` per finished shard (size, sha256, statistics). The manifest takes over their content.
+
+Latents are stored **raw**: as they leave the encoder, before per-channel normalisation. The statistics are computed
+from these latents, so they can only be known afterwards; raw latents stay valid whatever they are.
+"""
+
+import errno
+import json
+from pathlib import Path
+
+import torch
+
+from ...files import write_atomically
+
+FORMAT = "tcae-latent-cache"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+JOB = "job.json"
+PLAIN_VIEW = "latents"
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Spelling of the safetensors header.
+HEADER_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class LatentCacheError(RuntimeError):
+    """A latent cache is incomplete, damaged, or not the one that is needed."""
+
+
+def shard_file(number: int) -> str:
+    return f"latents-{number:05d}.safetensors"
+
+
+def shard_ranges(num_samples: int, shard_size: int) -> list[tuple[int, int]]:
+    """`(start, stop)` of each shard: they depend on the data set alone, never on the number of ranks."""
+    return [(start, min(start + shard_size, num_samples)) for start in range(0, num_samples, shard_size)]
+
+
+def read_header(path: Path) -> tuple[dict, int]:
+    """The safetensors header of `path` as a dictionary, and the file position where tensor data begins.
+
+    Raises:
+        LatentCacheError: The file does not begin with a safetensors header.
+    """
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= 100_000_000:
+            raise LatentCacheError(f"{path} is not a safetensors file (header of {length} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise LatentCacheError(f"{path} has a damaged safetensors header: {error}") from error
+    return header, 8 + length
+
+
+def read_int64(path: Path, name: str, header: dict, data_start: int) -> torch.Tensor:
+    """Read one int64 tensor `(N,)` of a shard into memory, leaving the latents untouched."""
+    begin, end = header[name]["data_offsets"]
+    with open(path, "rb") as stream:
+        stream.seek(data_start + begin)
+        return torch.frombuffer(bytearray(stream.read(end - begin)), dtype=torch.int64)
+
+
+def write_cache_file(path: Path, content: bytes) -> None:
+    """
+    [`~tcae_diffusers.files.write_atomically`], with errors in words about the cache.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; the message says which. Nothing is left behind.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise explain_write_error(error, path, len(content)) from error
+
+
+def explain_write_error(error: OSError, path: Path, size: int) -> OSError:
+    """`error` with words about the cache; the finished shards stay, so the same command goes on from there."""
+    hints = {
+        errno.ENOSPC: f"the disk is full and {size / 2**20:.1f} MiB are needed; free some space and run again",
+        errno.EDQUOT: f"the quota is used up and {size / 2**20:.1f} MiB are needed; free some space and run again",
+    }
+    hint = hints.get(error.errno, f"{error.strerror}; choose a folder that can be written")
+    return OSError(error.errno, f"cannot write the latent cache: {hint}", str(path))

@@ -1,0 +1,8 @@
+"""The one exception that stands for "the user gave something we cannot evaluate"."""
+
+
+class InputError(ValueError):
+    """Bad input to an evaluation: the message names the file or value, what was expected, and how to mend it.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """

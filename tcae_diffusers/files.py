@@ -1,0 +1,73 @@
+"""Hashes of files and tensors, and files that appear completely or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """Hex sha256 of the content of `path`, read in blocks of 1 MiB."""
+    # hashlib.file_digest would do, but Python 3.10 has none.
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hex sha256 of names, dtypes, shapes and bytes in the order of the names, on any device and of any dtype."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(tensors).items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # numpy knows no bfloat16; bytes are bytes.
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Hex sha256 of JSON-ready content, the same before writing and after reading (tuples equal lists)."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """
+    Write `path` so that at any moment, also after a power cut, it holds all of `content` or what it held before.
+    Missing folders are made.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written. Nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps ranks apart that write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write indented JSON, see [`write_atomically`]; what JSON does not know (a path) becomes text."""
+    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())

@@ -1,0 +1,1 @@
+"""Measures of autoencoders and of sets of images, without commands and files."""

@@ -1,0 +1,1 @@
+"""Self-supervised methods that train the tokens of a tokenizer."""

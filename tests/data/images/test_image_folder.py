@@ -1,0 +1,151 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tcae_diffusers.data.images.decoding import BrokenImageError, load_rgb_image
+from tcae_diffusers.data.images.folder import ImageFolderSource
+from tcae_diffusers.data.images.sources import ImageSource, build_image_source
+
+
+def _folder(root, files):
+    for name, color in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), color).save(root / name)
+    return root
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    files = {"cat/b.png": "red", "cat/a.png": "blue", "dog/deep/z.JPG": "green", "dog/é.webp": "white"}
+    return _folder(tmp_path / "images", files)
+
+
+def test_images_and_classes_come_sorted(two_classes):
+    source = build_image_source(two_classes)
+    assert isinstance(source, ImageSource)
+    (two_classes / "cat/notes.txt").write_text("not an image")
+    (two_classes / ".cache").mkdir()
+    assert ImageFolderSource(two_classes).fingerprint == source.fingerprint
+    assert source.classes == ["cat", "dog"]
+    assert [source.name(i) for i in range(len(source))] == ["cat/a.png", "cat/b.png", "dog/deep/z.JPG", "dog/é.webp"]
+    assert [source[i][1] for i in range(4)] == [0, 0, 1, 1]
+    assert source[0][0].getpixel((0, 0)) == (0, 0, 255) and source.name(-1) == "dog/é.webp"
+    assert pickle.loads(pickle.dumps(source)).name(3) == "dog/é.webp"
+
+
+def test_fingerprint_sees_added_renamed_and_resized_files(two_classes):
+    seen = {ImageFolderSource(two_classes).fingerprint}
+    (two_classes / "cat/a.png").rename(two_classes / "cat/a2.png")
+    seen.add(ImageFolderSource(two_classes).fingerprint)
+    _folder(two_classes, {"cat/c.png": "red"})
+    seen.add(ImageFolderSource(two_classes).fingerprint)
+    (two_classes / "cat/c.png").write_bytes(b"x")
+    seen.add(ImageFolderSource(two_classes).fingerprint)
+    assert len(seen) == 4
+
+
+def _break(root, case):
+    if case == "missing":
+        return root / "nowhere"
+    if case == "a file":
+        (root / "file").write_text("")
+        return root / "file"
+    if case == "no class":
+        return _folder(root / "flat", {"a.png": "red"})
+    _folder(root / "set", {"cat/a.png": "red"})
+    (root / "set/empty_class").mkdir()
+    return root / "set"
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "message"),
+    [
+        ("missing", FileNotFoundError, "nowhere does not exist; expected a folder of root/class/image.png"),
+        ("a file", FileNotFoundError, "file is a file; expected"),
+        ("no class", ValueError, "flat has no class folder; expected root/class/image.png"),
+        ("empty class", ValueError, "empty_class holds no image"),
+    ],
+)
+def test_folders_that_cannot_serve_are_named(tmp_path, case, error, message):
+    with pytest.raises(error, match=message):
+        build_image_source(_break(tmp_path, case))
+
+
+@pytest.mark.parametrize("case", ["empty", "text", "truncated", "dangling link", "float", "huge"])
+def test_a_broken_image_is_named_and_others_still_load(two_classes, case, monkeypatch):
+    broken = two_classes / "cat/c.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    if case == "empty":
+        broken.write_bytes(b"")
+    elif case == "text":
+        broken.write_text("<html>404</html>")
+    elif case == "truncated":
+        Image.fromarray(noise).save(broken)
+        broken.write_bytes(broken.read_bytes()[:4000])
+    elif case == "dangling link":
+        os.symlink(two_classes / "gone.png", broken)
+    elif case == "float":
+        broken = broken.with_suffix(".tif")
+        Image.fromarray(np.full((4, 4), 1e9, np.float32)).save(broken)
+    else:
+        Image.fromarray(noise).save(broken)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    source = ImageFolderSource(two_classes)
+    with pytest.raises(BrokenImageError, match=r"cannot read image .*cat/c.*replace or remove") as caught:
+        source[2]
+    assert caught.value.path == str(broken) and caught.value.reason
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.path, str(copy)) == (caught.value.path, str(caught.value))
+    assert source[0][0].mode == "RGB"
+
+
+def _gradient16():
+    return (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    Image.fromarray(_gradient16()).save(tmp_path / "a.png")
+    pixels = np.asarray(load_rgb_image(tmp_path / "a.png"))
+    assert (pixels[..., 0] == np.arange(256).reshape(16, 16)).all() and (pixels[..., 0] == pixels[..., 2]).all()
+    Image.fromarray(_gradient16().astype(np.int32)).save(tmp_path / "b.tif")
+    assert (np.asarray(load_rgb_image(tmp_path / "b.tif")) == pixels).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_composed_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (2, 1))
+    image.putdata([(0, 0, 0, 0), (0, 0, 0, 255)])
+    image.convert(mode).save(tmp_path / "a.png")
+    rgb = load_rgb_image(tmp_path / "a.png")
+    assert [rgb.getpixel((0, 0)), rgb.getpixel((1, 0))] == [(255, 255, 255), (0, 0, 0)]
+
+
+def test_a_transparent_colour_of_an_rgb_png_becomes_white(tmp_path):
+    Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / "a.png", transparency=(10, 20, 30))
+    assert load_rgb_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (8, 16), "red")
+    image.paste("blue", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90 degrees to view
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = load_rgb_image(tmp_path / "a.png")
+    assert upright.size == (16, 8)
+    assert upright.getpixel((0, 0)) == (255, 0, 0) and upright.getpixel((15, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color"), [("L", 128), ("1", 1), ("CMYK", (0, 255, 255, 0)), ("YCbCr", (76, 85, 255))]
+)
+def test_other_modes_become_rgb(tmp_path, mode, color):
+    path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
+    Image.new(mode, (8, 8), color).save(path, **({"quality": 100} if path.suffix == ".jpg" else {}))
+    expected = {"L": (128,) * 3, "1": (255,) * 3, "CMYK": (255, 0, 0), "YCbCr": (255, 0, 0)}[mode]
+    image = load_rgb_image(path)
+    assert image.mode == "RGB"
+    assert np.abs(np.subtract(image.getpixel((4, 4)), expected)).max() <= 2

@@ -1,0 +1,130 @@
+"""What the training loop costs besides forward, backward and optimizer step, on the CPU preset."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "tokenizer training on the CPU preset: data, logging, averages and checkpoints against the bare step"
+
+PRESET = "openmoji32"
+
+
+class _Clock:
+    """Seconds of each call, by part. Medians, since a shared machine gives single calls any length."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name].append(time.perf_counter() - started)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+
+def _bare_step(run, batch: dict, step: int) -> None:
+    """Forward, backward, clipping and optimizer step on tensors in memory; nothing else."""
+    from tcae_diffusers.training import train_tcae
+
+    loss, _ = train_tcae.compute_loss(run, batch, step, 0)
+    run.accelerator.backward(loss)
+    run.accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+
+
+def run(seconds: float) -> dict[str, Any]:
+    """One step of the script and one bare step in turns, for about `seconds`; then the parts of the difference."""
+    import torch
+    from accelerate.state import AcceleratorState, GradientState
+
+    from tcae_diffusers.objectives.schedules import teacher_momentum
+    from tcae_diffusers.self_supervision.teacher import update_teacher
+    from tcae_diffusers.trainer import TrainingProgress, parse_arguments, start_trackers
+    from tcae_diffusers.training import train_tcae
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
+        argv = ["--config", PRESET, "--output_dir", f"{folder}/run", "--max_train_steps", "100000"]
+        training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
+        logging.getLogger("tcae_diffusers").setLevel(logging.WARNING)
+        arguments, accelerator = training.arguments, training.accelerator
+        start_trackers(accelerator, arguments, "train_tcae", 0)
+        progress = TrainingProgress(
+            accelerator, "bench", arguments.max_train_steps, 0, training.total_batch, arguments.log_steps
+        )
+        progress.bar.disable = True
+        training.model.train()
+        batches = iter(train_tcae.build_loader(training.dataset, arguments, accelerator, 0))
+        in_memory = [next(batches) for _ in range(4)]
+        clock = _Clock()
+        deadline, step, warm = time.perf_counter() + 0.9 * seconds, 0, 2
+        while step < warm + 2 or time.perf_counter() < deadline:
+            if step == warm:
+                clock = _Clock()
+            with clock.part("script"):
+                train_tcae.optimize(training, batches, progress, step)
+                progress.step(step + 1, {"train/learning_rate": arguments.learning_rate})
+            with clock.part("bare"):
+                _bare_step(training, in_memory[step % 4], step)
+            step += 1
+        steps = step - warm
+
+        # The parts, each on its own: their sum is what the script adds to a step.
+        bare = clock.median("bare")
+        parts = _Clock()
+        loss, metrics = train_tcae.compute_loss(training, in_memory[0], 0, 0)
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        # As many as from one log entry to the next.
+        for number in range(arguments.log_steps):
+            with parts.part("data"):
+                next(batches)
+            with parts.part("EMA"):
+                training.ema.step(training.autoencoder.parameters())
+            with parts.part("teacher"):
+                training.ssl_loss.update_centers()
+                momentum = teacher_momentum(step, arguments.max_train_steps, arguments.teacher_momentum)
+                student = [training.autoencoder.encoder, training.student.head]
+                update_teacher(student, [training.teacher.encoder, training.teacher.head], momentum)
+            with parts.part("logging"):
+                progress.add(metrics)
+                progress.step(number + 1, {})
+        with parts.part("checkpoint"):
+            training.checkpoints.save(step, samples_seen=0)
+        size = sum(file.stat().st_size for file in Path(folder).glob("run/checkpoints/step-*/*"))
+        accelerator.end_training()
+        del loss
+
+    def per_step(name: str) -> float:
+        return parts.median(name) / bare
+
+    share = {name: per_step(name) for name in ("data", "EMA", "teacher")}
+    # Rare and dear, so spread over the steps between two of them.
+    share["logging"] = sum(parts.seconds["logging"]) / arguments.log_steps / bare
+    share["checkpoints"] = per_step("checkpoint") / arguments.checkpointing_steps
+    script = clock.median("script") + bare * (share["logging"] + share["checkpoints"])
+    table: dict[str, Any] = {"threads": float(torch.get_num_threads()), "steps": float(steps)}
+    table["bare step (s)"] = bare
+    table["script's step (s)"] = script
+    table |= {f"{name} / bare step": value for name, value in share.items()}
+    table["data + logging + EMA + checkpoints / bare step (goal: below 0.05)"] = sum(
+        share[name] for name in ("data", "logging", "EMA", "checkpoints")
+    )
+    table["one checkpoint (s)"] = parts.median("checkpoint")
+    table["one checkpoint (MB)"] = size / 1e6
+    table["images/s of the script"] = training.total_batch / script
+    table["images/s of a bare loop over tensors in memory"] = training.total_batch / bare
+    table["script / bare loop (goal: at least 0.9)"] = bare / script
+    return table
