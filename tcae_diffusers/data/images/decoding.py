@@ -8,10 +8,23 @@ import io
 import os
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+from ...errors import InputError
+
+# EXIF 2.3, section 4.6.4, tag 0x0112: what makes each orientation upright; 1 is.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-class BrokenImageError(ValueError):
+class BrokenImageError(InputError):
     """An image that cannot be decoded.
 
     Args:
@@ -20,7 +33,7 @@ class BrokenImageError(ValueError):
     """
 
     def __init__(self, path: str, reason: str):
-        super().__init__(f"cannot read image {path}: {reason}; replace or remove the file")
+        super().__init__(f"cannot read image {path}: {reason}; replace or remove it")
         self.path = str(path)
         self.reason = reason
 
@@ -32,8 +45,8 @@ class BrokenImageError(ValueError):
 def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
     """Decode `file` to an RGB image of 8 bits per channel.
 
-    The EXIF orientation is applied, transparency is composed on white, CMYK and grey are converted, and 16-bit grey
-    (0-65535) is scaled to 0-255.
+    The EXIF orientation is applied where it can be read, transparency is composed on white, CMYK and grey are
+    converted, and 16-bit grey (0-65535) is scaled to 0-255.
 
     Args:
         file (`str`, `os.PathLike` or `bytes`): A path, or the encoded bytes.
@@ -60,7 +73,7 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a loaded PIL image of any mode to upright RGB, as [`load_rgb_image`] describes."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -77,3 +90,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; an image whose EXIF data are malformed stays as it is.
+
+    `ImageOps.exif_transpose` would also write the EXIF data anew, which fails for some that can be read.
+    """
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    # Malformed data raise as many types as damaged files do, but the pixels are there.
+    except Exception:
+        method = None
+    return image if method is None else image.transpose(method)
