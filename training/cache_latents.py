@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -41,7 +41,7 @@ from tcae_diffusers.models.adapters import (
 )
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.trainer import StopSignal, parse_arguments
-from tcae_diffusers.trainer.arguments import option
+from tcae_diffusers.trainer.arguments import Arguments, option
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
@@ -49,8 +49,11 @@ logger = get_logger(__name__)
 
 
 @dataclass
-class CacheArguments:
+class CacheArguments(Arguments):
     """Encode a data set once, for training diffusion models on its latents."""
+
+    group: ClassVar[str] = "Latents"
+    reads_config: ClassVar[bool] = True
 
     tokenizer: str = option(MISSING, "Folder of a saved diffusers autoencoder.")
     output_dir: str = option(MISSING, "Folder of the cache; one that was interrupted is completed.")
@@ -78,11 +81,10 @@ class CacheArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("batch_size", 1), ("shard_size", 1), ("augmented_passes", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}.")
-        if not 0 < self.augmented_min_scale <= 1:
-            raise ValueError(f"--augmented_min_scale {self.augmented_min_scale} must be above 0 and at most 1.")
+            self._require(name, getattr(self, name) >= least, f"at least {least}")
+        self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")
 
     @property
     def augmented_views(self) -> tuple[str, ...]:
@@ -342,7 +344,7 @@ def cache_latents(arguments: CacheArguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(CacheArguments, argv)
-    with exit_on_user_error("cache_latents"):
+    with exit_on_user_error():
         cache_latents(arguments)
 
 

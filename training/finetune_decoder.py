@@ -457,7 +457,7 @@ def describe(run: DecoderRun) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(DecoderArguments, argv)
-    with exit_on_user_error("finetune_decoder"), discard_new_folder_on_error(arguments.output_dir):
+    with exit_on_user_error(), discard_new_folder_on_error(arguments.output_dir):
         run = start(arguments)
         start_trackers(run.accelerator, arguments, "finetune_decoder", run.first_step)
         description = describe(run)
@@ -466,7 +466,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{description['parameters'] / 1e6:.2f} M parameters of the decoder, {description['data']}, batch"
         f" {run.total_batch}, steps {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
     )
-    with exit_on_user_error("finetune_decoder", RUN_ERRORS):
+    with exit_on_user_error(RUN_ERRORS):
         train(run)
 
 

@@ -446,7 +446,7 @@ def describe(run: DiTRun) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(DiTArguments, argv)
-    with exit_on_user_error("train_dit"), discard_new_folder_on_error(arguments.output_dir):
+    with exit_on_user_error(), discard_new_folder_on_error(arguments.output_dir):
         run = start(arguments)
         start_trackers(run.accelerator, arguments, "train_dit", run.first_step)
         description = describe(run)
@@ -457,7 +457,7 @@ def main(argv: list[str] | None = None) -> None:
         f" batch {run.total_batch}, steps {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
     )
     # From here on a ValueError is a defect of ours.
-    with exit_on_user_error("train_dit", RUN_ERRORS):
+    with exit_on_user_error(RUN_ERRORS):
         train(run)
 
 

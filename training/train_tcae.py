@@ -478,7 +478,7 @@ def describe(run: TokenizerRun) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(TokenizerArguments, argv)
-    with exit_on_user_error("train_tcae"), discard_new_folder_on_error(arguments.output_dir):
+    with exit_on_user_error(), discard_new_folder_on_error(arguments.output_dir):
         run = start(arguments)
         start_trackers(run.accelerator, arguments, "train_tcae", run.first_step)
         description = describe(run)
@@ -487,7 +487,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{description['parameters'] / 1e6:.2f} M parameters; {description['data']}; batch {run.total_batch}, steps"
         f" {run.first_step} to {arguments.max_train_steps}; {description['losses']}"
     )
-    with exit_on_user_error("train_tcae", RUN_ERRORS):
+    with exit_on_user_error(RUN_ERRORS):
         train(run)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ..data.images.training_dataset import TooManyBrokenImagesError
 from ..data.latents.format import LatentCacheError
+from .arguments import program_name
 from .checkpoint import CheckpointError
 from .nonfinite import NonFiniteError
 
@@ -17,13 +18,12 @@ USER_ERRORS = (ValueError, ImportError, *RUN_ERRORS)
 
 
 @contextmanager
-def exit_on_user_error(command: str, errors: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
+def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """
-    Context manager around a command's work: `train_dit: error: <message>` on stderr and `SystemExit(2)` for an error
+    Context manager around a command's work: `<program>: error: <message>` on stderr and `SystemExit(2)` for an error
     in `errors`. `TCAE_TRACEBACK=1` lets it through with its traceback.
 
     Args:
-        command (`str`): Name of the command, such as `"train_dit"`.
         errors (`tuple`, defaults to `USER_ERRORS`): [`RUN_ERRORS`] for the loop, where a ValueError is a defect.
     """
     try:
@@ -31,7 +31,7 @@ def exit_on_user_error(command: str, errors: tuple[type[Exception], ...] = USER_
     except errors as error:
         if os.environ.get("TCAE_TRACEBACK"):
             raise
-        print(f"{command}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{program_name()}: error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

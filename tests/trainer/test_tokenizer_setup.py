@@ -6,6 +6,7 @@ import pytest
 from accelerate import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
+from tcae_diffusers.trainer.arguments import program_name
 from tcae_diffusers.trainer.run import discard_new_folder_on_error
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
@@ -41,10 +42,10 @@ def test_a_preset_takes_overrides_and_a_saved_folder_keeps_its_weights(tmp_path)
 
 
 def test_a_defect_in_the_loop_keeps_its_traceback_where_bad_input_at_the_start_does_not(capsys):
-    with pytest.raises(SystemExit), exit_on_user_error("command"):
+    with pytest.raises(SystemExit), exit_on_user_error():
         raise ValueError("bad\ninput")
-    assert capsys.readouterr().err == "command: error: bad input\n"
-    with pytest.raises(ValueError, match="defect"), exit_on_user_error("command", RUN_ERRORS):
+    assert capsys.readouterr().err == f"{program_name()}: error: bad input\n"
+    with pytest.raises(ValueError, match="defect"), exit_on_user_error(RUN_ERRORS):
         raise ValueError("defect")
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.trainer.arguments import program_name
 from tcae_diffusers.training import cache_latents, train_dit
 
 from ..latent_commands import SMALL_DIT, TOKENIZER, calibrated, home, run, train
@@ -64,7 +65,7 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
     blocked = tmp_path / "file"
     blocked.write_text("")
     line = ends_in_one_line(capsys, train_dit.main, **{**good, "output_dir": blocked / "run"})
-    assert line.startswith("train_dit: error: ") and f"{blocked / 'run'}" in line
+    assert line.startswith(f"{program_name()}: error: ") and f"{blocked / 'run'}" in line
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, capsys):
@@ -111,7 +112,7 @@ def test_cache_latents_names_what_is_wrong_and_leaves_no_cache(tmp_path, capsys)
         shutil.rmtree(output, ignore_errors=True)
     (tmp_path / "file").write_text("")
     line = ends_in_one_line(capsys, cache_latents.main, **{**good, "output_dir": tmp_path / "file" / "latents"})
-    assert line.startswith("cache_latents: error: cannot write the latent cache") and "[Errno" not in line
+    assert line.startswith(f"{program_name()}: error: cannot write the latent cache") and "[Errno" not in line
 
 
 def test_statistics_are_refused_before_encoding_where_they_cannot_be_kept(tmp_path, capsys):

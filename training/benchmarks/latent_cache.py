@@ -72,7 +72,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
     preset, resolution, batch = ("tc-ae-f32c128", 256, 256) if on_gpu else ("tc-ae-xs-f8c32", 32, _BATCH)
     model = AutoencoderTC.from_preset(preset).eval().to(accelerator.device)
     source = _ImagesInMemory(batch * _BATCHES_PER_SHARD * _SHARDS, resolution)
-    arguments = cache_latents.CacheArguments("", "", resolution=resolution, batch_size=batch)
+    arguments = cache_latents.CacheArguments(tokenizer="", output_dir="", resolution=resolution, batch_size=batch)
     arguments.dataloader_num_workers = 8 if on_gpu else 0
     ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(accelerator.device)
     with torch.no_grad():

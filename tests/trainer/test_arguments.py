@@ -1,0 +1,230 @@
+"""Command lines as dataclasses: what is read, what `--help` shows, and what is refused with which words."""
+
+import sys
+from dataclasses import MISSING, asdict, dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar, Literal
+
+import pytest
+
+from tcae_diffusers.trainer.arguments import Arguments, option, parse_arguments, program_name, save_arguments
+
+
+@dataclass
+class Picture(Arguments):
+    """Options of pictures."""
+
+    group: ClassVar[str] = "Picture"
+
+    colour: Literal["red", "blue"] = option("red", "Colour of the picture.")
+    size: tuple[int, int] = option((4, 6), "Height and width in pixels.", metavar=("H", "W"))
+    width: int | None = option(None, "Width in pixels; that of the screen if unset.")
+    smooth: bool = option(True, "Smooth the edges.")
+    tiled: bool = option(False, "Draw in tiles.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("width", self.width is None or self.width >= 1, "at least 1 pixel")
+
+
+@dataclass
+class Store(Arguments):
+    """Options of the store."""
+
+    group: ClassVar[str] = "Store"
+
+    output: Path = option(MISSING, "Folder of the pictures.", metavar="FOLDER")
+    rate: float = option(1e-3, "Pictures per second, 50% of them kept.")
+    tags: list[str] = option([], "Words to find them by.")
+    sets: list[list[str]] = option([], "Pictures that belong together.", repeat=True)
+    extra: dict = option({}, "Further facts.")
+    network: str = option("small", "Name of the network.", choices=("small", "large"))
+
+
+@dataclass
+class Draw(Picture, Store):
+    """
+    Draw pictures.
+
+    Any number of them.
+    """
+
+    group: ClassVar[str] = "Drawing"
+    reads_config: ClassVar[bool] = True
+
+    names: list[str] = option(["first"], "Pictures to draw.", positional=True)
+    colour: Literal["red", "blue"] = option("blue", "Colour of the drawing.")
+
+
+def draw(*argv: str) -> Draw:
+    return parse_arguments(Draw, ["--output", "folder", *argv], prog="draw")
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line with which the command line is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(Draw, argv, prog="draw")
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.startswith("draw: error: ") and line.count("\n") == 1
+    return line.removeprefix("draw: error: ").rstrip()
+
+
+def config(folder: Path, text: str) -> str:
+    (folder / "c.yaml").write_text(text)
+    return str(folder / "c.yaml")
+
+
+def test_defaults_are_those_of_the_fields():
+    assert draw() == Draw(output=Path("folder"))
+    assert draw().colour == "blue" and draw().names == ["first"]
+    assert draw().tags is not draw().tags
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--colour", "red"], "colour", "red"),
+        (["--size", "1", "2"], "size", (1, 2)),
+        (["--width", "3"], "width", 3),
+        (["--output", "a/b"], "output", Path("a/b")),
+        (["--rate=1e-4"], "rate", 1e-4),
+        (["--tags", "a", "b-c"], "tags", ["a", "b-c"]),
+        (["--sets", "a", "b", "--sets", "c"], "sets", [["a", "b"], ["c"]]),
+        (["--extra", '{"a": [1]}'], "extra", {"a": [1]}),
+        (["one", "two"], "names", ["one", "two"]),
+        (["--tiled"], "tiled", True),
+        (["--tiled", "yes"], "tiled", True),
+        (["--tiled", "--no_tiled"], "tiled", False),
+        (["--smooth", "false"], "smooth", False),
+        (["--no_smooth"], "smooth", False),
+        (["--no-smooth"], "smooth", False),
+    ],
+)
+def test_annotations_say_how_values_are_read(argv, name, value):
+    assert getattr(draw(*argv), name) == value
+
+
+def test_a_hyphen_is_as_good_as_an_underscore_in_names_only():
+    @dataclass
+    class Words(Arguments):
+        """Words."""
+
+        two_words: str = option("", "Words.")
+
+    assert parse_arguments(Words, ["--two-words=a-b--c"], prog="words").two_words == "a-b--c"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "the following arguments are required: --output"),
+        (["--outptu", "x"], "unknown argument --outptu; did you mean --output?"),
+        (["--out", "x"], "unknown argument --out; did you mean --output?"),
+        (["xyz", "--zzz"], "unknown argument --zzz; --help lists them"),
+        (["--colour", "green"], "argument --colour: invalid choice: 'green' (choose from "),
+        (["--network", "huge"], "argument --network: invalid choice: 'huge' (choose from "),
+        (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
+        (["--width", "0", "--output", "x"], "--width 0 must be at least 1 pixel."),
+        (["--tiled", "perhaps"], "argument --tiled: 'perhaps' is neither true nor false"),
+        (["--size", "1"], "argument --size: expected 2 arguments"),
+        (["--extra", "{a: 1}"], "argument --extra: '{a: 1}' is not JSON ("),
+        (["--extra", "[1]"], "argument --extra: '[1]' is not a JSON object; expected {\"key\": value}"),
+        (["--config", "openmoji23"], "--config openmoji23: no such file, and no such preset; did you mean openmoji32"),
+    ],
+)
+def test_what_is_typed_wrongly_is_named_in_one_line(capsys, argv, words):
+    assert refused(capsys, *argv).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("widht: 3", "unknown key 'widht'; did you mean width?"),
+        ("width: wide", "width: 'wide' is a str, expected int"),
+        ("width: true", "width: True is a bool, expected int"),
+        ("rate: fast", "rate: 'fast' is not a number"),
+        ("rate: null", "rate: None is a NoneType, expected float"),
+        ("smooth: 1", "smooth: 1 is a int, expected bool"),
+        ("colour: green", "colour: 'green' is unknown; expected one of red, blue"),
+        ("network: huge", "network: 'huge' is unknown; expected one of small, large"),
+        ("tags: a", "tags: 'a' is a str, expected a list"),
+        ("tags: [1]", "tags: 1 is a int, expected str"),
+        ("size: [1]", "size: [1] is a list, expected a list of 2 values"),
+        ("extra: [1]", "extra: [1] is a list, expected dict"),
+        ("- 3", "expected `key: value` lines, found list"),
+        ("a: [", "is not YAML: "),
+    ],
+)
+def test_what_a_config_says_wrongly_is_named_though_the_command_line_says_better(capsys, tmp_path, text, words):
+    argv = ["--output", "x", "--width", "1", "--config", config(tmp_path, text)]
+    assert words in refused(capsys, *argv)
+
+
+def test_a_config_is_read_as_the_command_line_is(tmp_path):
+    text = "output: a\nrate: 1e-4\nsize: [1, 2]\nwidth: null\nsets: [[a]]\nextra: {b: 1}\nnames: [x]\ntags: [t]\n"
+    read = parse_arguments(Draw, ["--config", config(tmp_path, text), "--tags", "mine"], prog="draw")
+    assert read == Draw(
+        output=Path("a"), rate=1e-4, size=(1, 2), sets=[["a"]], extra={"b": 1}, names=["x"], tags=["mine"]
+    )
+
+
+def test_only_what_wants_a_config_has_one(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(Picture, ["--config", "openmoji32"], prog="picture")
+    assert "unknown argument --config" in capsys.readouterr().err
+
+
+def test_saved_arguments_are_a_config(tmp_path):
+    @dataclass
+    class Saved(Picture):
+        """Saved."""
+
+        reads_config: ClassVar[bool] = True
+
+    arguments = parse_arguments(Saved, ["--width", "3", "--no_smooth"], prog="saved")
+    save_arguments(arguments, tmp_path / "arguments.yaml")
+    again = parse_arguments(Saved, ["--config", str(tmp_path / "arguments.yaml")], prog="saved")
+    assert again == arguments and asdict(again)["width"] == 3
+
+
+def test_help_shows_groups_from_the_base_up_with_defaults(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(Draw, ["--help"], prog="tcae draw")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert text.startswith("usage: tcae draw [names ...] --output FOLDER [options]\n\nDraw pictures.\n\nAny number")
+    order = ["Picture:", "--colour", "--size H W", "--tiled", "Store:", "--output FOLDER", "--rate X", "Drawing:"]
+    places = [text.index(f"  {each}" if each.startswith("-") else each) for each in order]
+    assert places == sorted(places)
+    words = " ".join(text.split())
+    for sentence in (
+        "--config FILE YAML file, or name of a preset: ",
+        "Colour of the drawing. (default: blue)",
+        "Height and width in pixels. (default: 4 6)",
+        "--width N Width in pixels; that of the screen if unset. --smooth",
+        "Smooth the edges. (default: true; --no_smooth turns it off)",
+        "Draw in tiles. (default: false)",
+        "Folder of the pictures. (required)",
+        "Pictures per second, 50% of them kept. (default: 0.001)",
+        "names Pictures to draw. (default: first)",
+    ):
+        assert sentence in words, text
+    assert "--no_smooth " not in words.replace("--no_smooth turns", "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "argv0", "name"),
+    [
+        (None, "/home/me/bin/tcae-train", "tcae-train"),
+        (None, "training/train_tcae.py", "train_tcae.py"),
+        ("tcae_diffusers.training.train_tcae", "x.py", "python -m tcae_diffusers.training.train_tcae"),
+        ("tcae_diffusers.evaluation.__main__", "x.py", "python -m tcae_diffusers.evaluation"),
+    ],
+)
+def test_a_program_is_called_what_the_user_typed(monkeypatch, spec, argv0, name):
+    main = ModuleType("__main__")
+    main.__spec__ = spec and SimpleNamespace(name=spec)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [argv0])
+    assert program_name() == name
