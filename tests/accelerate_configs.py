@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 FOLDER = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
 
@@ -18,12 +18,5 @@ def launch_arguments(name, **options):
 
 def launch_environment(name, **options) -> dict[str, str]:
     """The variables by which that launcher tells each process how to shard."""
-    arguments = launch_arguments(name, main_process_port=0, **options)
-    if arguments.use_deepspeed:
-        # For accelerate's advice on options that are given twice.
-        arguments.deepspeed_fields_from_accelerate_config = ""
-        _, environment = prepare_deepspeed_cmd_env(arguments)
-    else:
-        environment = prepare_multi_gpu_env(arguments)
-    told = ("FSDP_", "ACCELERATE_USE_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_")
-    return {key: value for key, value in environment.items() if key.startswith(told)}
+    environment = prepare_multi_gpu_env(launch_arguments(name, main_process_port=0, **options))
+    return {key: value for key, value in environment.items() if key.startswith(("FSDP_", "ACCELERATE_USE_"))}

@@ -43,6 +43,7 @@ from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.trainer import StopSignal, parse_arguments
 from tcae_diffusers.trainer.arguments import Arguments, option
 from tcae_diffusers.trainer.run import configure_logging
+from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
 logger = get_logger(__name__)
@@ -303,6 +304,7 @@ def finish(arguments: CacheArguments, writer: LatentShardWriter, statistics_fold
 
 
 def cache_latents(arguments: CacheArguments) -> None:
+    refuse_deepspeed()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
     model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))

@@ -38,7 +38,6 @@ from tcae_diffusers.trainer import (
     start_accelerator,
     start_trackers,
 )
-from tcae_diffusers.trainer.deepspeed_zero import checkpoint_identity
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.sharding import (
@@ -254,7 +253,6 @@ def start(arguments: DiTArguments) -> DiTRun:
             "total batch": total_batch,
             "max_train_steps": arguments.max_train_steps,
             "data": cache.fingerprint,
-            **checkpoint_identity(accelerator),
         },
     )
     first_step = checkpoints.resume(arguments.resume)

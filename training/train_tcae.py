@@ -47,6 +47,7 @@ from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, averaged_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.sharding import (
+    check_sharding,
     is_sharded,
     prepare,
     register_averages,
@@ -59,7 +60,6 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     build_loader,
     build_preview,
     build_reconstruction_loss,
-    check_student_sharding,
     checkpoint_identity,
     compile_blocks,
     resolve_sizes,
@@ -194,7 +194,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
-    check_student_sharding(accelerator)
+    check_sharding(accelerator)
     autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
     if hasattr(autoencoder, "set_latent_statistics"):
         # Those of weights that were trained before: training moves the latents, cache_latents measures them anew.

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from ..files import write_json
 from .arguments import RunArguments
-from .deepspeed_zero import is_deepspeed, set_batch_and_clipping
+from .sharding import refuse_deepspeed
 from .trackers import require_tracker
 
 
@@ -69,8 +69,10 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
     Build the accelerator and seed every rank alike (ranks draw alike initial weights).
 
     Raises:
+        InputError: if `accelerate launch` was told to use DeepSpeed.
         ValueError: if `--report_to` names a tracker that is unknown or not installed.
     """
+    refuse_deepspeed()
     require_tracker(arguments.report_to)
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
@@ -78,8 +80,6 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
-    if is_deepspeed(accelerator):
-        set_batch_and_clipping(accelerator, arguments)
     configure_logging(accelerator)
     set_seed(arguments.seed)
     return accelerator

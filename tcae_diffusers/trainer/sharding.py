@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, DistributedType, init_empty_weights
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import convert_outputs_to_fp32, parse_flag_from_env
 from diffusers import ModelMixin
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor
 
-from .deepspeed_zero import check_zero, is_deepspeed, prepare_zero
+from ..errors import InputError
 
 CONFIG = "training/configs/accelerate/fsdp2.yaml"
 
@@ -23,13 +23,26 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+def refuse_deepspeed() -> None:
+    """
+    To be called before accelerate starts, which would first ask for DeepSpeed to be installed.
+
+    Raises:
+        InputError: `accelerate launch` was told to use DeepSpeed.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise InputError(
+            "the launch configuration chooses DeepSpeed, which is not supported. Use FSDP2 to shard a model over GPUs:"
+            f" accelerate launch --config_file {CONFIG}. To keep it whole on each GPU, pass"
+            " training/configs/accelerate/ddp.yaml instead."
+        )
+
+
 def check_sharding(accelerator: Accelerator) -> None:
     """
     Raises:
-        ValueError: a way to shard that accelerate offers and that this package does not support.
+        ValueError: a setting of FSDP that this package does not support.
     """
-    if is_deepspeed(accelerator):
-        check_zero(accelerator)
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
@@ -52,7 +65,7 @@ def prepare(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[str]
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """
-    `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 and DeepSpeed too.
+    `accelerator.prepare(model, optimizer)`, with the numbers of DistributedDataParallel under FSDP2 too.
 
     Args:
         model (`nn.Module`): On FSDP2 it is sharded in place.
@@ -60,8 +73,6 @@ def prepare(
             Classes of the modules to gather one at a time; those that `model` has are used. The others are gathered
             when `model` is called and stay whole until its gradients are there.
     """
-    if is_deepspeed(accelerator):
-        return prepare_zero(accelerator, model, optimizer)
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:

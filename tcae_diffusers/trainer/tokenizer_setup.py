@@ -25,7 +25,6 @@ from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..objectives.perceptual import build_perceptual_loss
 from ..objectives.reconstruction import ReconstructionLoss
 from .reconstruction_preview import ReconstructionPreview
-from .sharding import CONFIG, check_sharding
 from .tokenizer_arguments import ReconstructionArguments
 
 
@@ -108,27 +107,14 @@ def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -
 def require_whole_parameters(accelerator: Accelerator) -> None:
     """
     Raises `ValueError` where parameters are sharded over ranks, for commands that train a discriminator too: with
-    either, accelerate prepares one model and one optimizer per process.
+    FSDP, accelerate prepares one model and one optimizer per process.
     """
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            f"accelerate shards one model with {accelerator.distributed_type.value}; the discriminator is a second."
-            " Use DistributedDataParallel: choose multi-GPU without it in `accelerate config`, or pass --multi_gpu or"
+            "accelerate shards one model with FSDP; the discriminator is a second. Use"
+            " DistributedDataParallel: choose multi-GPU without FSDP in `accelerate config`, or pass --multi_gpu or"
             " --config_file training/configs/accelerate/ddp.yaml to `accelerate launch`."
         )
-
-
-def check_student_sharding(accelerator: Accelerator) -> None:
-    """
-    Raises:
-        ValueError: a way to shard with which a student and its teacher do not train.
-    """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            f"train_tcae does not train with DeepSpeed; use FSDP2 (accelerate launch --config_file {CONFIG})"
-            " or DistributedDataParallel (--multi_gpu, or --config_file training/configs/accelerate/ddp.yaml)."
-        )
-    check_sharding(accelerator)
 
 
 def check_multiple(name: str, size: int, ratio: int) -> None:

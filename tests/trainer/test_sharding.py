@@ -1,16 +1,18 @@
 """The launch configurations that ship, and ways to shard that are refused before anything is built."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from accelerate import DistributedType
-from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from tcae_diffusers.trainer.deepspeed_zero import set_batch_and_clipping
-from tcae_diffusers.trainer.sharding import check_sharding
+from tcae_diffusers.trainer.sharding import CONFIG, check_sharding
+from tcae_diffusers.training import cache_latents, finetune_decoder, train_dit, train_tcae
 
 from ..accelerate_configs import FOLDER, launch_arguments, launch_environment
+from ..latent_commands import calibrated, home, run
 
 
 def sharded_accelerator(mixed_precision="no", **settings):
@@ -24,13 +26,11 @@ def sharded_accelerator(mixed_precision="no", **settings):
 
 def test_the_launcher_takes_each_configuration():
     names = {file.stem for file in FOLDER.glob("*.yaml")}
-    assert names == {"ddp", "ddp_multi_node", "deepspeed_zero2", "fsdp2"}
+    assert names == {"ddp", "ddp_multi_node", "fsdp2"}
     arguments = launch_arguments("ddp", num_processes=4)
     assert arguments.multi_gpu and not arguments.use_fsdp and arguments.num_processes == 4
     environment = launch_environment("fsdp2", num_processes=4)
     assert environment["ACCELERATE_USE_FSDP"] == "true" and environment["FSDP_VERSION"] == "2"
-    environment = launch_environment("deepspeed_zero2", num_processes=4)
-    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true" and environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
 
 
 def test_the_configuration_of_several_machines_divides_its_processes_among_them():
@@ -69,50 +69,26 @@ def test_an_fsdp_setting_that_is_not_supported_is_refused_by_name(settings, name
     assert "fsdp2.yaml" in str(refusal.value)
 
 
-def deepspeed_accelerator(monkeypatch, mixed_precision="no", **variables):
-    for key, value in {**launch_environment("deepspeed_zero2", num_processes=2), **variables}.items():
-        monkeypatch.setenv(key, value)
-    return SimpleNamespace(
-        distributed_type=DistributedType.DEEPSPEED,
-        mixed_precision=mixed_precision,
-        state=SimpleNamespace(deepspeed_plugin=DeepSpeedPlugin()),
-        num_processes=2,
-    )
-
-
-def test_the_shipped_deepspeed_configuration_passes_the_check(monkeypatch):
-    check_sharding(deepspeed_accelerator(monkeypatch))
-
-
-def test_the_batch_and_clipping_of_the_script_replace_those_of_the_launcher(monkeypatch):
-    launched = launch_environment(
-        "deepspeed_zero2", num_processes=2, gradient_accumulation_steps=2, gradient_clipping=1.0
-    )
-    accelerator = deepspeed_accelerator(monkeypatch, **launched)
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    assert (config["gradient_accumulation_steps"], config["gradient_clipping"]) == (2, 1.0)
-    set_batch_and_clipping(
-        accelerator, SimpleNamespace(train_batch_size=3, gradient_accumulation_steps=4, max_grad_norm=0.5)
-    )
-    assert accelerator.gradient_accumulation_steps == config["gradient_accumulation_steps"] == 4
-    assert (config["train_micro_batch_size_per_gpu"], config["gradient_clipping"]) == (3, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0"),
-        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage: 3"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device"),
-        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": '{"zero_optimization": {"stage": 2}}'}, "deepspeed_config_file"),
-        ({"mixed_precision": "fp16"}, "bf16 works"),
-    ],
-)
-def test_a_deepspeed_setting_that_is_not_supported_is_refused_with_the_way_out(monkeypatch, settings, named):
-    with pytest.raises(ValueError, match=named) as refusal:
-        check_sharding(deepspeed_accelerator(monkeypatch, **settings))
-    assert "deepspeed_zero2.yaml" in str(refusal.value) and "fsdp2.yaml" in str(refusal.value)
+@pytest.mark.parametrize("command", [cache_latents, train_dit, train_tcae, finetune_decoder])
+def test_each_command_refuses_deepspeed_with_the_way_to_shard_and_leaves_no_folder(
+    monkeypatch, tmp_path, capsys, command
+):
+    tokenizer, latents = calibrated()
+    inputs = {
+        cache_latents: {"tokenizer": tokenizer, "data": home() / "images"},
+        train_dit: {"tokenizer": tokenizer, "latents": latents, "max_train_steps": 1},
+        train_tcae: {"train_data": home() / "images", "max_train_steps": 1},
+        finetune_decoder: {"train_data": home() / "images", "autoencoder": tokenizer, "max_train_steps": 1},
+    }[command]
+    # As `accelerate launch` does with `distributed_type: DEEPSPEED`.
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(command.main, **inputs, output_dir=tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "DeepSpeed" in line and f"--config_file {CONFIG}" in line
+    assert (Path(__file__).parents[2] / CONFIG).is_file()
+    assert not (tmp_path / "run").exists()
 
 
 def test_whole_parameters_pass():

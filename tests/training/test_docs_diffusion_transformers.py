@@ -44,7 +44,7 @@ def test_every_option_exists():
     study = (DOCS / "studies" / "compare_transformers.py").read_text(encoding="utf-8")
     known = {field.name for field in (*fields(CacheArguments), *fields(DiTArguments))} | {"config"}
     # Of accelerate.
-    known |= {"num_processes", "cpu", "config_file", "zero_stage", "num_machines", "machine_rank"}
+    known |= {"num_processes", "cpu", "config_file", "num_machines", "machine_rank"}
     known |= {"main_process_ip", "main_process_port"}
     known |= set(re.findall(r'add_argument\("--(\w+)"', study))
     named = set(re.findall(r"--(\w+)(?![\w-])", TEXT))
