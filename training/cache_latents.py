@@ -26,6 +26,7 @@ from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from tcae_diffusers.arguments import Arguments, option, parse_arguments
 from tcae_diffusers.data.images.multi_crop import center_crop, random_resized_crop, to_uint8
 from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
@@ -40,8 +41,7 @@ from tcae_diffusers.models.adapters import (
     load_autoencoder,
 )
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
-from tcae_diffusers.trainer import StopSignal, parse_arguments
-from tcae_diffusers.trainer.arguments import Arguments, option
+from tcae_diffusers.trainer import StopSignal
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
@@ -54,7 +54,7 @@ class CacheArguments(Arguments):
     """Encode a data set once, for training diffusion models on its latents."""
 
     group: ClassVar[str] = "Latents"
-    reads_config: ClassVar[bool] = True
+    presets: ClassVar[str] = "tcae_diffusers.training.configs"
 
     tokenizer: str = option(MISSING, "Folder of a saved diffusers autoencoder.")
     output_dir: str = option(MISSING, "Folder of the cache; one that was interrupted is completed.")

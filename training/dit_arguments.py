@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tcae_diffusers.arguments import option
 from tcae_diffusers.trainer import RunArguments
-from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.posthoc_ema import exponent_of
 
 

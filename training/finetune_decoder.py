@@ -19,6 +19,7 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
+from tcae_diffusers.arguments import option, parse_arguments
 from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
@@ -34,13 +35,11 @@ from tcae_diffusers.trainer import (
     NonFiniteGuard,
     StopSignal,
     TrainingProgress,
-    parse_arguments,
     prepare_run_folder,
     save_model,
     start_accelerator,
     start_trackers,
 )
-from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
 from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments

@@ -21,6 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from tcae_diffusers import TCDiTPipeline
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
 from tcae_diffusers.models.adapters import load_autoencoder, pipeline_scaling, spatial_ratio
@@ -32,7 +33,6 @@ from tcae_diffusers.trainer import (
     NonFiniteGuard,
     StopSignal,
     TrainingProgress,
-    parse_arguments,
     prepare_run_folder,
     save_model,
     start_accelerator,

@@ -18,6 +18,7 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
+from tcae_diffusers.arguments import option, parse_arguments
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
@@ -36,13 +37,11 @@ from tcae_diffusers.trainer import (
     NonFiniteGuard,
     StopSignal,
     TrainingProgress,
-    parse_arguments,
     prepare_run_folder,
     save_model,
     start_accelerator,
     start_trackers,
 )
-from tcae_diffusers.trainer.arguments import option
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, averaged_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description

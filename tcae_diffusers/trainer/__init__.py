@@ -1,6 +1,6 @@
 """What the training scripts share: arguments, checkpoints, signals, non-finite steps, progress. Loops are theirs."""
 
-from .arguments import RunArguments, parse_arguments
+from .arguments import RunArguments
 from .checkpoint import CheckpointError, CheckpointManager
 from .nonfinite import NonFiniteError, NonFiniteGuard
 from .progress import TrainingProgress
@@ -16,7 +16,6 @@ __all__ = [
     "RunArguments",
     "StopSignal",
     "TrainingProgress",
-    "parse_arguments",
     "prepare_run_folder",
     "save_model",
     "start_accelerator",

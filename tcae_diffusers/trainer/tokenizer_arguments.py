@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .arguments import RunArguments, option
+from ..arguments import option
+from .arguments import RunArguments
 
 
 @dataclass

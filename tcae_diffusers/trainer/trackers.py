@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from .arguments import RunArguments, save_arguments
+from ..arguments import save_arguments
+from .arguments import RunArguments
 
 
 def require_tracker(name: str) -> None:

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..arguments import program_name
 from ..data.images.training_dataset import TooManyBrokenImagesError
 from ..data.latents.format import LatentCacheError
-from .arguments import program_name
 from .checkpoint import CheckpointError
 from .nonfinite import NonFiniteError
 

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from tcae_diffusers.trainer import parse_arguments
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.training import cache_latents, demo, train_dit, train_tcae
 
 ARGUMENTS = {

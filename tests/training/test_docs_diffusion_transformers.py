@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.evaluation.commands.comparison_plan import read_plan
-from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training.cache_latents import CacheArguments
 from tcae_diffusers.training.train_dit import DiTArguments
 from tcae_diffusers.training.train_tcae import TokenizerArguments

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
-from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training import finetune_decoder
 
 from ..latent_commands import home, reset_accelerate, weights

@@ -8,9 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.models.adapters import load_autoencoder
-from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.training import train_dit
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id
 

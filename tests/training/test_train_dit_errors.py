@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tcae_diffusers import AutoencoderTC
-from tcae_diffusers.trainer.arguments import program_name
+from tcae_diffusers.arguments import program_name
 from tcae_diffusers.training import cache_latents, train_dit
 
 from ..latent_commands import SMALL_DIT, TOKENIZER, calibrated, home, run, train

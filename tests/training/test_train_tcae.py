@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.training_dataset import collate_training_views
-from tcae_diffusers.trainer import TrainingProgress, parse_arguments
+from tcae_diffusers.trainer import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import home, reset_accelerate

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tcae_diffusers.trainer import parse_arguments
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
 from tcae_diffusers.training.train_tcae import TokenizerArguments
 

@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 import torch
 
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.models.adapters import spatial_ratio
-from tcae_diffusers.trainer import parse_arguments
 from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, resolve_sizes
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
 from tcae_diffusers.training.tokenizer_student import build_student, mask_group_pixels, resolve_crop_sizes

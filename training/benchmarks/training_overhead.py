@@ -49,9 +49,10 @@ def run(seconds: float) -> dict[str, Any]:
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
+    from tcae_diffusers.arguments import parse_arguments
     from tcae_diffusers.objectives.schedules import teacher_momentum
     from tcae_diffusers.self_supervision.teacher import update_teacher
-    from tcae_diffusers.trainer import TrainingProgress, parse_arguments, start_trackers
+    from tcae_diffusers.trainer import TrainingProgress, start_trackers
     from tcae_diffusers.training import train_tcae
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from tcae_diffusers.trainer.arguments import Arguments, option, parse_arguments, program_name, save_arguments
+from tcae_diffusers.arguments import Arguments, option, parse_arguments, program_name, save_arguments
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Draw(Picture, Store):
     """
 
     group: ClassVar[str] = "Drawing"
-    reads_config: ClassVar[bool] = True
+    presets: ClassVar[str] = "tcae_diffusers.training.configs"
 
     names: list[str] = option(["first"], "Pictures to draw.", positional=True)
     colour: Literal["red", "blue"] = option("blue", "Colour of the drawing.")
@@ -180,7 +180,7 @@ def test_saved_arguments_are_a_config(tmp_path):
     class Saved(Picture):
         """Saved."""
 
-        reads_config: ClassVar[bool] = True
+        presets: ClassVar[str] = "tcae_diffusers.training.configs"
 
     arguments = parse_arguments(Saved, ["--width", "3", "--no_smooth"], prog="saved")
     save_arguments(arguments, tmp_path / "arguments.yaml")

@@ -1,0 +1,334 @@
+"""
+Command lines as dataclasses: a field is an option, its annotation says how it is read, its class in which group
+`--help` shows it.
+
+Imports the standard library and PyYAML only, so that `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import inspect
+import json
+import sys
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import InputError
+
+ArgumentsType = TypeVar("ArgumentsType", bound="Arguments")
+# What stands for a value in `--help` where the option does not say.
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    positional: bool = False,
+    metavar: str | tuple[str, ...] | None = None,
+    choices: Sequence[Any] | None = None,
+    repeat: bool = False,
+) -> Any:
+    """
+    A dataclass field that [`parse_arguments`] reads from the command line as `--<name of the field>`.
+
+    Args:
+        default: `dataclasses.MISSING` for an option that must be given; `None` is read as "unset".
+        help (`str`): A sentence that stands alone; `--help` adds the default.
+        positional (`bool`, defaults to `False`): Read without `--name`; a list takes all that is left.
+        metavar (`str` or `tuple`, *optional*): Stands for the value in `--help`; a tuple for each value of a tuple.
+        choices (`Sequence`, *optional*): What the value may be, where a `Literal` cannot say it.
+        repeat (`bool`, defaults to `False`): A list that grows by one item each time the option is given.
+    """
+    metadata = {"help": help, "positional": positional, "metavar": metavar, "choices": choices, "repeat": repeat}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
+    return field(default=default, metadata=metadata, kw_only=True)
+
+
+@dataclass
+class Arguments:
+    """
+    What each group of options derives from; a command derives from its groups.
+
+    A subclass that declares options names their `group`, and checks them in `__post_init__`, which calls `super()`'s.
+    """
+
+    group: ClassVar[str] = "Options"
+    # Package whose YAML files are the presets of `--config`; a command without has no `--config`.
+    presets: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        pass
+
+    def _require(self, name: str, condition: bool, expected: str) -> None:
+        """
+        Raises:
+            InputError: `--name <value> must be <expected>.`, unless the condition holds.
+        """
+        if not condition:
+            raise InputError(f"--{name} {getattr(self, name)} must be {expected}.")
+
+
+def program_name() -> str:
+    """What the user typed: `tcae-train`, `train_tcae.py`, or `python -m tcae_diffusers.training.train_tcae`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def parse_arguments(
+    arguments_type: type[ArgumentsType], argv: Sequence[str] | None = None, prog: str | None = None
+) -> ArgumentsType:
+    """
+    Read a command line; where the type has `presets`, first `--config` (a YAML file, or the name of a preset), over
+    which the command line wins. A config may name another one that it changes: `extends: openmoji32`.
+
+    Exits with code 2 and one line, `<prog>: error: <message>`, for an unknown option, key or preset and a bad value.
+
+    Args:
+        arguments_type: Dataclass of options; its docstring is the description in `--help`.
+        argv (`Sequence[str]`, *optional*): The command line without the program; that of the process if unset.
+        prog (`str`, *optional*): The command as the user typed it; [`program_name`] if unset.
+    """
+    options = {each.name: each for each in fields(arguments_type)}
+    hints = get_type_hints(arguments_type)
+    parser = _build_parser(arguments_type, hints, prog or program_name())
+    argv = sys.argv[1:] if argv is None else argv
+    typed, unknown = parser.parse_known_args([_with_underscores(text) for text in argv])
+    typed = {name: value for name, value in vars(typed).items() if value is not None and value != []}
+    try:
+        if unknown:
+            typo = unknown[0].split("=")[0].lstrip("-")
+            raise InputError(f"unknown argument {unknown[0]}{_near(typo, options, '--') or '; --help lists them'}")
+        config = typed.pop("config", None)
+        values = {} if config is None else _read_config(config, arguments_type, hints)
+        for name, value in typed.items():
+            values[name] = tuple(value) if get_origin(_type_of_value(hints[name])) is tuple else value
+        missing = [_flag(each) for each in options.values() if _is_required(each) and each.name not in values]
+        if missing:
+            raise InputError(f"the following arguments are required: {', '.join(missing)}")
+        return arguments_type(**values)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def save_arguments(arguments: Arguments, path: Path) -> None:
+    """Write the resolved arguments as a YAML file that `--config` reads again."""
+    path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        # The message alone: the usage before it would hide it.
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: str) -> _Parser:
+    options = {each.name: each for each in fields(arguments_type)}
+    positional = [f"[{name} ...]" for name, each in options.items() if each.metadata["positional"]]
+    required = [
+        f"--{name} {each.metadata['metavar'] or name.upper()}"
+        for name, each in options.items()
+        if _is_required(each) and not each.metadata["positional"]
+    ]
+    parser = _Parser(
+        prog=prog,
+        usage=" ".join(["%(prog)s", *positional, *required, "[options]"]),
+        description=inspect.getdoc(arguments_type),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if arguments_type.presets:
+        presets = ", ".join(_preset_names(arguments_type.presets))
+        parser.add_argument("--config", metavar="FILE", help=f"YAML file, or name of a preset: {presets}.")
+    groups: dict[str, Any] = {}
+    for declaring in _from_the_base_up(arguments_type):
+        for name in inspect.get_annotations(declaring):
+            if name not in options:
+                continue
+            if declaring.group not in groups:
+                groups[declaring.group] = parser.add_argument_group(declaring.group)
+            # A subclass may give an option another default; it stays in the group that declared it first.
+            _add_option(groups[declaring.group], options.pop(name), _type_of_value(hints[name]))
+    return parser
+
+
+def _from_the_base_up(arguments_type: type) -> list[type]:
+    """The dataclasses it derives from, each after its own bases, which go from left to right; itself last."""
+    found: dict[type, None] = {}
+    for base in arguments_type.__bases__:
+        found |= dict.fromkeys(_from_the_base_up(base))
+    return [each for each in [*found, arguments_type] if issubclass(each, Arguments)]
+
+
+def _add_option(group: Any, each: Field, hint: Any) -> None:
+    keywords: dict[str, Any] = {"help": _help(each).replace("%", "%%")}
+    positional, metavar = each.metadata["positional"], each.metadata["metavar"]
+    if each.metadata["repeat"]:
+        keywords["action"] = "append"
+        (hint,) = get_args(hint)
+    if get_origin(hint) is list:
+        keywords["nargs"] = "*" if positional else "+"
+        (hint,) = get_args(hint)
+    elif get_origin(hint) is tuple:
+        keywords["nargs"] = len(get_args(hint))
+        hint = get_args(hint)[0]
+    elif positional:
+        keywords["nargs"] = "?"
+    if hint is bool:
+        keywords |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+        opposite = {"dest": each.name, "action": "store_const", "const": False, "help": argparse.SUPPRESS}
+        group.add_argument(f"--no_{each.name}", **opposite)
+    elif choices := _choices(each, hint):
+        keywords |= {"type": type(choices[0]), "choices": choices}
+    else:
+        kind = get_origin(hint) or hint
+        keywords |= {"type": _json_object if kind is dict else kind, "metavar": METAVARS[kind]}
+    if metavar or positional:
+        keywords["metavar"] = metavar or each.name
+    group.add_argument(_flag(each), **keywords)
+
+
+def _help(each: Field) -> str:
+    text, default = each.metadata["help"], each.default
+    if each.default_factory is not MISSING:
+        default = each.default_factory()
+    if default is True:
+        return f"{text} (default: true; --no_{each.name} turns it off)"
+    if default is False:
+        return f"{text} (default: false)"
+    if default is MISSING:
+        return text if each.metadata["positional"] else f"{text} (required)"
+    # Where nothing is the default, the sentence says what that means.
+    if default in (None, "", [], {}):
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+    return f"{text} (default: {shown})"
+
+
+def _flag(each: Field) -> str:
+    return each.name if each.metadata["positional"] else f"--{each.name}"
+
+
+def _is_required(each: Field) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _type_of_value(hint: Any) -> Any:
+    """`X` of `X | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (each for each in get_args(hint) if each is not type(None))
+    return hint
+
+
+def _choices(each: Field, hint: Any) -> Sequence[Any] | None:
+    return get_args(hint) if get_origin(hint) is Literal else each.metadata["choices"]
+
+
+def _with_underscores(text: str) -> str:
+    """`--learning-rate=1e-4` -> `--learning_rate=1e-4`: a hyphen is as good as an underscore."""
+    flag, separator, value = text.partition("=")
+    return f"{flag.replace('-', '_').replace('__', '--', 1)}{separator}{value}" if flag.startswith("--") else text
+
+
+def _boolean(text: str) -> bool:
+    for value, words in ((True, ("true", "yes", "t", "y", "1")), (False, ("false", "no", "f", "n", "0"))):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object; expected {{"key": value}}')
+    return value
+
+
+def _preset_names(package: str) -> list[str]:
+    return sorted(entry.name[:-5] for entry in resources.files(package).iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read_config(
+    config: str, arguments_type: type[Arguments], hints: dict[str, Any], extended_by: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Values of a YAML file or preset, over those of the one that its key `extends` names."""
+    if config in extended_by:
+        raise InputError(f"--config {config} extends itself: {' -> '.join((*extended_by, config))}")
+    options = {each.name: each for each in fields(arguments_type)}
+    presets = _preset_names(arguments_type.presets)
+    if Path(config).is_file():
+        text = Path(config).read_text()
+    elif config in presets:
+        text = (resources.files(arguments_type.presets) / f"{config}.yaml").read_text()
+    else:
+        raise InputError(f"--config {config}: no such file, and no such preset{_near_or_all(config, presets)}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {config}: expected `key: value` lines, found {type(values).__name__}")
+    base = values.pop("extends", None)
+    for key, value in values.items():
+        if key not in options:
+            raise InputError(f"--config {config}: unknown key {key!r}{_near_or_all(str(key), sorted(options))}")
+        values[key] = _config_value(options[key], hints[key], value)
+    if base is None:
+        return values
+    return {**_read_config(str(base), arguments_type, hints, (*extended_by, config)), **values}
+
+
+def _config_value(each: Field, hint: Any, value: Any) -> Any:
+    """
+    The value of a config as its type asks.
+
+    Raises:
+        InputError: for a value of another type, or that is no choice.
+    """
+    name, optional = each.name, hint
+    hint = _type_of_value(hint)
+    if value is None and hint is not optional:
+        return None
+    if get_origin(hint) in (list, tuple):
+        items = get_args(hint)
+        if not isinstance(value, list) or (get_origin(hint) is tuple and len(value) != len(items)):
+            expected = "a list" if get_origin(hint) is list else f"a list of {len(items)} values"
+            raise InputError(f"{name}: {value!r} is a {type(value).__name__}, expected {expected}")
+        return get_origin(hint)(_config_value(each, items[0], item) for item in value)
+    if choices := _choices(each, hint):
+        if value not in choices:
+            raise InputError(f"{name}: {value!r} is unknown; expected one of {', '.join(map(str, choices))}")
+        return value
+    kind = get_origin(hint) or hint
+    # To YAML 1.1, `1e-4` is text, and to Python, True is an int.
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise InputError(f"{name}: {value!r} is not a number") from None
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{name}: {value!r} is a {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(prefix + match for match in matches)}?" if matches else ""
+
+
+def _near_or_all(name: str, known: Iterable[str]) -> str:
+    return _near(name, known) or f"; known: {', '.join(known)}"
