@@ -29,6 +29,22 @@ def test_known_modules(module, shape, expected, device):
     assert count_macs(module.to(device), torch.empty(shape, device=device)).total == expected
 
 
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (lambda: torch.mv(torch.ones(3, 4), torch.ones(4)), 12),
+        (lambda: torch.dot(torch.ones(5), torch.ones(5)), 5),
+        (lambda: torch.addmv(torch.ones(3), torch.ones(3, 4), torch.ones(4)), 12),
+        (lambda: torch._addmm_activation(torch.ones(6), torch.ones(3, 4), torch.ones(4, 6)), 72),
+        (lambda: torch._int_mm(torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)), 4096),
+    ],
+    ids=["mv", "dot", "addmv", "_addmm_activation", "_int_mm"],
+)
+def test_products_without_a_formula_in_torch_are_counted(product, expected):
+    count = count_macs(product)
+    assert count.total == expected and count.by_operator == {"matmul": expected}
+
+
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_attention_products_are_counted_whichever_kernel_runs(device, grad_mode):
