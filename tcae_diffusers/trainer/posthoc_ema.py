@@ -92,7 +92,7 @@ def _inner_products(steps_a, gammas_a, steps_b, gammas_b) -> np.ndarray:
 
 def snapshot_weights(snapshots: Sequence[tuple[int, float]], sigma_rel: float, step: int) -> np.ndarray:
     """
-    How much of each snapshot goes into the average of length `sigma_rel` as of `step`, float64.
+    How much of each snapshot goes into the average of length `sigma_rel` as of `step`, float64; the shares sum to 1.
 
     Args:
         snapshots (sequence of `(step, sigma_rel)`): What there is, not later than `step`.
@@ -100,7 +100,9 @@ def snapshot_weights(snapshots: Sequence[tuple[int, float]], sigma_rel: float, s
     steps = np.array([float(at) for at, _ in snapshots])
     gammas = np.array([exponent_of(sigma) for _, sigma in snapshots])
     target = _inner_products(steps, gammas, [float(step)], [exponent_of(sigma_rel)])
-    return np.linalg.solve(_inner_products(steps, gammas, steps, gammas), target)[:, 0]
+    weights = np.linalg.solve(_inner_products(steps, gammas, steps, gammas), target)[:, 0]
+    # The fit matches the shape of the profile, not its area. As in EDM2's code: a constant averages to itself.
+    return weights / weights.sum()
 
 
 def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -> dict[str, torch.Tensor]:

@@ -62,6 +62,18 @@ def test_a_snapshot_is_made_of_itself():
     np.testing.assert_allclose(snapshot_weights(snapshots, 0.1, 200), [0, 0, 0, 1], atol=1e-9)
 
 
+@pytest.mark.parametrize("steps", [[100], [100, 400], [200, 400], [100, 200, 300, 400]])
+@pytest.mark.parametrize("sigmas", [(0.05,), (0.05, 0.1), (0.02, 0.25)])
+@pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.2])
+def test_a_constant_averages_to_itself(tmp_path, steps, sigmas, sigma_rel):
+    for sigma in sigmas:
+        ema = PowerFunctionEMA([torch.ones(3)], sigma)
+        for step in steps:
+            ema.steps = step
+            ema.save_snapshot(tmp_path, ["weight"])
+    torch.testing.assert_close(reconstruct(tmp_path, sigma_rel)["weight"], torch.ones(3), rtol=0, atol=1e-6)
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="no snapshots of step 0 in"):
         reconstruct(tmp_path, 0.1)
