@@ -171,6 +171,7 @@ def evaluate_probing(
                     "samples": len(test_labels),
                     "dimensions": features.shape[1],
                     "learning_rate": result.learning_rate,
+                    "learning_rate_at_end_of_grid": result.is_at_end_of_grid,
                     "better": "higher",
                     "baseline": baseline,
                 }
@@ -235,6 +236,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for figure in result["figures"]:
         line = f"{figure['name']}: {figure['value']:.4f} ± {figure['interval']:.4f} over {figure['samples']} images"
+        if figure.get("learning_rate"):
+            line += f", learning rate {figure['learning_rate']:g}"
         baseline = figure.get("baseline")
         print(f"{line}  ({baseline['name']}: {baseline['value']:.4f})" if baseline else line)
     return 0

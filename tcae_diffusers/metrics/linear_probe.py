@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,11 @@ import torch.nn.functional as F
 from ..errors import InputError
 from .confidence import share_interval
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+logger = logging.getLogger(__name__)
+
+# Of standardised features, whose best rate lies in the middle. One at an end would be a limit of the grid and no
+# optimum, and accuracies found there could not be compared.
+LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 @dataclass
@@ -21,12 +26,17 @@ class ProbeResult:
     Args:
         correct (`np.ndarray`): Whether each test image was classified right, bool `(N,)`.
         labels (`np.ndarray`): Its true class.
-        learning_rate (`float` or `None`): The one that the sweep chose.
+        learning_rate (`float` or `None`): The one that the sweep chose; of [`LEARNING_RATES`].
     """
 
     correct: np.ndarray
     labels: np.ndarray
     learning_rate: float | None = None
+
+    @property
+    def is_at_end_of_grid(self) -> bool:
+        """Whether the best learning rate may lie beyond those that were tried."""
+        return self.learning_rate in (LEARNING_RATES[0], LEARNING_RATES[-1])
 
     @property
     def accuracy(self) -> float:
@@ -85,7 +95,8 @@ def linear_probe(
     """Multinomial logistic regression by SGD with momentum 0.9 and a cosine schedule, as DINOv2 probes.
 
     The learning rate is chosen on a fifth of the training images (fixed by `seed`), then the probe is trained on all
-    of them. Test images choose nothing.
+    of them. Test images choose nothing. A choice at an end of the grid is warned of, since a better rate may lie
+    beyond it.
 
     Args:
         train, test: Features `(N, D)`; they are standardised with the training set's mean and deviation.
@@ -99,10 +110,18 @@ def linear_probe(
     chosen, validation = order[len(train) // 5 :], order[: len(train) // 5]
     weights = _fit(train[chosen], labels[chosen], classes, LEARNING_RATES, epochs, batch_size, seed)
     accuracies = (_predict(weights, train[validation]) == labels[validation]).float().mean(dim=1)
-    best = int(accuracies.argmax())
+    # Several rates may be equally good on few images: the middle one of them is the safest.
+    tied = torch.nonzero(accuracies == accuracies.max()).flatten().tolist()
+    best = tied[(len(tied) - 1) // 2]
     weights = _fit(train, labels, classes, LEARNING_RATES[best : best + 1], epochs, batch_size, seed)
     correct = (_predict(weights, test)[0] == torch.as_tensor(test_labels)).numpy()
-    return ProbeResult(correct, np.asarray(test_labels), LEARNING_RATES[best])
+    result = ProbeResult(correct, np.asarray(test_labels), LEARNING_RATES[best])
+    if result.is_at_end_of_grid:
+        logger.warning(
+            f"the linear probe chose learning rate {result.learning_rate:g}, an end of the grid from "
+            f"{LEARNING_RATES[0]:g} to {LEARNING_RATES[-1]:g}: its accuracy may be too low"
+        )
+    return result
 
 
 def nearest_neighbours(
