@@ -25,7 +25,7 @@ from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
-from tcae_diffusers.objectives.adversarial import AdversarialLoss, balance_of
+from tcae_diffusers.objectives.adversarial import AdversarialLoss, adaptive_weight_from_squares
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.feature_backbones import build_feature_backbone
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
@@ -297,7 +297,7 @@ def reconstruct(run: DecoderRun, batch: dict, step: int, micro_step: int):
     return images, run.model(images, generators), generators
 
 
-def balance_of_step(run: DecoderRun, batches: list[dict], step: int) -> torch.Tensor:
+def adaptive_weight_of_step(run: DecoderRun, batches: list[dict], step: int) -> torch.Tensor:
     """
     The adaptive weight of accumulated batches: it is that of all their images, so it must be known before the first
     backward. Costs one more forward pass of each, without gradients in the decoder.
@@ -310,7 +310,7 @@ def balance_of_step(run: DecoderRun, batches: list[dict], step: int) -> torch.Te
         reconstruction = run.reconstruction_loss(sample, images).loss
         found = adversary.loss.squared_gradients(adversary.discriminator, sample, reconstruction, generators)
         squares = found if squares is None else squares + found
-    return balance_of(squares, len(batches), adversary.loss.max_adaptive_weight)
+    return adaptive_weight_from_squares(squares, len(batches), adversary.loss.max_adaptive_weight)
 
 
 def forward_backward(
@@ -358,7 +358,7 @@ def optimize(run: DecoderRun, batches, progress: TrainingProgress, step: int) ->
     balance = None
     is_balanced = adversary is not None and adversary.loss.adaptive and adversary.loss.generator_is_active(step)
     if is_balanced and len(micro_batches) > 1:
-        balance = balance_of_step(run, micro_batches, step)
+        balance = adaptive_weight_of_step(run, micro_batches, step)
     for micro_step, batch in enumerate(micro_batches):
         with accelerator.accumulate(*([run.model, adversary.model] if plays else [run.model])):
             metrics = forward_backward(run, batch, step, micro_step, balance)

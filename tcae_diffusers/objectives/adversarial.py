@@ -55,11 +55,11 @@ def adaptive_weight(
             The weight of the decoder's last layer (VQGAN), or the decoder's output itself, which also works where the
             weight is sharded (FSDP) and saves nothing else.
         maximum (`float`, defaults to 1e4): VQGAN's clamp.
-        eps (`float`, defaults to 1e-4).
+        eps (`float`, defaults to 1e-4): VQGAN's. At the output see [`adaptive_weight_from_squares`].
     """
     gradients = _gradients(reconstruction_loss, adversarial_loss, reference)
     if not isinstance(reference, nn.Parameter):
-        return balance_of(gradients.square().sum(dim=1), maximum=maximum, eps=eps)
+        return adaptive_weight_from_squares(gradients.square().sum(dim=1), maximum=maximum, eps=eps)
     if is_distributed():
         dist.all_reduce(gradients)
         gradients /= dist.get_world_size()
@@ -76,14 +76,21 @@ def _gradients(reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor
     )
 
 
-def balance_of(squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4, eps: float = 1e-4) -> torch.Tensor:
+def adaptive_weight_from_squares(
+    squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4, eps: float = 1e-4
+) -> torch.Tensor:
     """
-    The adaptive weight at the decoder's output from [`AdversarialLoss.squared_gradients`], over all ranks.
+    `|grad L_rec| / (|grad L_GAN| + eps * |grad L_rec|)` at the decoder's output, over all ranks, from
+    [`AdversarialLoss.squared_gradients`]; clamped to [0, maximum].
+
+    Unlike the gradient at a weight, that at the output shrinks with the number of images and pixels that the losses
+    are means over. So `eps` is relative here: the weight is a function of the images and not of how many there are.
 
     Args:
         squares (`torch.Tensor` of shape `(2,)`): Summed over the forward passes of an optimizer step on this rank.
         num_passes (`int`, defaults to 1): How many those are; the loss of the step is the mean of theirs.
-        maximum, eps: See [`adaptive_weight`].
+        maximum (`float`, defaults to 1e4): VQGAN's clamp.
+        eps (`float`, defaults to 1e-4): The weight tends to `1 / eps` where the adversarial gradient vanishes.
     """
     # Each pass and rank holds the gradient at its own images: the norm of them all, with the loss a mean over both.
     squares = squares / num_passes**2
@@ -91,7 +98,9 @@ def balance_of(squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4,
         dist.all_reduce(squares)
         squares /= dist.get_world_size() ** 2
     norms = squares.sqrt()
-    return (norms[0] / (norms[1] + eps)).clamp(0.0, maximum)
+    # The smallest float keeps a step without any gradient at 0 instead of 0 / 0.
+    floor = eps * norms[0] + torch.finfo(norms.dtype).tiny
+    return (norms[0] / (norms[1] + floor)).clamp(0.0, maximum)
 
 
 @dataclass
@@ -217,8 +226,8 @@ class AdversarialLoss(nn.Module):
     ) -> torch.Tensor:
         """
         Squared norms of the gradients of the reconstruction and of the adversarial loss at `sample`, `(2,)`: what
-        [`balance_of`] makes the adaptive weight of several forward passes from. `sample` may be a leaf. Other
-        arguments as in [`generator_loss`].
+        [`adaptive_weight_from_squares`] makes the adaptive weight of several forward passes from. `sample` may be a
+        leaf. Other arguments as in [`generator_loss`].
         """
         loss_gan = self._generator_criterion(discriminator, sample, generator)
         return _gradients(reconstruction_loss, loss_gan, sample).square().sum(dim=1)
@@ -245,7 +254,8 @@ class AdversarialLoss(nn.Module):
             reference (`torch.Tensor`, *optional*): needed in the same case; see [`adaptive_weight`].
             generator (`torch.Generator` or list of them, *optional*): needed with DiffAugment.
             balance (`torch.Tensor`, *optional*):
-                The adaptive weight, where it is known: that of a step of several forward passes ([`balance_of`]).
+                The adaptive weight, where it is known: that of a step of several forward passes
+                ([`adaptive_weight_from_squares`]).
         """
         loss_gan = self._generator_criterion(discriminator, sample, generator)
         if not self.adaptive:

@@ -13,6 +13,7 @@ from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, Patc
 from tcae_diffusers.objectives.adversarial import (
     AdversarialLoss,
     adaptive_weight,
+    adaptive_weight_from_squares,
     discriminator_criterion,
     generator_criterion,
 )
@@ -74,9 +75,35 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer():
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     assert not found.requires_grad and layer.weight.grad is None
     at_output = adaptive_weight(reconstruction, adversarial, outputs)
-    expected = (2 * outputs / 10).norm() / (torch.full((5, 2), 0.001).norm() + 1e-4)
+    of_reconstruction, of_adversary = (2 * outputs / 10).norm(), torch.full((5, 2), 0.001).norm()
+    expected = of_reconstruction / (of_adversary + 1e-4 * of_reconstruction)
     assert at_output.item() == pytest.approx(expected.item(), rel=1e-4)
     assert adaptive_weight(1e9 * reconstruction, adversarial, layer.weight).item() == 1e4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_adaptive_weight_at_the_output_is_that_of_the_images_and_not_of_their_number(scale):
+    discriminator = LinearDiscriminator()
+    target = images(1, batch=1)
+    weights = []
+    for repeats in (1, 8, 1024):
+        sample = images(0, batch=1).repeat(repeats, 1, 1, 1).requires_grad_()
+        reconstruction = scale * (sample - target).abs().mean()
+        adversarial = scale * 0.01 * generator_criterion("hinge", discriminator(sample))
+        weights.append(adaptive_weight(reconstruction, adversarial, sample).item())
+        halves = [
+            AdversarialLoss().squared_gradients(discriminator, half, (half - target).abs().mean())
+            for half in sample.detach().requires_grad_().tensor_split(min(repeats, 2))
+        ]
+        in_passes = adaptive_weight_from_squares(sum(halves), len(halves))
+        assert in_passes.item() == pytest.approx(0.01 * weights[0], rel=1e-3)
+    assert weights == pytest.approx(weights[:1] * 3, rel=1e-4)
+
+
+def test_adaptive_weight_at_the_output_without_gradients():
+    assert adaptive_weight_from_squares(torch.tensor([0.0, 0.0])).item() == 0
+    assert adaptive_weight_from_squares(torch.tensor([0.0, 1.0])).item() == 0
+    assert adaptive_weight_from_squares(torch.tensor([1.0, 0.0])).item() == pytest.approx(1e4)
 
 
 def test_generator_term_is_weight_times_balance_times_criterion():
