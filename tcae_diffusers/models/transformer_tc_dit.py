@@ -1,7 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, in the design of
-LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm, QK-norm and 2D rotary positions. The whole model is in this
-file and reads from top to bottom."""
+"""`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, after
+LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm and 2D rotary positions, and with QK-norm, which LightningDiT
+offers too but trains without. The whole model is in this file and reads from top to bottom."""
 
 import difflib
 from typing import Any
