@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from tqdm.auto import tqdm
 
+from ..data.cache_folder import default_cache_dir
 from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import ImageSet, uint8_batches
 from ..files import write_atomically
@@ -21,8 +22,6 @@ logger = get_logger(__name__)
 
 def default_cache_folder() -> Path:
     """`features/` in the cache folder of this package (`$TCAE_CACHE`, else below `~/.cache`)."""
-    from tcae_diffusers.data.images.openmoji import default_cache_dir
-
     return default_cache_dir() / "features"
 
 

@@ -1,13 +1,14 @@
 """Images in class folders: `root/class/image.png`."""
 
-import hashlib
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -16,8 +17,8 @@ IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".t
 class ImageFolderSource:
     """Map-style image source over `root/class/image.png`.
 
-    Classes are the sub-folders of `root` in sorted order; images are those below a class folder, at any depth, in
-    sorted order. Hidden files and folders are passed over. File names are held in one byte buffer rather than a list,
+    Classes are the sub-folders of `root` in sorted order; images are those below a class folder, see [`image_names`].
+    File names are held in one byte buffer rather than a list,
     so that a million of them neither cost a million Python objects nor are copied into each DataLoader worker.
 
     Args:
@@ -42,16 +43,16 @@ class ImageFolderSource:
         if not self.classes:
             raise ValueError(f"image folder {self.root} has no class folder; expected root/class/image.png")
 
-        names, labels = [], []
-        for label, class_name in enumerate(self.classes):
-            found = sorted(_images_below(self.root / class_name, class_name))
-            if not found:
-                raise ValueError(
-                    f"class folder {self.root / class_name} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
-                    "add images or remove the folder"
-                )
-            names.extend(map(os.fsencode, found))
-            labels.extend([label] * len(found))
+        names = [name for name in image_names(self.root) if "/" in name]
+        label_of = {class_name: label for label, class_name in enumerate(self.classes)}
+        labels = [label_of[name.partition("/")[0]] for name in names]
+        empty = label_of.keys() - {self.classes[label] for label in set(labels)}
+        if empty:
+            raise ValueError(
+                f"class folder {self.root / min(empty)} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
+                "add images or remove the folder"
+            )
+        names = [os.fsencode(name) for name in names]
         self.labels = np.asarray(labels, dtype=np.int64)
         self._name_ends = np.cumsum([len(name) for name in names])
         self._name_bytes = np.frombuffer(b"".join(names), dtype=np.uint8)
@@ -70,28 +71,27 @@ class ImageFolderSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all relative names and file sizes: cheap at a million images, blind to edits of equal size."""
-        digest = hashlib.sha256(b"image_folder\0")
-        for index in range(len(self)):
-            name = self.name(index)
-            try:
-                size = os.stat(self.root / name).st_size
-            except FileNotFoundError:
-                # A dangling link: reading it will name it as broken.
-                size = -1
-            digest.update(os.fsencode(name) + f"\0{size}\0".encode())
-        return digest.hexdigest()
+        """Of all relative names and of the content of the files, see [`content_fingerprint`]."""
+        return content_fingerprint(self.root, (self.name(index) for index in range(len(self))))
 
 
-def _images_below(folder: Path, relative: str) -> list[str]:
-    """Names, relative to the root, of every image below `folder`; links are followed."""
-    found = []
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        name = f"{relative}/{entry.name}"
+def image_names(root: str | os.PathLike) -> list[str]:
+    """Paths, relative to `root`, of the images at any depth below it, each folder in the order of its names.
+
+    Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are passed over.
+    """
+    return list(_images_below(os.fspath(root), "", ()))
+
+
+def _images_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(folder)
+    place = (status.st_dev, status.st_ino)
+    if place in ancestors:
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
         if entry.is_dir():
-            found.extend(_images_below(folder / entry.name, name))
+            yield from _images_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, place))
         elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-            found.append(name)
-    return found
+            yield prefix + entry.name

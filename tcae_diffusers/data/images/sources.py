@@ -17,7 +17,7 @@ class ImageSource(Protocol):
     Attributes:
         classes (`list[str]`): Class names; label `i` is `classes[i]`.
         attribution (`str` or `None`): Credit that the images' licence asks to be shown beside them.
-        fingerprint (`str`): sha256 that changes when the images or their order do.
+        fingerprint (`str`): sha256 that changes when the content, the names or the order of the images do.
     """
 
     classes: list[str]

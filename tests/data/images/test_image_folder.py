@@ -36,15 +36,31 @@ def test_images_and_classes_come_sorted(two_classes):
     assert pickle.loads(pickle.dumps(source)).name(3) == "dog/é.webp"
 
 
-def test_fingerprint_sees_added_renamed_and_resized_files(two_classes):
+def test_fingerprint_sees_added_renamed_and_altered_files(two_classes):
     seen = {ImageFolderSource(two_classes).fingerprint}
     (two_classes / "cat/a.png").rename(two_classes / "cat/a2.png")
     seen.add(ImageFolderSource(two_classes).fingerprint)
     _folder(two_classes, {"cat/c.png": "red"})
     seen.add(ImageFolderSource(two_classes).fingerprint)
-    (two_classes / "cat/c.png").write_bytes(b"x")
+    content = bytearray((two_classes / "cat/c.png").read_bytes())
+    content[-1] ^= 1
+    (two_classes / "cat/c.png").write_bytes(content)
     seen.add(ImageFolderSource(two_classes).fingerprint)
     assert len(seen) == 4
+
+
+def test_linked_folders_and_files_are_followed_but_not_in_circles(two_classes, tmp_path):
+    elsewhere = _folder(tmp_path / "elsewhere", {"owl/a.png": "red", "owl/deep/b.png": "blue"})
+    os.symlink(elsewhere / "owl", two_classes / "owl")
+    os.symlink(elsewhere / "owl/a.png", two_classes / "dog/linked.png")
+    os.symlink(two_classes, two_classes / "dog/everything")
+    os.symlink("..", elsewhere / "owl/deep/back")
+    source = ImageFolderSource(two_classes)
+    assert source.classes == ["cat", "dog", "owl"]
+    names = [source.name(index) for index in range(len(source))]
+    assert [name for name in names if name.startswith("owl")] == ["owl/a.png", "owl/deep/b.png"]
+    assert "dog/linked.png" in names
+    assert not any("everything" in name or "back" in name for name in names)
 
 
 def _break(root, case):

@@ -8,8 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tcae_diffusers.data.cache_folder import default_cache_dir
 from tcae_diffusers.data.images import openmoji
-from tcae_diffusers.data.images.openmoji import OpenMojiSource, default_cache_dir, labelled_glyphs
+from tcae_diffusers.data.images.openmoji import OpenMojiSource, labelled_glyphs
 from tcae_diffusers.data.images.openmoji_grouping import base_glyph, code_points, split_by_base_glyph
 from tcae_diffusers.data.images.sources import ImageSource, build_image_source
 

@@ -1,0 +1,11 @@
+"""Where this package keeps what it computed once: rasterised images, features, hashes of files."""
+
+import os
+from pathlib import Path
+
+
+def default_cache_dir() -> Path:
+    """`$TCAE_CACHE`, else `$XDG_CACHE_HOME/tcae_diffusers`, else `~/.cache/tcae_diffusers`."""
+    if os.environ.get("TCAE_CACHE"):
+        return Path(os.environ["TCAE_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tcae_diffusers"
