@@ -18,147 +18,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from tcae_diffusers.data.images.image_sets import ImageSet, NpzImages, open_data_source, open_image_set
+from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.files import write_atomically, write_json
-from tcae_diffusers.metrics.confidence import JACKKNIFE, inception_score_interval
-from tcae_diffusers.metrics.feature_cache import default_cache_folder, features_of
-from tcae_diffusers.metrics.feature_comparison import Reference
+from tcae_diffusers.metrics.feature_cache import default_cache_folder
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from tcae_diffusers.metrics.frechet import FrechetStatistics
-from tcae_diffusers.metrics.names import FULL_SAMPLE_COUNT, INCEPTION, metric_name
+from tcae_diffusers.metrics.generation import evaluate_generation
+from tcae_diffusers.metrics.reference import open_reference
 
 from ..pictures.contact_sheet import contact_sheet, png_bytes
 from ..results.provenance import provenance
 from .named_paths import parse_named_paths
-
-_BETTER = {
-    "FID": "lower",
-    "FID-inf": "lower",
-    "KID": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "density": "higher",
-    "coverage": "higher",
-    "IS": "higher",
-}
-_OF_GENERATORS = ("FID", "FID-inf", "KID")
-
-
-def evaluate_generation(
-    samples: ImageSet,
-    reference: Reference,
-    network: FeatureNetwork,
-    reference_count: int | str = "equal",
-    batch_size: int = 32,
-    cache_folder: Path | None = None,
-) -> list[dict[str, Any]]:
-    """All figures of one sample set, each with its name, number of images, floor and extractor.
-
-    Args:
-        samples: Generated images.
-        reference: Real ones, see [`open_reference`].
-        reference_count: `equal` (as many as samples; all from 50,000 on), `all`, or a number.
-
-    Raises:
-        InputError: Fewer than 8 samples.
-    """
-    if len(samples) < 8:
-        raise InputError(
-            f"{samples.name} holds {len(samples)} images; at least 8 are needed, thousands are meaningful"
-        )
-    own = features_of(samples, network, batch_size, cache_folder)
-    available = 0 if reference.features is None else len(reference.features)
-    if reference_count == "equal":
-        count = None if available >= FULL_SAMPLE_COUNT else min(len(samples), available)
-    else:
-        count = None if reference_count == "all" else int(reference_count)
-    used, compared = reference.compare(own["features"], count)
-    floor_count, floor = reference.floor(len(samples))
-    described = []
-    for measure, figure in compared.items():
-        # The FID against mu and sigma is limited by the samples alone.
-        smaller = len(samples) if used is None or "reference" in figure else min(len(samples), used)
-        described.append(
-            {
-                "name": metric_name(measure, network.name, smaller, prefix="g" if measure in _OF_GENERATORS else ""),
-                **figure,
-                "samples": len(samples),
-                "reference_images": used if "reference" not in figure else None,
-                "better": _BETTER[measure],
-                "extractor": network.describe(),
-            }
-        )
-        if measure in floor:
-            described[-1]["floor"] = {**floor[measure], "images_per_half": floor_count}
-    if "logits" in own:
-        splits = 10 if len(samples) >= 100 else 1
-        score = isc_features_to_metric(torch.from_numpy(own["logits"]), splits=splits)
-        figure = {
-            "name": metric_name("IS", network.name, len(samples)),
-            "value": score[KEY_METRIC_ISC_MEAN],
-            "std": score[KEY_METRIC_ISC_STD],
-            "samples": len(samples),
-            "better": _BETTER["IS"],
-            "extractor": network.describe(),
-        }
-        interval = inception_score_interval(own["logits"])
-        described.append(
-            figure if interval is None else {**figure, "interval": interval, "interval_method": JACKKNIFE}
-        )
-    return described
-
-
-def open_reference(
-    spec: str,
-    resolution: int,
-    network: FeatureNetwork,
-    batch_size: int = 32,
-    cache_folder: Path | None = None,
-    seed: int = 0,
-) -> tuple[Reference, dict[str, Any]]:
-    """Reads a reference: a data source, a folder, or an ADM `.npz` with images, statistics, or both.
-
-    Returns:
-        The [`Reference`] and its description for the result file.
-    """
-    statistics, images = None, None
-    if spec.endswith(".npz"):
-        try:
-            with np.load(spec, allow_pickle=False) as archive:
-                names = archive.files
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read reference {spec}: {error}") from error
-        if "mu" in names:
-            statistics = FrechetStatistics.from_adm_npz(spec)
-            if network.name != INCEPTION:
-                raise InputError(
-                    f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
-                )
-        if "arr_0" in names:
-            images = NpzImages(spec)
-        if statistics is None and images is None:
-            raise InputError(f"{spec} has arrays {names}, expected mu and sigma, or images in arr_0")
-    elif ":" in spec or any(entry.is_dir() for entry in Path(spec).glob("[!.]*")):
-        images = open_data_source(spec, resolution)
-    else:
-        images = open_image_set(spec)
-    features = None if images is None else features_of(images, network, batch_size, cache_folder)["features"]
-    description = {
-        "spec": spec,
-        "images": 0 if images is None else len(images),
-        "statistics": statistics is not None,
-        "fingerprint": None if images is None else images.fingerprint,
-        "attribution": None if images is None else images.attribution,
-    }
-    return Reference(features, statistics, seed), description
 
 
 def sample_sheet(images: ImageSet, per_class: int = 10, classes: int = 16) -> tuple[bytes, list[str]]:
@@ -251,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
                 "fingerprint": images.fingerprint,
                 "grid": f"samples_{name}.png",
                 "grid_rows": [],
-                "figures": figures,
+                "figures": [figure.to_json() for figure in figures],
             }
         )
     if not state.is_main_process:

@@ -13,9 +13,6 @@ import numpy as np
 
 from tcae_diffusers.errors import InputError
 
-# The column of per_image.csv that a figure is the mean of: on the same images differences are taken image by image.
-_PER_IMAGE_COLUMNS = {"PSNR": "psnr", "SSIM": "ssim", "MS-SSIM": "ms_ssim", "LPIPS": "lpips"}
-
 
 @dataclass
 class ComparedFigure:
@@ -24,6 +21,8 @@ class ComparedFigure:
     Args:
         name, better: As in the results. conditions (`dict`): What had to agree: data, number of images, features.
         values (`dict[str, dict]`): Per subject `value` and, where known, `interval`.
+        column (`str`, *optional*): Of `per_image.csv`, whose mean the figure is: on the same images differences are
+            taken image by image.
         per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
         sources (`dict[str, Path]`): Per subject the folder of the result.
         baseline (`dict`, *optional*): What no model would score (`name`, `value`), where the results say so.
@@ -33,28 +32,15 @@ class ComparedFigure:
     better: str
     conditions: dict[str, Any]
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    column: str | None = None
     per_image: dict[str, Path] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
     baseline: dict[str, Any] | None = None
 
 
-def _latent_figures(result: dict[str, Any]) -> list[dict[str, Any]]:
-    channels, samples = result["channels"], result["data"]["images"]
-    figures = {
-        "effective rank of the latent": channels["effective_rank"],
-        "isotropy of the latent": channels["isotropy"],
-    }
-    for point in result["noise"]:
-        if point["level"] > 0:
-            figures[f"PSNR (dB) with noise {point['level']:g} in the latent"] = point["psnr"]
-    return [{"name": name, "value": value, "samples": samples, "better": "higher"} for name, value in figures.items()]
-
-
 def _named_figures(result: dict[str, Any]) -> list[tuple[str | None, list[dict[str, Any]]]]:
     if result["kind"] == "generation":
         return [(entry["name"] if len(result["sets"]) > 1 else None, entry["figures"]) for entry in result["sets"]]
-    if result["kind"] == "latents":
-        return [(None, _latent_figures(result))]
     return [(None, result.get("figures", []))]
 
 
@@ -91,7 +77,8 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
                 row.baseline = row.baseline or figure.get("baseline")
                 kept = ("value", "interval", "interval_method")
                 row.values[subject] = {name: figure[name] for name in kept if name in figure}
-                if result["kind"] == "reconstruction" and (result["folder"] / "per_image.csv").is_file():
+                row.column = figure.get("per_image")
+                if row.column and (result["folder"] / "per_image.csv").is_file():
                     row.per_image[subject] = result["folder"] / "per_image.csv"
     return list(aligned.values())
 
@@ -103,10 +90,9 @@ def _per_image_values(path: Path, column: str) -> np.ndarray | None:
 
 
 def _paired_interval(row: ComparedFigure, first: str, second: str) -> float | None:
-    column = next((column for start, column in _PER_IMAGE_COLUMNS.items() if row.name.startswith(start)), None)
-    if column is None or not {first, second} <= set(row.per_image) or row.conditions["fingerprint"] is None:
+    if row.column is None or not {first, second} <= set(row.per_image) or row.conditions["fingerprint"] is None:
         return None
-    values = [_per_image_values(row.per_image[name], column) for name in (first, second)]
+    values = [_per_image_values(row.per_image[name], row.column) for name in (first, second)]
     if any(part is None for part in values) or len(values[0]) != len(values[1]) or len(values[0]) < 2:
         return None
     differences = values[0] - values[1]

@@ -8,15 +8,9 @@ import numpy as np
 from accelerate import PartialState
 
 from ..data.distributed import gather_in_rank_order
-from .confidence import (
-    GROUPS,
-    INTERVAL_TOLERANCE,
-    frechet_interval_of_groups,
-    jackknife_interval,
-    merged,
-    random_groups,
-)
+from .confidence import GROUPS, jackknife_interval, random_groups
 from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from .frechet_interval import INTERVAL_TOLERANCE, frechet_interval_of_groups, merged
 
 # An update costs a pass over a (D, D) matrix however few images it brings: wait until they are worth it.
 _BUFFERED_IMAGES = 256

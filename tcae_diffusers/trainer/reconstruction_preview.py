@@ -15,9 +15,11 @@ from torchvision.utils import make_grid
 
 from ..data.images.multi_crop import center_crop, to_uint8
 from ..data.images.sources import build_image_source
+from ..metrics.component_colours import component_colours, feature_maps
 from ..metrics.features import FeatureNetwork
 from ..metrics.frechet import FrechetStatistics, frechet_distance
-from ..metrics.image_similarity import psnr, ssim
+from ..metrics.image_measures.psnr import psnr
+from ..metrics.image_measures.structural_similarity import ssim
 from ..metrics.latent_shape import spectrum_figures
 from ..metrics.names import metric_name
 from ..models.adapters import decode_latent, encode_to_latent
@@ -99,7 +101,7 @@ class ReconstructionPreview:
         with averaged_autoencoder(autoencoder, ema) as averaged:
             reconstructions, latents = self._reconstruct(averaged, accelerator.device)
             pictured = self.images[self._pictured()].to(accelerator.device).float() / 127.5 - 1
-            maps = self._feature_maps(averaged, pictured, latents[self._pictured()])
+            maps = feature_maps(averaged, pictured, latents[self._pictured()])
         figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
         if min(self.images.shape[-2:]) >= 11:
             figures["heldout/ssim"] = float(ssim(reconstructions, self.images).mean())
@@ -111,7 +113,7 @@ class ReconstructionPreview:
             chosen = self.images[self._pictured()]
             over = [chosen, reconstructions[self._pictured()]]
             self._log_picture(accelerator, "original over reconstruction", over, step)
-            components = [principal_components(each, chosen.shape[-2:]) for each in maps.values()]
+            components = [component_colours(each, chosen.shape[-2:]) for each in maps.values()]
             self._log_picture(accelerator, " over ".join(["original", *maps]), [chosen, *components], step)
         logger.info(
             f"step {step}: "
@@ -129,18 +131,6 @@ class ReconstructionPreview:
             latents.append(latent.float().cpu())
         return torch.cat(reconstructions), torch.cat(latents)
 
-    def _feature_maps(
-        self, autoencoder: ModelMixin, images: torch.Tensor, latents: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """What the second picture shows, `(B, D, h, w)` each: tokens of both stages, if there are any, and latents."""
-        maps = {}
-        if hasattr(autoencoder, "forward_features"):
-            features = autoencoder.forward_features(images)
-            if autoencoder.config.staged_compression:
-                maps["first-stage tokens"] = tokens_to_map(features.first_stage, features.first_stage_grid)
-            maps["last tokens"] = tokens_to_map(features.last, features.last_grid)
-        return {**maps, "latent": latents}
-
     def _pictured(self) -> np.ndarray:
         return np.linspace(0, len(self.images) - 1, min(self.num_pictured, len(self.images))).round().astype(int)
 
@@ -157,11 +147,6 @@ class ReconstructionPreview:
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
 
 
-def tokens_to_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """`(B, h * w, D)` -> `(B, D, h, w)` in fp32 on the CPU."""
-    return tokens.float().cpu().transpose(1, 2).unflatten(2, tuple(grid))
-
-
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:
     """Whether latents `(N, c, h, w)` collapse: `latent/effective_rank`, between 1 and c, `latent/min_channel_std`."""
     covariance = np.atleast_2d(np.cov(latents.transpose(0, 1).flatten(1).double().numpy()))
@@ -169,29 +154,3 @@ def latent_figures(latents: torch.Tensor) -> dict[str, float]:
         "latent/effective_rank": spectrum_figures(covariance)["effective_rank"],
         "latent/min_channel_std": float(np.sqrt(np.diag(covariance).min())),
     }
-
-
-def principal_components(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """
-    The first three principal components of all positions as red, green and blue.
-
-    Args:
-        maps (`torch.Tensor` of shape `(B, D, h, w)`): Features.
-        size (`tuple[int, int]`): Of the result; positions become squares of one colour.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 3, *size)`, uint8; each component spans 0 to 255 from its 2nd to its 98th
-        percentile.
-    """
-    rows = maps.permute(0, 2, 3, 1).flatten(0, 2).double()
-    rows = rows - rows.mean(dim=0)
-    _, vectors = torch.linalg.eigh(rows.T @ rows)
-    vectors = vectors.flip(1)[:, :3]
-    # Eigenvectors have no sign of their own; one that is fixed keeps colours from flipping between two pictures.
-    largest = vectors.abs().argmax(dim=0)
-    vectors = vectors * vectors[largest, torch.arange(vectors.shape[1])].sign()
-    values = torch.nn.functional.pad(rows @ vectors, (0, 3 - vectors.shape[1]))
-    low, high = torch.quantile(values, torch.tensor([0.02, 0.98], dtype=torch.double), dim=0)
-    values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) * 255
-    colours = values.round().to(torch.uint8).unflatten(0, (maps.shape[0], *maps.shape[2:])).permute(0, 3, 1, 2)
-    return torch.nn.functional.interpolate(colours, size=tuple(size), mode="nearest")

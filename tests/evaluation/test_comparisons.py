@@ -61,7 +61,7 @@ def result(folder, subject, figures, kind="reconstruction", per_image=None, spec
 
 
 def figure(value, interval=None, name="PSNR (dB)", better="higher", samples=50):
-    entry = {"name": name, "value": value, "samples": samples, "better": better}
+    entry = {"name": name, "value": value, "samples": samples, "better": better, "per_image": "psnr"}
     return entry if interval is None else {**entry, "interval": interval}
 
 

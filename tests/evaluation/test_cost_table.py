@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.cost import autoencoder_cost, measure_latency, transformer_cost
 from tcae_diffusers.metrics.activation_memory import peak_inference_bytes, saved_training_bytes
+from tcae_diffusers.metrics.latency import measure_latency
+from tcae_diffusers.metrics.model_cost import autoencoder_cost, transformer_cost
 from tcae_diffusers.models.named_models import build_named_autoencoder, build_transformer
 
 

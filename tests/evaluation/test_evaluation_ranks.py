@@ -10,8 +10,9 @@ import pytest
 
 from tcae_diffusers.data.images.image_sets import FolderImages
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.metrics.confidence import frechet_interval_of_groups, group_statistics, random_groups
+from tcae_diffusers.metrics.confidence import random_groups
 from tcae_diffusers.metrics.frechet import frechet_distance_of_features
+from tcae_diffusers.metrics.frechet_interval import frechet_interval_of_groups, group_statistics
 
 # More images than features: moments per group are what travels between ranks.
 STREAMED = """

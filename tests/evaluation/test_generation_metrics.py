@@ -10,11 +10,13 @@ import torch_fidelity
 from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.generation import evaluate_generation, open_reference
 from tcae_diffusers.metrics.feature_cache import features_of
-from tcae_diffusers.metrics.feature_comparison import Reference, kid
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import FrechetStatistics
+from tcae_diffusers.metrics.generation import evaluate_generation
+from tcae_diffusers.metrics.reference import Reference, open_reference
+from tcae_diffusers.metrics.set_measures import SampleFeatures
+from tcae_diffusers.metrics.set_measures.kernel_distance import kid
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,13 @@ def test_figures_equal_torch_fidelity_on_the_same_folders(network, features, ima
         verbose=False,
         save_cpu_ram=True,
     )
-    figures = Reference(features[1]).compare(features[0], None)[1]
-    assert figures["FID"]["value"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert figures["precision"]["value"] == theirs["precision"]
-    assert figures["recall"]["value"] == theirs["recall"]
+    figures = Reference(features[1]).compare(SampleFeatures(features[0]), None)[1]
+    assert figures["FID"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert figures["precision"].value == theirs["precision"]
+    assert figures["recall"].value == theirs["recall"]
     ours = kid(features[0], features[1], subset_size=12)
-    assert ours["subset_size"] == 12
-    assert ours["value"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    assert ours.details["subset_size"] == 12
+    assert ours.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
 
 
 def test_features_do_not_depend_on_batch_size_or_cache(network, features, image_folder, tmp_path):
@@ -73,23 +75,23 @@ def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(feature
     reference = Reference(real)
     floor_count, floor = reference.floor(150)
     assert floor_count == 150
-    assert floor["precision"]["value"] > 0.7
+    assert floor["precision"].value > 0.7
     _, small = reference.floor(40)
-    assert small["FID"]["value"] > floor["FID"]["value"] > 0
-    same = reference.compare(generator.normal(size=(150, 16)), 150)[1]
-    other = reference.compare(generator.normal(loc=1.0, size=(150, 16)), 150)[1]
-    assert same["FID"]["value"] == pytest.approx(floor["FID"]["value"], rel=0.3)
-    assert other["FID"]["value"] > 5 * floor["FID"]["value"]
-    assert abs(same["KID"]["value"]) < 0.1 * other["KID"]["value"]
+    assert small["FID"].value > floor["FID"].value > 0
+    same = reference.compare(SampleFeatures(generator.normal(size=(150, 16))), 150)[1]
+    other = reference.compare(SampleFeatures(generator.normal(loc=1.0, size=(150, 16))), 150)[1]
+    assert same["FID"].value == pytest.approx(floor["FID"].value, rel=0.3)
+    assert other["FID"].value > 5 * floor["FID"].value
+    assert abs(same["KID"].value) < 0.1 * other["KID"].value
 
 
 def test_names_and_counts_are_honest(network, features, image_folder, other_folder, tmp_path):
     reference = Reference(features[1])
     figures = evaluate_generation(FolderImages(image_folder), reference, network, "equal", 16, tmp_path)
-    names = {figure["name"]: figure for figure in figures}
+    names = {figure.name: figure for figure in figures}
     distance = names["gFD-efficientnet-lite0"]
-    assert (distance["samples"], distance["reference_images"]) == (30, 24)
-    assert distance["floor"]["images_per_half"] == 12
+    assert (distance.samples, distance.reference_images) == (30, 24)
+    assert distance.floor.details["images_per_half"] == 12
     assert not any("FID" in name or name.startswith("IS") for name in names)
 
 
@@ -112,15 +114,15 @@ def test_an_adm_reference_gives_statistics_for_fid_and_images_for_the_rest(featu
     np.savez(tmp_path / "adm.npz", arr_0=pixels, mu=values.mean(0), sigma=np.cov(values, rowvar=False))
     reference, description = open_reference(str(tmp_path / "adm.npz"), 32, network)
     assert (description["images"], description["statistics"]) == (30, True)
-    figures = {figure["name"]: figure for figure in evaluate_generation(images, reference, network)}
-    assert figures["gFID-30"]["value"] == pytest.approx(0.0, abs=1e-6)
-    assert figures["gFID-30"]["reference_images"] is None
-    assert figures["precision-30"]["value"] == 1.0
+    figures = {figure.name: figure for figure in evaluate_generation(images, reference, network)}
+    assert figures["gFID-30"].value == pytest.approx(0.0, abs=1e-6)
+    assert figures["gFID-30"].reference_images is None
+    assert figures["precision-30"].value == 1.0
 
     np.savez(tmp_path / "only.npz", mu=values.mean(0), sigma=np.cov(values, rowvar=False))
     reference, _ = open_reference(str(tmp_path / "only.npz"), 32, network)
     assert isinstance(reference.statistics, FrechetStatistics)
-    assert [figure["name"] for figure in evaluate_generation(images, reference, network)] == ["gFID-30"]
+    assert [figure.name for figure in evaluate_generation(images, reference, network)] == ["gFID-30"]
 
 
 def test_inception_statistics_are_refused_for_other_features(network, tmp_path):

@@ -10,9 +10,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.latents import evaluate_latents
-from tcae_diffusers.evaluation.pictures.component_pictures import components_as_colours, feature_maps
+from tcae_diffusers.metrics.component_colours import component_colours, feature_maps
 from tcae_diffusers.metrics.frechet import FrechetStatistics
+from tcae_diffusers.metrics.latent_diagnostics import evaluate_latents
 from tcae_diffusers.metrics.latent_shape import channel_figures, spectrum_figures
 from tcae_diffusers.metrics.linear_probe import (
     LEARNING_RATES,
@@ -145,11 +145,11 @@ def test_an_autoencoder_that_does_nothing_is_equivariant_and_loses_with_noise(im
     result = evaluate_latents(
         Pixels(), open_data_source(str(image_folder), 32), None, 8, (0.0, 0.2, 0.8), progress=False
     )
-    assert result["channels"]["channels"] == 3
-    for name, values in result["equivariance"].items():
+    assert result.channels["channels"] == 3
+    for name, values in result.equivariance.items():
         assert values["nearest"] == 1.0
         assert values["cosine"] == pytest.approx(1.0, abs=1e-5 if "noise" not in name else 0.05)
-    values = [point["psnr"] for point in result["noise"]]
+    values = [point["psnr"] for point in result.noise]
     assert values[0] == 100.0
     assert values[1] > values[2]
 
@@ -159,8 +159,8 @@ def test_noise_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder)
     first, second = (
         evaluate_latents(tiny_autoencoder, images, None, size, (0.4,), progress=False) for size in (4, 30)
     )
-    assert first["noise"][0]["psnr"] == pytest.approx(second["noise"][0]["psnr"], abs=1e-4)
-    np.testing.assert_allclose(first["channels"]["channel_std"], second["channels"]["channel_std"], rtol=1e-4)
+    assert first.noise[0]["psnr"] == pytest.approx(second.noise[0]["psnr"], abs=1e-4)
+    np.testing.assert_allclose(first.channels["channel_std"], second.channels["channel_std"], rtol=1e-4)
 
 
 def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_path):
@@ -173,7 +173,9 @@ def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_pa
     assert {"linear probe, tokens", "linear probe, latent", "structure loss 1 - A2/A1"} <= set(names)
     assert len(probing["pictures"]["latent"]["points"]) == 30
     assert main(["latents", *common, "--data", str(image_folder), "--extractor", "none"]) == 0
-    assert json.loads((tmp_path / "latents.json").read_text())["channels"]["channels"] == 4
+    latents = json.loads((tmp_path / "latents.json").read_text())
+    assert latents["channels"]["channels"] == 4
+    assert latents["figures"][0]["value"] == latents["channels"]["effective_rank"]
 
 
 def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_folder, capsys):
@@ -198,18 +200,31 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
 def test_component_pictures_show_where_the_latent_differs():
     maps = torch.zeros(2, 5, 4, 4)
     maps[:, 2, :2] = 7.0  # the upper half is another thing, in both images
-    colours = components_as_colours(maps)
-    assert colours.shape == (2, 4, 4, 3)
-    assert np.ptp(colours[:, :2], axis=(0, 1, 2)).max() == 0
-    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 3, 0, 0])) == 255
+    colours = component_colours(maps, (4, 4)).numpy()
+    assert colours.shape == (2, 3, 4, 4)
+    assert np.ptp(colours[:, :, :2], axis=(0, 2, 3)).max() == 0
+    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 0, 3, 0])) == 255
     # Fewer channels than colours leave the others black.
-    assert not components_as_colours(torch.rand(1, 2, 3, 3))[..., 2].any()
+    assert not component_colours(torch.rand(1, 2, 3, 3), (3, 3))[:, 2].any()
+
+
+def test_component_pictures_show_what_varies_most_in_red():
+    maps = torch.zeros(2, 5, 4, 4)
+    maps[..., :2] += torch.tensor([3.0, -3, 3, 0, 0]).view(5, 1, 1)
+    maps[:, 3, :2] += 1.0
+    colours = component_colours(maps, (8, 8))
+    assert colours.shape == (2, 3, 8, 8) and colours.dtype == torch.uint8
+    # Left against right in red, above against below in green, nothing in blue; 2x2 pixels for a position.
+    assert (colours[:, 0, :, :4] == colours[0, 0, 0, 0]).all() and (colours[:, 0, :, 4:] == colours[0, 0, 0, 7]).all()
+    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 0, 0, 7])) == 255
+    assert abs(int(colours[0, 1, 0, 0]) - int(colours[0, 1, 7, 0])) == 255
+    assert torch.equal(colours[0], component_colours(maps + 5, (8, 8))[0])
 
 
 def test_the_picture_has_a_row_for_each_stage_also_of_oblong_images(tiny_autoencoder):
-    maps = feature_maps(tiny_autoencoder, torch.zeros(2, 3, 32, 64, dtype=torch.uint8))
-    assert list(maps) == ["tokens, first stage", "tokens", "latent"]
-    assert maps["tokens, first stage"].shape == (2, 32, 16, 32)
+    maps = feature_maps(tiny_autoencoder, torch.zeros(2, 3, 32, 64))
+    assert list(maps) == ["first-stage tokens", "last tokens", "latent"]
+    assert maps["first-stage tokens"].shape == (2, 32, 16, 32)
     assert maps["latent"].shape == (2, 4, 4, 8)
 
 

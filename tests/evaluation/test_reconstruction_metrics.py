@@ -11,11 +11,12 @@ from accelerate import PartialState
 
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.reconstruction import evaluate_reconstruction, reconstruct, spread_indices
+from tcae_diffusers.evaluation.commands.reconstruction import spread_indices
 from tcae_diffusers.metrics.confidence import jackknife_interval, random_groups
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance_of_features
 from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
+from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.models.adapters import encode_to_latent, spatial_ratio
 from tcae_diffusers.models.fingerprint import model_fingerprint
 
@@ -68,7 +69,7 @@ def test_every_dialect_of_diffusers_is_understood(class_name, image_folder):
     model = getattr(diffusers, class_name)(**SMALL_AUTOENCODERS[class_name]).eval()
     images = open_data_source(str(image_folder), 32)
     result = evaluate_reconstruction(model, images, batch_size=16, progress=False)
-    assert len(result.psnr) == 30
+    assert len(result.per_image["psnr"]) == 30
     assert result.latent_shape[-1] == 32 // spatial_ratio(model)
     first = encode_to_latent(model, torch.zeros(1, 3, 32, 32))
     assert torch.equal(first, encode_to_latent(model, torch.zeros(1, 3, 32, 32)))
@@ -81,10 +82,10 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_autoencoder, image_fo
         for batch_size in (1, 7, 64)
     ]
     for other in results[1:]:
-        np.testing.assert_allclose(results[0].psnr, other.psnr, atol=1e-3)
+        np.testing.assert_allclose(results[0].per_image["psnr"], other.per_image["psnr"], atol=1e-3)
     for one, other in zip(results[0].figures * 2, results[1].figures + results[2].figures, strict=True):
-        assert one["name"] == other["name"]
-        assert one["value"] == pytest.approx(other["value"], rel=1e-4)
+        assert one.name == other.name
+        assert one.value == pytest.approx(other.value, rel=1e-4)
 
 
 def test_a_perfect_autoencoder_has_no_distance(image_folder, network):
@@ -104,7 +105,7 @@ def test_a_perfect_autoencoder_has_no_distance(image_folder, network):
     figures = evaluate_reconstruction(
         Identity(), open_data_source(str(image_folder), 32), network, progress=False
     ).figures
-    values = {figure["name"]: figure["value"] for figure in figures}
+    values = {figure.name: figure.value for figure in figures}
     assert values["PSNR (dB)"] == 100.0
     assert values["SSIM"] == pytest.approx(1.0)
     assert values["rFD-efficientnet-lite0"] == pytest.approx(0.0, abs=1e-6)

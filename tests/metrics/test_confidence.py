@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from tcae_diffusers.metrics.confidence import (
-    frechet_at_infinity,
-    frechet_interval,
-    inception_score_interval,
-    kid_interval,
-    random_groups,
-    share_interval,
-)
-from tcae_diffusers.metrics.feature_comparison import Reference, density_coverage, kid
+from tcae_diffusers.metrics.confidence import random_groups, share_interval
 from tcae_diffusers.metrics.frechet import FrechetStatistics, frechet_distance_of_features
+from tcae_diffusers.metrics.frechet_interval import frechet_interval
+from tcae_diffusers.metrics.reference import Reference
+from tcae_diffusers.metrics.set_measures import SampleFeatures
+from tcae_diffusers.metrics.set_measures.density_coverage import density_coverage
+from tcae_diffusers.metrics.set_measures.frechet_extrapolation import frechet_at_infinity
+from tcae_diffusers.metrics.set_measures.inception_score import inception_score_interval
+from tcae_diffusers.metrics.set_measures.kernel_distance import kid, kid_interval
 
 
 def gaussian(seed, count, shift=0.0, dimensions=8):
@@ -34,7 +33,7 @@ def test_the_interval_of_a_frechet_distance_covers_its_expectation(dimensions):
 
 def test_intervals_of_kid_and_inception_score_are_as_wide_as_the_figures_scatter():
     pairs = [(gaussian(2 * i, 100), gaussian(2 * i + 1, 100, 0.7)) for i in range(40)]
-    values = [kid(*pair, subsets=20)["value"] for pair in pairs]
+    values = [kid(*pair, subsets=20).value for pair in pairs]
     assert 1.0 * np.std(values) < np.median([kid_interval(*pair) for pair in pairs]) < 4.5 * np.std(values)
 
     def score(logits):
@@ -59,10 +58,10 @@ def test_the_distance_at_infinity_is_nearer_to_the_truth_than_the_distance():
     for seed in range(12):
         samples, real = gaussian(2 * seed, 200, 0.3, 16), gaussian(2 * seed + 1, 400, 0.0, 16)
         figure = frechet_at_infinity(samples, real)
-        errors.append((frechet_distance_of_features(samples, real[:200]) - truth, figure["value"] - truth))
-        assert figure["sizes"][0] == 50
-        assert figure["sizes"][-1] == 200
-        assert figure["interval"] > 0
+        errors.append((frechet_distance_of_features(samples, real[:200]) - truth, figure.value - truth))
+        assert figure.details["sizes"][0] == 50
+        assert figure.details["sizes"][-1] == 200
+        assert figure.interval > 0
     plain, extrapolated = np.mean(errors, axis=0)
     assert plain > 0.5
     assert abs(extrapolated) < 0.25 * plain
@@ -73,15 +72,15 @@ def test_fixed_statistics_are_extrapolated_on_the_samples_side():
     statistics = FrechetStatistics(8)
     statistics.count, statistics._scatter = 2, np.eye(8)
     samples = gaussian(3, 400, 0.5)
-    figures = Reference(None, statistics).compare(samples, None)[1]
-    assert figures["FID"]["interval"] > 0
-    assert figures["FID-inf"]["value"] == pytest.approx(truth, abs=figures["FID-inf"]["interval"])
+    figures = Reference(None, statistics).compare(SampleFeatures(samples), None)[1]
+    assert figures["FID"].interval > 0
+    assert figures["FID-inf"].value == pytest.approx(truth, abs=figures["FID-inf"].interval)
 
 
 def test_too_few_images_have_no_interval_and_no_extrapolation():
-    figures = Reference(gaussian(0, 15)).compare(gaussian(1, 15), None)[1]
-    assert "interval" not in figures["FID"]
-    assert "interval" not in figures["KID"]
+    figures = Reference(gaussian(0, 15)).compare(SampleFeatures(gaussian(1, 15)), None)[1]
+    assert figures["FID"].interval is None
+    assert figures["KID"].interval is None
     assert "FID-inf" not in figures
 
 
@@ -99,6 +98,6 @@ def test_density_and_coverage_equal_the_definition():
     density, covered = density_coverage(samples, real, chunk=7)
     assert density.mean() == pytest.approx((across < radii).sum() / (5 * 40))
     assert covered.tolist() == (across.min(axis=0) < radii).tolist()
-    same = Reference(gaussian(7, 300)).compare(gaussian(8, 300), None)[1]
-    assert same["density"]["value"] == pytest.approx(1.0, abs=0.15)
-    assert same["coverage"]["value"] > 0.9
+    same = Reference(gaussian(7, 300)).compare(SampleFeatures(gaussian(8, 300)), None)[1]
+    assert same["density"].value == pytest.approx(1.0, abs=0.15)
+    assert same["coverage"].value > 0.9

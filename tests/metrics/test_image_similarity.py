@@ -8,13 +8,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tcae_diffusers.data.images.image_sets import to_signed_unit, to_uint8
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.image_similarity import (
-    PSNR_OF_IDENTICAL,
-    ms_ssim_scales,
-    psnr,
-    ssim,
-    structural_similarities,
-)
+from tcae_diffusers.metrics.image_measures.psnr import PSNR_OF_IDENTICAL, psnr
+from tcae_diffusers.metrics.image_measures.structural_similarity import ms_ssim_scales, ssim, structural_similarities
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.commands.cost import AUTOENCODER_DC_F32C128, autoencoder_cost, build_named_autoencoder
 from tcae_diffusers.metrics.mac_counter import count_macs
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
+from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128, build_named_autoencoder
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

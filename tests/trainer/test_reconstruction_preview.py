@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tcae_diffusers.trainer.reconstruction_preview import latent_figures, principal_components
+from tcae_diffusers.trainer.reconstruction_preview import latent_figures
 
 from ..latent_commands import home
 from ..tokenizer_commands import train
@@ -20,19 +20,6 @@ def test_effective_rank_counts_the_directions_that_are_used():
     dead[:, 3] = 7.0
     assert latent_figures(dead)["latent/min_channel_std"] == 0
     assert 4.9 < latent_figures(dead)["latent/effective_rank"] <= 5
-
-
-def test_principal_components_show_what_varies_most_in_red():
-    maps = torch.zeros(2, 5, 4, 4)
-    maps[..., :2] += torch.tensor([3.0, -3, 3, 0, 0]).view(5, 1, 1)
-    maps[:, 3, :2] += 1.0
-    colours = principal_components(maps, (8, 8))
-    assert colours.shape == (2, 3, 8, 8) and colours.dtype == torch.uint8
-    # Left against right in red, above against below in green, nothing in blue; 2x2 pixels for a position.
-    assert (colours[:, 0, :, :4] == colours[0, 0, 0, 0]).all() and (colours[:, 0, :, 4:] == colours[0, 0, 0, 7]).all()
-    assert abs(int(colours[0, 0, 0, 0]) - int(colours[0, 0, 0, 7])) == 255
-    assert abs(int(colours[0, 1, 0, 0]) - int(colours[0, 1, 7, 0])) == 255
-    assert torch.equal(colours[0], principal_components(maps + 5, (8, 8))[0])
 
 
 def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):

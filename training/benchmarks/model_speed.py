@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from tcae_diffusers.evaluation.commands.cost import AUTOENCODER_DC_F32C128, autoencoder_cost
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import decode_latent, encode_to_latent
+from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128
 
 DESCRIPTION = "encode + decode at 256x256, fp32: what layouts, fusing and kernels give, against DC-AE f32c128"
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from tcae_diffusers.data.images.image_sets import uint8_batches
-from tcae_diffusers.evaluation.commands.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.metrics.features import FeatureNetwork
+from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 
 DESCRIPTION = "reconstruction at 64 px: PSNR, SSIM, MS-SSIM, rFD with interval, against the forwards alone (goal 1.3)"
 

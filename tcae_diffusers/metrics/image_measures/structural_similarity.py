@@ -1,29 +1,14 @@
-"""PSNR, SSIM and MS-SSIM of image pairs, per image, on uint8 values, in float64."""
+"""Structural similarity at one scale and at several, on uint8 values, in float64."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from ..errors import InputError
-
-# An identical pair has infinite PSNR, which no mean survives; 100 dB is beyond anything a uint8 image can show
-# otherwise.
-PSNR_OF_IDENTICAL = 100.0
-
-
-def psnr(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each pair, over all pixels and channels; peak 255.
-
-    Args:
-        first, second: uint8 `(B, 3, H, W)`.
-
-    Returns:
-        float64 `(B,)`; [`PSNR_OF_IDENTICAL`] where the pair is identical.
-    """
-    mse = (first.double() - second.double()).square().mean(dim=(1, 2, 3))
-    value = 10.0 * torch.log10(255.0**2 / mse)
-    return value.clamp(max=PSNR_OF_IDENTICAL)
+from ...errors import InputError
+from .measure import ImageMeasure
 
 
 def _gaussian_window(size: int, sigma: float) -> torch.Tensor:
@@ -106,3 +91,19 @@ def structural_similarities(first: torch.Tensor, second: torch.Tensor) -> tuple[
         part = similarity if scale == scales - 1 else contrast
         product = product * part.clamp(min=0) ** (_SCALE_WEIGHTS[scale] / total)
     return single.mean(dim=1), product.mean(dim=1)
+
+
+class StructuralSimilarity(ImageMeasure):
+    """SSIM and MS-SSIM of every image."""
+
+    better: ClassVar = {"ssim": "higher", "ms_ssim": "higher"}
+
+    def __call__(self, originals: torch.Tensor, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        single, multiple = structural_similarities(originals, outputs)
+        return {"ssim": single, "ms_ssim": multiple}
+
+    def figure_name(self, column: str, height: int, width: int) -> str:
+        if column == "ssim":
+            return "SSIM"
+        scales = ms_ssim_scales(height, width)
+        return "MS-SSIM" if scales == len(_SCALE_WEIGHTS) else f"MS-SSIM ({scales} of {len(_SCALE_WEIGHTS)} scales)"

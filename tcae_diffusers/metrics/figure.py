@@ -1,0 +1,100 @@
+"""A figure: a number, and what must stand beside it for the number to mean something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(kw_only=True)
+class Estimate:
+    """
+    What a measure gives: a value and how certain it is.
+
+    Args:
+        value (`float`): The number.
+        interval (`float`, *optional*): Half the width of its 95 % interval.
+        interval_method (`str`, *optional*): How the interval was made.
+        std (`float`, *optional*): Standard deviation over the measure's own subsets, where its definition has some.
+        std_over_draws (`float`, *optional*): Standard deviation over random draws from the reference.
+        reference (`str`, *optional*): What stood on the other side, if it was not a set of images.
+        details (`dict`): Whatever else the measure says of itself, such as `r_squared` of a fit; JSON-ready.
+    """
+
+    value: float
+    interval: float | None = None
+    interval_method: str | None = None
+    std: float | None = None
+    std_over_draws: float | None = None
+    reference: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def with_interval(self, interval: float | None, method: str) -> Estimate:
+        """The same with its interval; without one if `interval` is `None`."""
+        return self if interval is None else replace(self, interval=interval, interval_method=method)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: what is `None` is left out, and `details` stand beside the rest."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "details"}
+        return {name: _stored(value) for name, value in own.items() if value is not None} | self.details
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]):
+        """Inverse of [`to_json`]."""
+        known = {entry.name for entry in fields(cls)} - {"details"}
+        details = {name: value for name, value in content.items() if name not in known}
+        return cls(**{name: content[name] for name in known & set(content)}, details=details)
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value.to_json()
+    return asdict(value) if isinstance(value, Baseline) else value
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What anybody can score without a model: `name` says how, `value` how much."""
+
+    name: str
+    value: float
+
+
+@dataclass(kw_only=True)
+class Figure(Estimate):
+    """
+    An [`Estimate`] with its name and the images behind it.
+
+    Args:
+        name (`str`): What it may be called, see [`names.metric_name`].
+        samples (`int`): Images that were measured.
+        better (`str`): `"higher"` or `"lower"`.
+        reference_images (`int`, *optional*): Images that they were compared with.
+        floor ([`Estimate`], *optional*): What real images score against real ones, `images_per_half` in its details.
+        baseline ([`Baseline`], *optional*): What a figure has to beat.
+        extractor (`dict`, *optional*): Name, dimensions and hash of the feature network.
+        per_image (`str`, *optional*): Column of `per_image.csv` whose mean this is.
+    """
+
+    name: str
+    samples: int
+    better: Better
+    reference_images: int | None = None
+    floor: Estimate | None = None
+    baseline: Baseline | None = None
+    extractor: dict[str, Any] | None = None
+    per_image: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.floor, Mapping):
+            self.floor = Estimate.from_json(self.floor)
+        if isinstance(self.baseline, Mapping):
+            self.baseline = Baseline(**self.baseline)
+
+    @classmethod
+    def of(cls, estimate: Estimate, **described: Any) -> Figure:
+        """The figure that an estimate becomes with a name and the other arguments."""
+        return cls(**{entry.name: getattr(estimate, entry.name) for entry in fields(Estimate)}, **described)

@@ -1,0 +1,72 @@
+"""How close a set of generated images is to real ones: every measure of [`SET_MEASURES`], each with its floor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..data.images.image_sets import ImageSet
+from ..errors import InputError
+from .feature_cache import features_of
+from .features import FeatureNetwork
+from .figure import Estimate, Figure
+from .names import FULL_SAMPLE_COUNT, metric_name
+from .reference import SMALLEST_SET, Reference
+from .set_measures import SET_MEASURES, SampleFeatures
+
+
+def evaluate_generation(
+    samples: ImageSet,
+    reference: Reference,
+    network: FeatureNetwork,
+    reference_count: int | str = "equal",
+    batch_size: int = 32,
+    cache_folder: Path | None = None,
+) -> list[Figure]:
+    """All figures of one sample set.
+
+    Args:
+        samples: Generated images.
+        reference: Real ones, see [`reference.open_reference`].
+        reference_count: `equal` (as many as samples; all from 50,000 on), `all`, or a number.
+
+    Raises:
+        InputError: Fewer than 8 samples.
+    """
+    if len(samples) < SMALLEST_SET:
+        raise InputError(
+            f"{samples.name} holds {len(samples)} images; at least {SMALLEST_SET} are needed, thousands are meaningful"
+        )
+    own = SampleFeatures(**features_of(samples, network, batch_size, cache_folder))
+    available = 0 if reference.features is None else len(reference.features)
+    if reference_count == "equal":
+        count = None if available >= FULL_SAMPLE_COUNT else min(len(samples), available)
+    else:
+        count = None if reference_count == "all" else int(reference_count)
+    used, estimates = reference.compare(own, count)
+    per_half, floor = reference.floor(len(samples))
+    figures = []
+    for measure in SET_MEASURES:
+        for name, better in measure.better.items():
+            if name not in estimates:
+                continue
+            estimate = estimates[name]
+            # What is compared with fixed statistics, or with nothing, is limited by the samples alone.
+            other = used if measure.has_reference and estimate.reference is None else None
+            smaller = len(samples) if other is None else min(len(samples), other)
+            figures.append(
+                Figure.of(
+                    estimate,
+                    name=metric_name(name, network.name, smaller, prefix="g" if measure.is_of_generators else ""),
+                    samples=len(samples),
+                    better=better,
+                    reference_images=other,
+                    floor=_with_count(floor[name], per_half) if name in floor else None,
+                    extractor=network.describe(),
+                )
+            )
+    return figures
+
+
+def _with_count(floor: Estimate, per_half: int) -> Estimate:
+    return replace(floor, details={**floor.details, "images_per_half": per_half})

@@ -1,0 +1,50 @@
+"""How long an autoencoder takes on the device that it is on."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from ..models.adapters import decode_latent, encode_to_latent
+
+
+def measure_latency(
+    model: nn.Module, height: int, width: int, batch_size: int = 1, repeats: int = 5
+) -> dict[str, float]:
+    """Median seconds of `encode` and `decode` for a batch of random images on the device the model is on.
+
+    Returns:
+        `encode_s`, `decode_s` (medians over `repeats` after one warm-up), `encode_images_per_second`,
+        `decode_images_per_second`, `images_per_second` of both together, and on CUDA `peak_memory_bytes`.
+    """
+    parameter = next(model.parameters())
+    is_cuda = parameter.device.type == "cuda"
+    images = torch.rand(batch_size, 3, height, width, device=parameter.device, dtype=parameter.dtype) * 2 - 1
+    times: dict[str, list[float]] = {"encode_s": [], "decode_s": []}
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+
+    def timed(name: str, function, *args):
+        if is_cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = function(*args)
+        if is_cuda:
+            torch.cuda.synchronize()
+        times[name].append(time.perf_counter() - start)
+        return out
+
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            latent = timed("encode_s", encode_to_latent, model, images)
+            timed("decode_s", decode_latent, model, latent)
+    result = {name: statistics.median(values[1:]) for name, values in times.items()}
+    for part in ("encode", "decode"):
+        result[f"{part}_images_per_second"] = batch_size / result[f"{part}_s"]
+    result["images_per_second"] = batch_size / (result["encode_s"] + result["decode_s"])
+    if is_cuda:
+        result["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+    return result

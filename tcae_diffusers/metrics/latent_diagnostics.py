@@ -1,0 +1,112 @@
+"""
+The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
+
+Channel statistics come from all positions of all images; equivariance asks whether the latent of a moved image is the
+moved latent; the noise curve decodes latents with Gaussian noise of growing size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.distributed import gather_in_rank_order, rank_range
+from ..data.images.image_sets import EvenlySpacedImages, ImageSet, uint8_batches
+from ..data.images.pixel_range import to_signed
+from ..errors import InputError
+from ..models.adapters import check_image_size, encode_to_latent
+from .equivariance import equivariance
+from .features import FeatureNetwork
+from .figure import Figure
+from .frechet import FrechetStatistics
+from .latent_noise import noise_curve
+from .latent_shape import channel_figures
+
+NOISE_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+@dataclass
+class LatentDiagnostics:
+    """The shape of a latent space.
+
+    Args:
+        figures (`list[Figure]`): What can be compared between autoencoders: effective rank, isotropy, PSNR with noise.
+        channels (`dict`): See [`channel_figures`].
+        equivariance (`dict`): See [`equivariance`].
+        noise (`list[dict]`): See [`noise_curve`].
+    """
+
+    figures: list[Figure]
+    channels: dict[str, Any]
+    equivariance: dict[str, dict[str, float]]
+    noise: list[dict[str, float]]
+
+
+@torch.inference_mode()
+def evaluate_latents(
+    model: nn.Module,
+    images: ImageSet,
+    network: FeatureNetwork | None = None,
+    batch_size: int = 32,
+    noise_levels: Sequence[float] = NOISE_LEVELS,
+    motion_images: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> LatentDiagnostics:
+    """All diagnostics of one autoencoder on one image set.
+
+    Args:
+        model, images, network: As in [`reconstruction.evaluate_reconstruction`].
+        noise_levels: Sizes of the noise in units of each channel's standard deviation.
+        motion_images: Images of the equivariance measures, evenly spaced (they keep all latents in memory).
+        seed: Of the noise; every image has its own.
+
+    Raises:
+        InputError: Fewer than two images, or a size that does not fit.
+    """
+    if len(images) < 2:
+        raise InputError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
+    check_image_size(model, *images[0].shape[:2])
+    channels = channel_figures(latent_moments(model, images, batch_size, progress))
+    std = torch.tensor(channels["channel_std"])
+    noise = noise_curve(model, images, std, noise_levels, network, batch_size, seed, progress)
+    subset = images if len(images) <= motion_images else EvenlySpacedImages(images, motion_images)
+    motions = equivariance(model, subset, batch_size)
+    return LatentDiagnostics(_figures(channels, noise, len(images)), channels, motions, noise)
+
+
+def latent_moments(
+    model: nn.Module, images: ImageSet, batch_size: int = 32, progress: bool = True
+) -> FrechetStatistics:
+    """Mean and covariance of the channels, over all positions of all images, on every rank."""
+    state, parameter = PartialState(), next(model.parameters())
+    indices = rank_range(len(images), state.process_index, state.num_processes)
+    hidden = not (progress and state.is_main_process)
+    moments: FrechetStatistics | None = None
+    with tqdm(total=len(indices), desc="latent statistics", unit="image", disable=hidden) as bar:
+        for batch in uint8_batches(images, batch_size, indices):
+            latent = encode_to_latent(model, to_signed(batch, parameter.device).to(parameter.dtype))
+            moments = moments or FrechetStatistics(latent.shape[1])
+            moments.update(latent.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy())
+            bar.update(len(batch))
+    first, *others = (part for part in gather_in_rank_order(moments, state) if part is not None)
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def _figures(channels: dict[str, Any], noise: list[dict[str, float]], samples: int) -> list[Figure]:
+    values = {
+        "effective rank of the latent": channels["effective_rank"],
+        "isotropy of the latent": channels["isotropy"],
+    }
+    for point in noise:
+        if point["level"] > 0:
+            values[f"PSNR (dB) with noise {point['level']:g} in the latent"] = point["psnr"]
+    return [Figure(name=name, value=value, samples=samples, better="higher") for name, value in values.items()]

@@ -1,0 +1,125 @@
+"""Real images to compare with, and the figures that real images themselves get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.images.image_sets import ImageSet, NpzImages, open_data_source, open_image_set
+from ..errors import InputError
+from .feature_cache import features_of
+from .features import FeatureNetwork
+from .figure import Estimate
+from .frechet import FrechetStatistics
+from .names import INCEPTION
+from .set_measures import SET_MEASURES, ComparedReference, SampleFeatures
+from .set_measures.measure import mean_over_draws
+
+SMALLEST_SET = 8
+
+
+class Reference:
+    """Real images as features.
+
+    Args:
+        features (`np.ndarray`): `(M, D)`, or `None` if there are only statistics.
+        statistics ([`FrechetStatistics`], *optional*): Mean and covariance of an ADM file, used for the FID instead of
+            the features.
+        seed, repeats (`int`): Of the random draws.
+    """
+
+    def __init__(
+        self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0, repeats: int = 3
+    ):
+        self.features, self.statistics, self.seed, self.repeats = features, statistics, seed, repeats
+        self._floors: dict[int, dict[str, Estimate]] = {}
+
+    def floor(self, count: int) -> tuple[int, dict[str, Estimate]]:
+        """`(n, estimates)` between disjoint random parts of the reference with `n = min(count, half)` images each."""
+        if self.features is None or len(self.features) < SMALLEST_SET:
+            return 0, {}
+        count = min(count, len(self.features) // 2)
+        if count not in self._floors:
+            draws = []
+            for repeat in range(self.repeats):
+                order = np.random.default_rng([self.seed, repeat, 1]).permutation(len(self.features))
+                halves = self.features[order[:count]], self.features[order[count : 2 * count]]
+                draws.append({name: value for each in SET_MEASURES for name, value in each.between(*halves).items()})
+            self._floors[count] = mean_over_draws(draws)
+        return count, self._floors[count]
+
+    def compare(self, samples: SampleFeatures, count: int | None) -> tuple[int | None, dict[str, Estimate]]:
+        """
+        Every measure of [`SET_MEASURES`] that there is for `samples` against `count` reference images (`None`: all).
+
+        Returns:
+            `(images used, {measure: estimate})`; no images where there are only statistics.
+        """
+        draws = [] if self.features is None else self._draws(count)
+        compared = ComparedReference(self.features, draws, self.statistics, self.seed)
+        estimates: dict[str, Estimate] = {}
+        for measure in SET_MEASURES:
+            estimates |= measure.compare(samples, compared)
+        return len(draws[0]) if draws else None, estimates
+
+    def _draws(self, count: int | None) -> list[np.ndarray]:
+        if count is None or count >= len(self.features):
+            return [self.features]
+        orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(self.repeats)]
+        return [self.features[order.choice(len(self.features), count, replace=False)] for order in orders]
+
+
+def open_reference_content(
+    spec: str, resolution: int | None = None
+) -> tuple[ImageSet | None, FrechetStatistics | None]:
+    """Images and Fréchet statistics of a data source, a folder, or an ADM `.npz`; one of the two may be missing.
+
+    Raises:
+        InputError: If `spec` cannot be read, or holds neither.
+    """
+    if not spec.endswith(".npz"):
+        nested = any(entry.is_dir() for entry in Path(spec).glob("[!.]*"))
+        return (open_data_source(spec, resolution) if ":" in spec or nested else open_image_set(spec)), None
+    try:
+        with np.load(spec, allow_pickle=False) as archive:
+            names = archive.files
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read reference {spec}: {error}") from error
+    if not {"mu", "arr_0"} & set(names):
+        raise InputError(f"{spec} has arrays {names}, expected mu and sigma, or images in arr_0")
+    statistics = FrechetStatistics.from_adm_npz(spec) if "mu" in names else None
+    return NpzImages(spec) if "arr_0" in names else None, statistics
+
+
+def open_reference(
+    spec: str,
+    resolution: int,
+    network: FeatureNetwork,
+    batch_size: int = 32,
+    cache_folder: Path | None = None,
+    seed: int = 0,
+) -> tuple[Reference, dict[str, Any]]:
+    """Reads a reference: a data source, a folder, or an ADM `.npz` with images, statistics, or both.
+
+    Returns:
+        The [`Reference`] and its description for the result file.
+
+    Raises:
+        InputError: As [`open_reference_content`]; or statistics of Inception for another network's features.
+    """
+    images, statistics = open_reference_content(spec, resolution)
+    if statistics is not None and network.name != INCEPTION:
+        raise InputError(
+            f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
+        )
+    features = None if images is None else features_of(images, network, batch_size, cache_folder)["features"]
+    description = {
+        "spec": spec,
+        "images": 0 if images is None else len(images),
+        "statistics": statistics is not None,
+        "fingerprint": None if images is None else images.fingerprint,
+        "attribution": None if images is None else images.attribution,
+    }
+    return Reference(features, statistics, seed), description
