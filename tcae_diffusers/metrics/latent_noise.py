@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import ImageSet, uint8_batches
-from ..data.images.pixel_range import to_signed, to_uint8
+from ..data.images.pixel_range import from_signed, to_signed
 from ..data.sample_labels import image_seed
 from ..models.adapters import decode_latent, encode_to_latent
 from .features import FeatureNetwork
@@ -63,7 +63,7 @@ def noise_curve(
             noise = (noise * channel_std.view(-1, 1, 1)).to(latent)
             features = network(originals)["features"].numpy() if network else None
             for level_index, level in enumerate(noise_levels):
-                output = to_uint8(decode_latent(model, latent + level * noise))
+                output = from_signed(decode_latent(model, latent + level * noise))
                 totals[level_index] += psnr(originals, output).sum().item()
                 if network:
                     streams[level_index].update(features, network(output)["features"].numpy(), chosen)

@@ -2,7 +2,7 @@
 One pass of images through an autoencoder, and how well they come back. Works for any autoencoder of diffusers.
 
 Streaming: one batch is in memory at a time, feature moments are accumulated, so 50,000 images cost what 100 do.
-Reconstructions are judged as what a viewer would see: rounded and clamped to uint8 ([`to_uint8`]).
+Reconstructions are judged as what a viewer would see: rounded and clamped to uint8 ([`from_signed`]).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import ImageSet, uint8_batches
-from ..data.images.pixel_range import to_signed, to_uint8
+from ..data.images.pixel_range import from_signed, to_signed
 from ..errors import InputError
 from ..models.adapters import check_image_size, decode_latent, encode_to_latent
 from .confidence import JACKKNIFE, MEAN_OF_IMAGES, mean_interval
@@ -61,7 +61,7 @@ def reconstruct(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
             f"{type(model).__name__} returned {sample.shape[-1]}x{sample.shape[-2]} pixels for images of "
             f"{images.shape[-1]}x{images.shape[-2]}; pass --resolution {sample.shape[-1]}"
         )
-    return to_uint8(sample), latent
+    return from_signed(sample), latent
 
 
 def evaluate_reconstruction(
