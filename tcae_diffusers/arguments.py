@@ -132,11 +132,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: str) -> _Parser:
-    options = {each.name: each for each in fields(arguments_type)}
-    positional = [f"[{name} ...]" for name, each in options.items() if each.metadata["positional"]]
+    groups = _options_by_group(arguments_type)
+    options = [each for group in groups.values() for each in group]
+    positional = [f"[{each.name} ...]" for each in options if each.metadata["positional"]]
     required = [
-        f"--{name} {each.metadata['metavar'] or name.upper()}"
-        for name, each in options.items()
+        f"--{each.name} {each.metadata['metavar'] or each.name.upper()}"
+        for each in options
         if _is_required(each) and not each.metadata["positional"]
     ]
     parser = _Parser(
@@ -149,20 +150,29 @@ def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: 
     if arguments_type.presets:
         presets = ", ".join(_preset_names(arguments_type.presets))
         parser.add_argument("--config", metavar="FILE", help=f"YAML file, or name of a preset: {presets}.")
-    groups: dict[str, Any] = {}
-    for declaring in _from_the_base_up(arguments_type):
-        for name in inspect.get_annotations(declaring):
-            if name not in options:
-                continue
-            if declaring.group not in groups:
-                groups[declaring.group] = parser.add_argument_group(declaring.group)
-            # A subclass may give an option another default; it stays in the group that declared it first.
-            _add_option(groups[declaring.group], options.pop(name), _type_of_value(hints[name]))
+    for title, members in groups.items():
+        group = parser.add_argument_group(title)
+        for each in members:
+            _add_option(group, each, _type_of_value(hints[each.name]))
     return parser
 
 
+def _options_by_group(arguments_type: type[Arguments]) -> dict[str, list[Field]]:
+    """
+    From the base up. An option stays in the group of the class that declared it first, also where a subclass gives it
+    another default.
+    """
+    options = {each.name: each for each in fields(arguments_type)}
+    groups: dict[str, list[Field]] = {}
+    for declaring in _from_the_base_up(arguments_type):
+        names = [name for name in inspect.get_annotations(declaring) if name in options]
+        if names:
+            groups.setdefault(declaring.group, []).extend(options.pop(name) for name in names)
+    return groups
+
+
 def _from_the_base_up(arguments_type: type) -> list[type]:
-    """The dataclasses it derives from, each after its own bases, which go from left to right; itself last."""
+    """The classes that it derives from, each after its own bases, which go from left to right; itself last."""
     found: dict[type, None] = {}
     for base in arguments_type.__bases__:
         found |= dict.fromkeys(_from_the_base_up(base))

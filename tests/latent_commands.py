@@ -43,7 +43,7 @@ SMALL_DIT = {
     "checkpointing_steps": 3,
     "sample_steps": 100,
     "samples_per_class": 1,
-    "num_inference_steps": 2,
+    "sample_num_inference_steps": 2,
     "report_to": "none",
     "log_steps": 2,
 }

@@ -15,9 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +24,7 @@ from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from tcae_diffusers.arguments import Arguments, option, parse_arguments
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.multi_crop import center_crop, random_resized_crop, to_uint8
 from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
@@ -45,56 +43,9 @@ from tcae_diffusers.trainer import StopSignal
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
+from tcae_diffusers.training.cache_arguments import CacheArguments
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class CacheArguments(Arguments):
-    """Encode a data set once, for training diffusion models on its latents."""
-
-    group: ClassVar[str] = "Latents"
-    presets: ClassVar[str] = "tcae_diffusers.training.configs"
-
-    tokenizer: str = option(MISSING, "Folder of a saved diffusers autoencoder.")
-    output_dir: str = option(MISSING, "Folder of the cache; one that was interrupted is completed.")
-    data: str = option("openmoji:train", "openmoji:train, a folder root/class/img.png, or datasets:NAME[:SPLIT].")
-    resolution: int | None = option(None, "Side of the images; the autoencoder's sample_size if unset.")
-    data_resolution: int | None = option(None, "Size at which vector images are drawn; twice the resolution if unset.")
-    flip: bool = option(True, "Also store the latents of the mirrored images.")
-    augmented_passes: int = option(0, "Further latents per image, each of a random crop that may be mirrored.")
-    augmented_min_scale: float = option(0.7, "Those crops cover this share of the image up to all of it.")
-    seed: int = option(0, "Of the random crops, with the pass and the image's index.")
-    dtype: Literal["float32", "float16", "bfloat16"] = option(
-        "float32", "Of the stored latents; the rounding error goes into the manifest."
-    )
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast type of the encoder.")
-    batch_size: int = option(64, "Images per forward pass.")
-    shard_size: int = option(4096, "Images per shard.")
-    dataloader_num_workers: int = option(0, "Processes that decode images.")
-    write_statistics: bool = option(
-        False,
-        "Write the per-channel mean and deviation into the saved tokenizer, so that its latents have unit variance.",
-    )
-    verify: bool = option(False, "Read the finished cache once more and compare every shard with its sha256.")
-    dataset_dir: str | None = option(
-        None, "Also export the cache as a Hugging Face dataset to this folder, to push to the Hub or to stream."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("batch_size", 1), ("shard_size", 1), ("augmented_passes", 0), ("seed", 0)):
-            self._require(name, getattr(self, name) >= least, f"at least {least}")
-        self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")
-
-    @property
-    def augmented_views(self) -> tuple[str, ...]:
-        return tuple(f"latents_augmented_{number}" for number in range(1, self.augmented_passes + 1))
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Names of the latents stored for each image, as they stand in the shards."""
-        return ("latents", *(("latents_flip",) if self.flip else ()), *self.augmented_views)
 
 
 class ViewsOfImages(Dataset):

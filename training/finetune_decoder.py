@@ -11,7 +11,6 @@ latent statistics are proved bit-identical before it is written. Any autoencoder
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +18,7 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.arguments import option, parse_arguments
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
@@ -42,7 +41,6 @@ from tcae_diffusers.trainer import (
 )
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.trainer.run import discard_new_folder_on_error, save_description
-from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
@@ -56,56 +54,9 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     to_unit_range,
 )
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class DecoderArguments(ReconstructionArguments):
-    """Fine-tune the decoder of a trained tokenizer."""
-
-    autoencoder: str = option("", "Folder of the trained autoencoder.")
-    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
-        "lpips-vgg",
-        "Perceptual term. LPIPS needs torchvision's ImageNet weights (downloaded, cached, or by"
-        " --perceptual_weights_path); efficientnet-lite0 works offline and is not LPIPS.",
-    )
-    latent_noise: float = option(
-        0.0, "Noise on latents, of deviation |N(0, x^2)| per image, so that imperfect samples decode well (RAE: 0.8)."
-    )
-    weight_decay: float = option(0.0, "Weight decay of the decoder.")
-
-    discriminator: Literal["patchgan", "efficientnet-lite0", "dino", "none"] = option(
-        "patchgan", "PatchGAN, heads on the frozen features of a network, or no adversarial term."
-    )
-    discriminator_weights_path: str | None = option(None, "Weights of the frozen network; for dino a folder or name.")
-    discriminator_layers: int = option(3, "Layers of stride 2 of a PatchGAN; fewer for images below 24 pixels.")
-    discriminator_channels: int = option(64, "Width of a PatchGAN's first layer.")
-    discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.")
-    discriminator_beta1: float = option(0.5, "First moment decay of its AdamW (VQGAN).")
-    discriminator_beta2: float = option(0.9, "Second moment decay of its AdamW (VQGAN).")
-    discriminator_weight_decay: float = option(0.0, "Weight decay of the discriminator.")
-    discriminator_ema_decay: float = option(0.999, "Decay of its averaged weights, saved in OUTPUT_DIR/discriminator.")
-    adversarial_loss: Literal["hinge", "non_saturating"] = option("hinge", "Form of the adversarial loss.")
-    adversarial_weight: float = option(0.75, "lambda_q of the paper: weight of the adversarial term (RAE: 0.75).")
-    adversarial_start_step: int = option(0, "Step at which the decoder begins to see the discriminator.")
-    discriminator_start_step: int | None = option(
-        None, "Step at which the discriminator begins to learn; adversarial_start_step if unset."
-    )
-    adaptive_weight: bool = option(True, "Balance the adversarial against the reconstruction gradient (VQGAN).")
-    max_adaptive_weight: float = option(1e4, "Largest balancing factor.")
-    diff_augment: list[str] = option([], "DiffAugment, any of: color translation cutout.")
-    r1_weight: float = option(0.0, "R1 penalty of the discriminator.")
-    r1_interval: int = option(16, "R1 in every so many steps.")
-    lecam_weight: float = option(0.0, "LeCam regularisation of the discriminator, for little data.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("autoencoder", bool(self.autoencoder), "the folder of a trained autoencoder")
-        self._require("discriminator_learning_rate", self.discriminator_learning_rate > 0, "positive")
-        self._require("discriminator_ema_decay", 0 <= self.discriminator_ema_decay < 1, "at least 0 and below 1")
-        for name in ("adversarial_start_step", "discriminator_start_step"):
-            self._require(name, (getattr(self, name) or 0) >= 0, "0 or more")
 
 
 @dataclass
@@ -176,12 +127,12 @@ def build_adversary(arguments: DecoderArguments, accelerator: Accelerator) -> Ad
         weight=arguments.adversarial_weight,
         start_step=arguments.adversarial_start_step,
         discriminator_start_step=arguments.discriminator_start_step,
-        adaptive=arguments.adaptive_weight,
-        max_adaptive_weight=arguments.max_adaptive_weight,
-        augment=tuple(arguments.diff_augment),
-        r1_weight=arguments.r1_weight,
-        r1_interval=arguments.r1_interval,
-        lecam_weight=arguments.lecam_weight,
+        adaptive=arguments.adversarial_adaptive_weight,
+        max_adaptive_weight=arguments.adversarial_max_adaptive_weight,
+        augment=tuple(arguments.discriminator_diff_augment),
+        r1_weight=arguments.discriminator_r1_weight,
+        r1_interval=arguments.discriminator_r1_interval,
+        lecam_weight=arguments.discriminator_lecam_weight,
         feature_backbone=backbone,
     ).to(accelerator.device)
     ema = EMAModel(discriminator.parameters(), decay=arguments.discriminator_ema_decay, foreach=True)
@@ -400,7 +351,7 @@ def train(run: DecoderRun) -> None:
             if logged is not None and (skipped := run.guard.check()):
                 logger.warning(f"{skipped} steps so far were skipped because loss or gradient was not finite")
             started = time.perf_counter()
-            if run.preview is not None and (step % arguments.eval_steps == 0 or step == arguments.max_train_steps):
+            if run.preview is not None and (step % arguments.heldout_steps == 0 or step == arguments.max_train_steps):
                 run.preview.log(accelerator, run.autoencoder, run.ema, step)
             if step % arguments.checkpointing_steps == 0 and step < arguments.max_train_steps:
                 run.checkpoints.save(step, samples_seen=step * run.total_batch)
@@ -441,7 +392,7 @@ def describe(run: DecoderRun) -> dict:
         adversarial = ", without an adversarial loss"
     else:
         adversarial = (
-            f" + {arguments.adversarial_weight:g} {'adaptive ' if arguments.adaptive_weight else ''}"
+            f" + {arguments.adversarial_weight:g} {'adaptive ' if arguments.adversarial_adaptive_weight else ''}"
             f"{arguments.adversarial_loss} ({arguments.discriminator})"
         )
     return {

@@ -19,7 +19,7 @@ from tcae_diffusers.self_supervision.stochastic_depth import StochasticDepth
 from tcae_diffusers.trainer.tokenizer_setup import build_training_images, check_multiple, to_unit_range
 
 if TYPE_CHECKING:
-    from tcae_diffusers.training.train_tcae import TokenizerArguments
+    from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 
 def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> TokenizerTrainingDataset | StreamedImages:
@@ -27,21 +27,21 @@ def build_dataset(arguments: TokenizerArguments, autoencoder: ModelMixin) -> Tok
     views = {}
     if arguments.ssl != "none":
         # Masks are drawn on groups of patches that one token of the last stage stands for, so they survive the cut.
-        side = arguments.global_crop_size // mask_group_pixels(autoencoder)
+        side = arguments.ssl_global_crop_size // mask_group_pixels(autoencoder)
         views = {
-            "global_crop_size": arguments.global_crop_size,
-            "local_crop_size": arguments.local_crop_size,
-            "num_local_crops": arguments.num_local_crops,
+            "global_crop_size": arguments.ssl_global_crop_size,
+            "local_crop_size": arguments.ssl_local_crop_size,
+            "num_local_crops": arguments.ssl_num_local_crops,
             "mask_grid": (side, side) if arguments.ssl != "dino" else None,
         }
     transform = MultiCropTransform(
         arguments.resolution,
         horizontal_flip=arguments.horizontal_flip,
-        global_crop_scale=(arguments.global_crop_min_scale, 1.0),
-        local_crop_scale=(arguments.local_crop_min_scale, arguments.global_crop_min_scale),
-        mask_probability=arguments.mask_probability,
-        mask_ratio=(arguments.mask_ratio_min, arguments.mask_ratio_max),
-        mask_shape=arguments.mask_shape,
+        global_crop_scale=(arguments.ssl_global_crop_min_scale, 1.0),
+        local_crop_scale=(arguments.ssl_local_crop_min_scale, arguments.ssl_global_crop_min_scale),
+        mask_probability=arguments.ssl_mask_probability,
+        mask_ratio=(arguments.ssl_mask_ratio_min, arguments.ssl_mask_ratio_max),
+        mask_shape=arguments.ssl_mask_shape,
         **views,
     )
     return build_training_images(arguments, transform)
@@ -66,15 +66,15 @@ def build_student(
         )
     options = {
         "sharing": None if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
-        "student_temperature": arguments.student_temperature,
-        "center_momentum": arguments.center_momentum,
-        "patch_center_momentum": arguments.patch_center_momentum,
-        "mim_average": arguments.mim_average,
+        "student_temperature": arguments.ssl_student_temperature,
+        "center_momentum": arguments.ssl_center_momentum,
+        "patch_center_momentum": arguments.ssl_patch_center_momentum,
+        "mim_average": arguments.ssl_mim_average,
     }
     if arguments.ssl_centering != "method":
         options["centering"] = arguments.ssl_centering
-    if arguments.koleo_weight is not None:
-        options["koleo_weight"] = arguments.koleo_weight
+    if arguments.ssl_koleo_weight is not None:
+        options["koleo_weight"] = arguments.ssl_koleo_weight
     head, ssl_loss = build_self_distillation(
         arguments.ssl,
         autoencoder.config.hidden_size,
@@ -107,9 +107,11 @@ def parameter_groups(model: torch.nn.Module, arguments: TokenizerArguments) -> l
 
 def resolve_crop_sizes(arguments: TokenizerArguments, ratio: int) -> None:
     """Fill in the sizes of the crops and check them."""
-    arguments.global_crop_size = arguments.global_crop_size or arguments.resolution
-    arguments.local_crop_size = arguments.local_crop_size or max(ratio, arguments.resolution // 2 // ratio * ratio)
-    for name in ("global_crop_size", "local_crop_size"):
+    arguments.ssl_global_crop_size = arguments.ssl_global_crop_size or arguments.resolution
+    arguments.ssl_local_crop_size = arguments.ssl_local_crop_size or max(
+        ratio, arguments.resolution // 2 // ratio * ratio
+    )
+    for name in ("ssl_global_crop_size", "ssl_local_crop_size"):
         check_multiple(name, getattr(arguments, name), ratio)
 
 
@@ -118,7 +120,7 @@ def add_stochastic_depth(autoencoder: ModelMixin, rate: float) -> StochasticDept
         return None
     if not hasattr(autoencoder, "forward_features"):
         raise ValueError(
-            f"--drop_path works with AutoencoderTC, not with {type(autoencoder).__name__}; leave it at 0."
+            f"--ssl_drop_path works with AutoencoderTC, not with {type(autoencoder).__name__}; leave it at 0."
         )
     encoder = autoencoder.encoder
     return StochasticDepth(encoder, [*encoder.first_blocks, *encoder.last_blocks], rate)

@@ -196,7 +196,7 @@ def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache
         counts,
         arguments.seed,
         resolution=cache.latent_shape[1] * spatial_ratio(pipeline.vae),
-        sampling={"num_inference_steps": arguments.num_inference_steps, "guidance_scale": 1.0},
+        sampling={"num_inference_steps": arguments.sample_num_inference_steps, "guidance_scale": 1.0},
     )
 
 
@@ -272,8 +272,8 @@ def start(arguments: DiTArguments) -> DiTRun:
         preview=SamplePreview(
             pipeline,
             arguments.samples_per_class,
-            arguments.num_inference_steps,
-            arguments.guidance_scale,
+            arguments.sample_num_inference_steps,
+            arguments.sample_guidance_scale,
             arguments.seed,
         ),
         online_frechet=build_online_frechet(arguments, pipeline, cache),

@@ -10,7 +10,6 @@ diffusers train with the same data, losses and budget: `--autoencoder FOLDER` wi
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +17,7 @@ from accelerate.logging import get_logger
 from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.arguments import option, parse_arguments
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
@@ -53,7 +52,6 @@ from tcae_diffusers.trainer.sharding import (
     start_adam_state,
     whole_tensor,
 )
-from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
 from tcae_diffusers.trainer.tokenizer_setup import (
     build_autoencoder,
     build_loader,
@@ -65,6 +63,7 @@ from tcae_diffusers.trainer.tokenizer_setup import (
     to_unit_range,
 )
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
+from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 from tcae_diffusers.training.tokenizer_student import (
     add_stochastic_depth,
     build_dataset,
@@ -76,86 +75,6 @@ from tcae_diffusers.training.tokenizer_student import (
 )
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class TokenizerArguments(ReconstructionArguments):
-    """Train a TC-AE tokenizer jointly with self-supervision, or another autoencoder without."""
-
-    autoencoder: str = option(
-        "tc-ae-f32c128",
-        "Preset name, or a config.json (or folder with one, and weights to start from) of any diffusers autoencoder.",
-    )
-    autoencoder_overrides: dict = option(
-        {}, 'Config arguments that replace the preset\'s, as JSON: {"patch_size": 4}.'
-    )
-    reconstruction_weight: float = option(1.0, "alpha of the paper: weight of L_rec.")
-    kl_weight: float = option(
-        1e-6, "Weight of the KL term, for autoencoders that sample their latent (AutoencoderKL)."
-    )
-
-    ssl: Literal["ibot", "dino", "dinov2", "none"] = option("ibot", "Self-supervision; none is the paper's ablation.")
-    ssl_weight: float = option(1.0, "Weight of the self-supervised loss.")
-    ssl_features: Literal["last", "first_stage"] = option(
-        "last", "Tokens that the head reads: of the last encoder block, or before the intermediate bottleneck."
-    )
-    ssl_out_dim: int = option(8192, "Prototypes of the head.")
-    ssl_patch_out_dim: int | None = option(None, "Prototypes for patch tokens, if the head has separate ones.")
-    ssl_hidden_dim: int = option(2048, "Hidden width of the head.")
-    ssl_bottleneck_dim: int = option(256, "Bottleneck width of the head.")
-    ssl_head_sharing: Literal["method", "shared", "semi_shared", "separate"] = option(
-        "method", "What class and patch tokens share of the head; by default what the method's authors do."
-    )
-    ssl_centering: Literal["method", "momentum", "sinkhorn_knopp"] = option("method", "How targets are balanced.")
-    koleo_weight: float | None = option(None, "Weight of KoLeo; 0.1 for dinov2 and 0 for the others if unset.")
-    global_crop_size: int | None = option(None, "Side of the two global crops; the resolution if unset.")
-    local_crop_size: int | None = option(None, "Side of the local crops; half the resolution if unset.")
-    num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
-    global_crop_min_scale: float = option(0.25, "Global crops cover this share of the image up to all of it.")
-    local_crop_min_scale: float = option(0.05, "Local crops cover this share up to global_crop_min_scale.")
-    mask_probability: float = option(0.5, "Share of global crops with masked patches.")
-    mask_ratio_min: float = option(0.1, "Least share of masked token groups.")
-    mask_ratio_max: float = option(0.5, "Largest share of masked token groups.")
-    mask_shape: Literal["random", "block"] = option("random", "How groups are chosen.")
-    student_temperature: float = option(0.1, "Temperature of the student.")
-    teacher_temperature_start: float = option(0.04, "Teacher temperature at the start.")
-    teacher_temperature: float = option(0.07, "Teacher temperature after the warm-up.")
-    teacher_temperature_warmup_fraction: float = option(0.3, "Share of the steps over which it rises.")
-    patch_teacher_temperature_start: float | None = option(
-        None, "Teacher temperature for patch tokens at the start; that for class tokens if unset."
-    )
-    patch_teacher_temperature: float | None = option(
-        None, "The same after the warm-up; that for class tokens if unset."
-    )
-    teacher_momentum: float = option(
-        0.996, "Teacher momentum at the start, rising to 1; 0.9995 for batches below 512."
-    )
-    center_momentum: float = option(0.9, "Momentum of the centres.")
-    patch_center_momentum: float | None = option(None, "Momentum of the centre of patch tokens; the same if unset.")
-    mim_average: Literal["images", "masked_tokens"] = option(
-        "images",
-        "Mean of the loss of masked tokens: within each image, then over images (iBOT), or over all masked tokens.",
-    )
-    freeze_last_layer_steps: int = option(0, "Steps during which the head's last layer stays as it is.")
-    drop_path: float = option(0.0, "Stochastic depth of the student's encoder at its last block (iBOT: 0.1).")
-    weight_decay: float = option(0.04, "Weight decay of encoder and head at the start, and of the decoder throughout.")
-    final_weight_decay: float = option(0.4, "Weight decay of encoder and head at the end (cosine).")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("num_local_crops", self.num_local_crops >= 0, "0 or more")
-        self._require("mask_probability", 0 <= self.mask_probability <= 1, "between 0 and 1")
-        self._require(
-            "mask_ratio_max", 0 < self.mask_ratio_min <= self.mask_ratio_max < 1, "below 1, above the minimum"
-        )
-        self._require("drop_path", 0 <= self.drop_path < 1, "at least 0 and below 1")
-        self._require("teacher_momentum", 0 <= self.teacher_momentum <= 1, "between 0 and 1")
-        for kind in ("teacher_temperature", "patch_teacher_temperature"):
-            for name in (kind, f"{kind}_start"):
-                value = getattr(self, name)
-                self._require(name, value is None or value > 0, "above 0")
-        if self.drop_path and self.gradient_checkpointing:
-            raise ValueError("--drop_path and --gradient_checkpointing exclude each other: choose one.")
 
 
 @dataclass
@@ -207,7 +126,7 @@ def start(arguments: TokenizerArguments) -> TokenizerRun:
     preview = build_preview(arguments, folder)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     teacher = Teacher(student).to(accelerator.device) if ssl_loss is not None else None
-    stochastic_depth = add_stochastic_depth(autoencoder, arguments.drop_path)
+    stochastic_depth = add_stochastic_depth(autoencoder, arguments.ssl_drop_path)
     if arguments.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
     if arguments.compile:
@@ -361,12 +280,12 @@ def compute_ssl_loss(
 
 def teacher_temperatures(arguments: TokenizerArguments, step: int) -> tuple[float, float]:
     """Of class and of patch tokens; they warm up over the same steps."""
-    ends = (arguments.teacher_temperature_start, arguments.teacher_temperature)
-    patch_ends = (arguments.patch_teacher_temperature_start, arguments.patch_teacher_temperature)
+    ends = (arguments.ssl_teacher_temperature_start, arguments.ssl_teacher_temperature)
+    patch_ends = (arguments.ssl_patch_teacher_temperature_start, arguments.ssl_patch_teacher_temperature)
     patch_ends = (own if patch is None else patch for patch, own in zip(patch_ends, ends, strict=True))
     return tuple(
         teacher_temperature(
-            step, arguments.max_train_steps, first, last, arguments.teacher_temperature_warmup_fraction
+            step, arguments.max_train_steps, first, last, arguments.ssl_teacher_temperature_warmup_fraction
         )
         for first, last in (ends, patch_ends)
     )
@@ -389,7 +308,7 @@ def optimize(run: TokenizerRun, batches, progress: TrainingProgress, step: int) 
             loss, metrics = compute_loss(run, batch, step, micro_step)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                if run.ssl_loss is not None and step < arguments.freeze_last_layer_steps:
+                if run.ssl_loss is not None and step < arguments.ssl_freeze_last_layer_steps:
                     run.student.head.cancel_last_layer_gradients()
                 grad_norm = whole_tensor(accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm))
                 skipped = run.guard.mark(optimizer, loss, grad_norm)
@@ -403,7 +322,7 @@ def optimize(run: TokenizerRun, batches, progress: TrainingProgress, step: int) 
     if run.ssl_loss is not None:
         run.ssl_loss.discard_pending(skipped > 0)
         run.ssl_loss.update_centers()
-        momentum = teacher_momentum(step, arguments.max_train_steps, arguments.teacher_momentum)
+        momentum = teacher_momentum(step, arguments.max_train_steps, arguments.ssl_teacher_momentum)
         student = [run.autoencoder.encoder, run.student.head]
         update_teacher(student, [run.teacher.encoder, run.teacher.head], momentum)
 
@@ -431,7 +350,7 @@ def train(run: TokenizerRun) -> None:
             if logged is not None:
                 warn(run, collapse, logged, step)
             started = time.perf_counter()
-            if run.preview is not None and (step % arguments.eval_steps == 0 or step == arguments.max_train_steps):
+            if run.preview is not None and (step % arguments.heldout_steps == 0 or step == arguments.max_train_steps):
                 run.preview.log(accelerator, run.autoencoder, run.ema, step)
             if step % arguments.checkpointing_steps == 0 and step < arguments.max_train_steps:
                 run.checkpoints.save(step, samples_seen=step * run.total_batch)

@@ -7,50 +7,143 @@ from ..arguments import Arguments, option
 
 
 @dataclass
-class RunArguments(Arguments):
-    """What every training run has."""
+class RunFolderArguments(Arguments):
+    """Where a run lives, and how it is continued."""
 
     group: ClassVar[str] = "Run"
-    presets: ClassVar[str] = "tcae_diffusers.training.configs"
 
-    output_dir: str = option(MISSING, "Folder of the run: checkpoints/, logs/, arguments.yaml and the final model/.")
+    output_dir: str = option(
+        MISSING, "Folder of the run: checkpoints/, logs/, arguments.yaml and the final model/.", metavar="FOLDER"
+    )
     resume: str | None = option(
-        None, "'latest' continues the newest whole checkpoint of output_dir, or starts if there is none; or a path."
+        None,
+        "Checkpoint to continue: its folder, or 'latest' for the newest complete one in --output_dir, which starts a"
+        " new run if there is none.",
+        metavar="FOLDER",
     )
-    seed: int = option(0, "All randomness is a function of this seed, the step and the sample.")
-    max_train_steps: int = option(100_000, "Optimizer steps.")
-    train_batch_size: int = option(16, "Images per process and forward pass.")
-    gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.")
-    dataloader_num_workers: int = option(
-        0, "Processes that decode and crop images; 0 does it in the training process."
-    )
-    learning_rate: float = option(5e-4, "Peak learning rate (at a batch of 256 if --scale_lr).")
-    scale_lr: bool = option(False, "Multiply the learning rate by total batch / 256.")
-    lr_warmup_fraction: float = option(0.1, "Share of the steps over which the learning rate rises linearly.")
-    final_learning_rate: float = option(1e-6, "Learning rate at the last step of the cosine schedule.")
-    adam_beta1: float = option(0.9, "First moment decay of AdamW.")
-    adam_beta2: float = option(0.95, "Second moment decay of AdamW.")
-    adam_epsilon: float = option(1e-8, "Epsilon of AdamW.")
-    max_grad_norm: float = option(3.0, "Gradients are clipped to this norm.")
-    ema_decay: float = option(0.9999, "Decay of the averaged weights; reached gradually, min(decay, (1+n)/(10+n)).")
-    max_nonfinite_steps: int = option(20, "Stop after this many skipped steps in a row (loss or gradient not finite).")
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast type; bf16 is slower than fp32 on CPUs.")
-    log_steps: int = option(20, "Steps between two log lines and tracker entries.")
+    seed: int = option(0, "Seed of all random numbers; they depend on it, the step and the sample alone.")
     checkpointing_steps: int = option(1000, "Steps between two checkpoints.")
-    checkpoints_total_limit: int = option(2, "Checkpoints kept; older ones go once a newer one is whole.")
-    report_to: str = option("tensorboard", "Tracker known to accelerate (tensorboard, wandb, trackio), or none.")
+    checkpoints_total_limit: int = option(
+        2, "Number of checkpoints to keep; older ones are deleted once a newer one is complete."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "log_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("checkpointing_steps", "checkpoints_total_limit", "max_nonfinite_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
-        self._require("dataloader_num_workers", self.dataloader_num_workers >= 0, "0 or more")
+        for name in ("checkpointing_steps", "checkpoints_total_limit"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass
+class StepArguments(Arguments):
+    """How many steps a run takes, and how large they are."""
+
+    group: ClassVar[str] = "Steps and batches"
+
+    max_train_steps: int = option(100_000, "Optimiser steps of the whole run.")
+    train_batch_size: int = option(16, "Images per process in one forward pass.")
+    gradient_accumulation_steps: int = option(1, "Forward passes per optimiser step.")
+    max_nonfinite_steps: int = option(
+        20,
+        "Stop the run after this many steps in a row whose loss or gradient is not finite; each is skipped.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "max_nonfinite_steps"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass
+class OptimizerArguments(Arguments):
+    """AdamW and its schedule."""
+
+    group: ClassVar[str] = "Optimiser"
+
+    learning_rate: float = option(5e-4, "Peak learning rate; with --scale_lr, that of a total batch of 256 images.")
+    scale_lr: bool = option(False, "Multiply the peak learning rate by the total batch size divided by 256.")
+    lr_warmup_fraction: float = option(
+        0.1, "Fraction of the steps during which the learning rate rises linearly from 0.", metavar="FRACTION"
+    )
+    final_learning_rate: float = option(
+        1e-6, "Learning rate at the last step, where the cosine schedule that follows the warm-up ends."
+    )
+    adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.")
+    adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.")
+    adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._require("lr_warmup_fraction", 0 <= self.lr_warmup_fraction <= 1, "between 0 and 1")
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
         self._require("learning_rate", self.learning_rate > 0, "positive")
 
     def peak_learning_rate(self, total_batch_size: int) -> float:
         return self.learning_rate * total_batch_size / 256 if self.scale_lr else self.learning_rate
+
+
+@dataclass
+class EMAArguments(Arguments):
+    """The averaged weights, which are what is saved in the end."""
+
+    group: ClassVar[str] = "Averaged weights"
+
+    ema_decay: float = option(
+        0.9999, "Decay of the averaged weights that are saved in the end; step n uses min(decay, (1 + n) / (10 + n))."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
+
+
+@dataclass
+class ComputeArguments(Arguments):
+    """What changes speed and memory."""
+
+    group: ClassVar[str] = "Speed and memory"
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = option(
+        "no", "Data type of autocast; on CPUs, bf16 is slower than no autocast."
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass, which takes less memory and more time."
+    )
+    compile: bool = option(
+        False, "Compile the repeated blocks with torch.compile: some minutes at the start, faster steps on GPUs."
+    )
+    dataloader_num_workers: int = option(
+        0, "Worker processes that load data; with 0 the training process loads its own."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("dataloader_num_workers", self.dataloader_num_workers >= 0, "0 or more")
+
+
+@dataclass
+class LoggingArguments(Arguments):
+    """What is written down along the way."""
+
+    group: ClassVar[str] = "Logging"
+
+    log_steps: int = option(20, "Steps between two lines in the log, which are also entries of the tracker.")
+    report_to: str = option(
+        "tensorboard",
+        "Tracker: tensorboard, wandb, trackio or another that accelerate knows; or none.",
+        metavar="NAME",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("log_steps", self.log_steps >= 1, "at least 1")
+
+
+@dataclass
+class RunArguments(
+    RunFolderArguments, StepArguments, OptimizerArguments, EMAArguments, ComputeArguments, LoggingArguments
+):
+    """What every training run has."""
+
+    presets: ClassVar[str] = "tcae_diffusers.training.configs"

@@ -1,52 +1,157 @@
-"""What every script that trains a tokenizer to reconstruct is told: data, pixel and perceptual loss, previews."""
+"""Options of what trains a tokenizer, or a part of one, to reconstruct images."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..arguments import option
+from ..arguments import Arguments, option
 from .arguments import RunArguments
 
 
 @dataclass
-class ReconstructionArguments(RunArguments):
-    """What joint training and decoder fine-tuning share."""
+class DataArguments(Arguments):
+    """Images to train on."""
+
+    group: ClassVar[str] = "Data"
 
     train_data: str = option(
         "openmoji:train",
-        "openmoji:train, a folder root/class/img.png, datasets:NAME[:SPLIT], webdataset:FILES (tar shards), or what is"
-        " read as it comes: stream:NAME[:SPLIT], stream:webdataset:FILES.",
+        "Training images: openmoji:SPLIT, a folder of root/class/img.png, datasets:NAME[:SPLIT] or webdataset:FILES"
+        " (tar shards); stream:NAME[:SPLIT] and stream:webdataset:FILES are read as they arrive.",
+        metavar="SOURCE",
     )
-    heldout_data: str | None = option(None, "Images for held-out PSNR and pictures, never trained on; same forms.")
-    data_resolution: int | None = option(None, "Size at which vector images are drawn; twice the resolution if unset.")
-    resolution: int | None = option(None, "Side of the reconstructed images; the model's sample_size if unset.")
-    horizontal_flip: bool = option(True, "Reconstruct randomly mirrored images.")
-    max_broken_images: int = option(100, "Stop after this many images that cannot be decoded; each is named.")
-
-    pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Distance of pixels inside L_rec.")
-    pixel_weight: float = option(1.0, "Its weight.")
-    mse_weight: float = option(0.0, "Weight of a squared error beside it; helps short runs to start.")
-    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
-        "none",
-        "Perceptual term of L_rec. LPIPS needs torchvision's ImageNet weights (downloaded, cached, or by"
-        " --perceptual_weights_path); efficientnet-lite0 works offline and is not LPIPS.",
+    data_resolution: int | None = option(
+        None, "Side in pixels at which vector images are drawn; twice --resolution if unset.", metavar="PIXELS"
     )
-    perceptual_weight: float = option(1.0, "lambda_p of the paper: weight of the perceptual term.")
-    perceptual_weights_path: str | None = option(None, "File with the weights of the perceptual network.")
-
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
-    compile: bool = option(False, "torch.compile the repeated blocks; pays off on GPUs.")
-
-    eval_steps: int = option(500, "Steps between two looks at held-out images.")
-    num_eval_images: int = option(256, "Held-out images for PSNR and SSIM.")
-    heldout_rfd: str | None = option(
-        None, "Feature network of a Fréchet distance beside them, such as efficientnet-lite0 (offline); none if unset."
+    resolution: int | None = option(
+        None, "Side in pixels of the reconstructed images; the model's sample_size if unset.", metavar="PIXELS"
+    )
+    horizontal_flip: bool = option(True, "Mirror half of the training images at random.")
+    max_broken_images: int = option(
+        100, "Stop the run when more images than this cannot be decoded; each is named in the log."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("eval_steps", "num_eval_images"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("resolution", "data_resolution"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "at least 1 pixel")
         self._require("max_broken_images", self.max_broken_images >= 0, "0 or more")
+
+
+@dataclass
+class ReconstructionLossArguments(Arguments):
+    """The reconstruction loss L_rec."""
+
+    group: ClassVar[str] = "Reconstruction loss"
+
+    pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Pixel loss.")
+    pixel_weight: float = option(1.0, "Weight of the pixel loss.")
+    mse_weight: float = option(
+        0.0, "Weight of a mean squared error on top of the pixel loss, which helps short runs to start."
+    )
+    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
+        "none",
+        "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
+        " LPIPS.",
+    )
+    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p of the paper.")
+    perceptual_weights_path: str | None = option(
+        None,
+        "File with the weights of the perceptual network; downloaded or from torch's cache if unset.",
+        metavar="FILE",
+    )
+
+
+@dataclass
+class HeldoutArguments(Arguments):
+    """Images that are never trained on."""
+
+    group: ClassVar[str] = "Held-out images"
+
+    heldout_data: str | None = option(
+        None,
+        "Images that are never trained on, for held-out figures and pictures; takes what --train_data takes, and if"
+        " unset nothing is held out.",
+        metavar="SOURCE",
+    )
+    heldout_steps: int = option(500, "Steps between two evaluations on held-out images.")
+    heldout_images: int = option(256, "Number of held-out images for PSNR and SSIM.")
+    heldout_rfd: str | None = option(
+        None,
+        "Feature network of a Fréchet distance on held-out images, such as efficientnet-lite0, which works offline;"
+        " no distance if unset.",
+        metavar="NETWORK",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("heldout_steps", "heldout_images"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass
+class ReconstructionArguments(RunArguments, DataArguments, ReconstructionLossArguments, HeldoutArguments):
+    """What joint training and decoder fine-tuning share."""
+
+
+@dataclass
+class AdversarialArguments(ReconstructionArguments):
+    """The adversarial loss, and the discriminator that gives it."""
+
+    group: ClassVar[str] = "Adversarial loss"
+
+    discriminator: Literal["patchgan", "efficientnet-lite0", "dino", "none"] = option(
+        "patchgan",
+        "Discriminator: a PatchGAN, or heads on the frozen features of a network; none trains without adversarial"
+        " loss.",
+    )
+    discriminator_weights_path: str | None = option(
+        None,
+        "Weights of the discriminator's frozen network: a file, for dino a folder or name; the network's usual ones if"
+        " unset.",
+        metavar="PATH",
+    )
+    discriminator_layers: int = option(
+        3, "Layers of stride 2 in a PatchGAN; images below 24 pixels need fewer than 3."
+    )
+    discriminator_channels: int = option(64, "Channels of a PatchGAN's first layer.")
+    discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.")
+    discriminator_beta1: float = option(
+        0.5, "Decay rate of the first moment of the discriminator's AdamW (VQGAN: 0.5)."
+    )
+    discriminator_beta2: float = option(
+        0.9, "Decay rate of the second moment of the discriminator's AdamW (VQGAN: 0.9)."
+    )
+    discriminator_weight_decay: float = option(0.0, "Weight decay of the discriminator's AdamW.")
+    discriminator_ema_decay: float = option(
+        0.999, "Decay of the discriminator's averaged weights, which are saved in OUTPUT_DIR/discriminator."
+    )
+    discriminator_start_step: int | None = option(
+        None, "Step at which the discriminator starts to train; --adversarial_start_step if unset."
+    )
+    discriminator_diff_augment: list[str] = option(
+        [], "DiffAugment of what the discriminator sees: any of color, translation, cutout.", metavar="NAME"
+    )
+    discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.")
+    discriminator_r1_interval: int = option(16, "Steps from one R1 penalty to the next.")
+    discriminator_lecam_weight: float = option(
+        0.0, "Weight of the discriminator's LeCam regularisation, for small data sets."
+    )
+    adversarial_loss: Literal["hinge", "non_saturating"] = option("hinge", "Form of the adversarial loss.")
+    adversarial_weight: float = option(
+        0.75, "Weight of the adversarial loss, lambda_q of the paper (RAE: 0.75); 0 trains without it."
+    )
+    adversarial_start_step: int = option(0, "Step at which the adversarial loss starts to train the decoder.")
+    adversarial_adaptive_weight: bool = option(
+        True, "Balance the gradients of the adversarial and the reconstruction loss (VQGAN)."
+    )
+    adversarial_max_adaptive_weight: float = option(
+        1e4, "Largest factor by which --adversarial_adaptive_weight multiplies the adversarial loss."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("discriminator_learning_rate", self.discriminator_learning_rate > 0, "positive")
+        self._require("discriminator_ema_decay", 0 <= self.discriminator_ema_decay < 1, "at least 0 and below 1")
+        for name in ("adversarial_start_step", "discriminator_start_step"):
+            self._require(name, (getattr(self, name) or 0) >= 0, "0 or more")

@@ -204,7 +204,7 @@ def build_preview(arguments: ReconstructionArguments, folder: Path) -> Reconstru
         arguments.heldout_data,
         arguments.data_resolution,
         arguments.resolution,
-        arguments.num_eval_images,
+        arguments.heldout_images,
         folder=folder / "pictures",
         extractor=arguments.heldout_rfd,
     )

@@ -94,10 +94,13 @@ CASES = {
     ),
     # sizes
     "resolution no multiple of the ratio": (lambda t: {"resolution": 20}, ["resolution 20", "ratio 8", "16 or 24"]),
-    "global crops no multiple of the ratio": (lambda t: {"global_crop_size": 12}, ["global_crop_size 12", "8 or 16"]),
-    "local crops no multiple of the ratio": (lambda t: {"local_crop_size": 9}, ["local_crop_size 9", "8 or 16"]),
+    "global crops no multiple of the ratio": (
+        lambda t: {"ssl_global_crop_size": 12},
+        ["global_crop_size 12", "8 or 16"],
+    ),
+    "local crops no multiple of the ratio": (lambda t: {"ssl_local_crop_size": 9}, ["local_crop_size 9", "8 or 16"]),
     "resolution of zero": (lambda t: {"resolution": -8}, ["--resolution -8", "at least 1"]),
-    "crop scale out of range": (lambda t: {"global_crop_min_scale": 1.5}, ["1.5", "(0, 1]"]),
+    "crop scale out of range": (lambda t: {"ssl_global_crop_min_scale": 1.5}, ["1.5", "(0, 1]"]),
     # the model
     "unknown preset": (lambda t: {"autoencoder": "tc-ae-xs-f8c33"}, ["tc-ae-xs-f8c33", "tc-ae-xs-f8c32"]),
     "unknown config argument": (
@@ -139,16 +142,16 @@ CASES = {
         ["alex.pth", "ImageNet weights"],
     ),
     "head sizes that contradict": (lambda t: {"ssl_patch_out_dim": 32}, ["patch_out_dim is 32", "shared"]),
-    "temperature of zero": (lambda t: {"student_temperature": 0}, ["student_temperature is 0"]),
+    "temperature of zero": (lambda t: {"ssl_student_temperature": 0}, ["student_temperature is 0"]),
     "teacher temperature of zero": (
-        lambda t: {"patch_teacher_temperature": 0},
-        ["--patch_teacher_temperature 0", "above 0"],
+        lambda t: {"ssl_patch_teacher_temperature": 0},
+        ["--ssl_patch_teacher_temperature 0", "above 0"],
     ),
     "momentum of a centre out of range": (
-        lambda t: {"patch_center_momentum": 1.5},
+        lambda t: {"ssl_patch_center_momentum": 1.5},
         ["patch_center_momentum is 1.5"],
     ),
-    "mask ratios the wrong way round": (lambda t: {"mask_ratio_min": 0.6}, ["--mask_ratio_max 0.5"]),
+    "mask ratios the wrong way round": (lambda t: {"ssl_mask_ratio_min": 0.6}, ["--ssl_mask_ratio_max 0.5"]),
     "drop path with recomputed activations": (lambda t: {"gradient_checkpointing": True}, ["drop_path", "choose one"]),
     # arguments
     "unknown option": (lambda t: {"learning_rat": 1}, ["--learning_rat", "--learning_rate"]),
@@ -160,7 +163,7 @@ CASES = {
     "unknown config": (lambda t: {"config": "openmoji33"}, ["openmoji33", "openmoji32"]),
     "unknown key in a config": (lambda t: {"config": text_file(t / "c.yaml", "max_steps: 3")}, ["max_steps"]),
     "unknown choice in a config": (
-        lambda t: {"config": text_file(t / "c.yaml", "mask_shape: star")},
+        lambda t: {"config": text_file(t / "c.yaml", "ssl_mask_shape: star")},
         ["star", "block"],
     ),
     "text for a number in a config": (lambda t: {"config": text_file(t / "c.yaml", "seed: one")}, ["seed", "one"]),
@@ -206,7 +209,10 @@ OTHER_RUNS = {
     "another seed": ({"seed": 1}, ["seed is 0"]),
     "another length": ({"max_train_steps": 7}, ["max_train_steps is 6"]),
     "another objective": ({"ssl": "none"}, ["ssl is ibot"]),
-    "another mean over masked tokens": ({"mim_average": "masked_tokens"}, ["mim_average is None", "masked_tokens"]),
+    "another mean over masked tokens": (
+        {"ssl_mim_average": "masked_tokens"},
+        ["mim_average is None", "masked_tokens"],
+    ),
     "other losses": ({"pixel_weight": 2.0}, ["losses is"]),
 }
 

@@ -90,6 +90,6 @@ def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(
 
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_accumulated_images_equal_one_batch(tmp_path, adaptive):
-    options = {**SMOOTH, "adaptive_weight": adaptive}
+    options = {**SMOOTH, "adversarial_adaptive_weight": adaptive}
     whole = finetune(tmp_path / "whole", **options, train_batch_size=8)
     assert_close(finetune(tmp_path / "run", **options, train_batch_size=2, gradient_accumulation_steps=4), whole)

@@ -33,13 +33,13 @@ KL = {
 }
 VARIANTS = {
     # iBOT with drop path. The optimizer has no state of the prototypes when a run is stopped after 2 steps.
-    "ibot": {**SMALL, "freeze_last_layer_steps": 3, "eval_steps": 3},
+    "ibot": {**SMALL, "ssl_freeze_last_layer_steps": 3, "heldout_steps": 3},
     "dinov2": {
         **SMALL,
         "ssl": "dinov2",
-        "drop_path": 0,
+        "ssl_drop_path": 0,
         # Smaller than the images: the encoder is called three times per step.
-        "global_crop_size": 8,
+        "ssl_global_crop_size": 8,
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
         "mixed_precision": "bf16",
@@ -49,7 +49,7 @@ VARIANTS = {
     "kl": {
         **SMALL,
         "ssl": "none",
-        "drop_path": 0,
+        "ssl_drop_path": 0,
         "autoencoder_overrides": None,
         "kl_weight": 1e-2,
         "max_train_steps": 3,

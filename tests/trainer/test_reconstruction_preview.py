@@ -26,7 +26,7 @@ def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = {"heldout_data": home() / "images", "eval_steps": 2, "num_eval_images": 9, "max_train_steps": 4}
+    options = {"heldout_data": home() / "images", "heldout_steps": 2, "heldout_images": 9, "max_train_steps": 4}
     options |= {"report_to": "tensorboard", "heldout_rfd": "efficientnet-lite0"}
     run = train(tmp_path / "run", **options)
     events = EventAccumulator(str(run / "logs" / "train_tcae"), size_guidance={"images": 0})

@@ -26,7 +26,12 @@ def train_in_a_process(output, environment, **options):
 
 
 def interrupted_at_step_3_and_resumed(folder, tracker, environment):
-    options = {"heldout_data": home() / "images", "eval_steps": 3, "report_to": tracker, "checkpoints_total_limit": 9}
+    options = {
+        "heldout_data": home() / "images",
+        "heldout_steps": 3,
+        "report_to": tracker,
+        "checkpoints_total_limit": 9,
+    }
     train_in_a_process(folder, environment, **options)
     # As after a kill at step 6: the last checkpoint is that of step 3, the log is ahead of it.
     for part in ("model", "checkpoints/step-00000006"):

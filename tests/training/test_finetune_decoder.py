@@ -152,7 +152,12 @@ def test_decoders_of_other_autoencoders_learn_too(tmp_path, name):
 def test_a_frozen_feature_discriminator_trains(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     options = {"discriminator": "efficientnet-lite0", "adversarial_start_step": 0, "discriminator_start_step": 0}
-    options |= {"r1_weight": 0, "max_train_steps": 1, "train_batch_size": 2, "perceptual": "efficientnet-lite0"}
+    options |= {
+        "discriminator_r1_weight": 0,
+        "max_train_steps": 1,
+        "train_batch_size": 2,
+        "perceptual": "efficientnet-lite0",
+    }
     folder = finetune(tmp_path / "run", **options)
     assert (
         "efficientnet-lite0-features + 0.75 adaptive hinge (efficientnet-lite0)"
@@ -171,10 +176,10 @@ BAD_INPUT = {
     "another kind of model": ({"autoencoder": home}, "config.json"),
     "images too small for the discriminator": ({"discriminator_layers": 3}, "discriminator_layers 3"),
     "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),
-    "unknown augmentation": ({"diff_augment": ["blur"]}, "blur"),
+    "unknown augmentation": ({"discriminator_diff_augment": ["blur"]}, "blur"),
     "negative noise": ({"latent_noise": -1}, "latent noise is -1"),
-    "negative weight": ({"r1_weight": -1}, "r1_weight is -1"),
-    "an interval of zero": ({"r1_interval": 0}, "r1_interval is 0"),
+    "negative weight": ({"discriminator_r1_weight": -1}, "r1_weight is -1"),
+    "an interval of zero": ({"discriminator_r1_interval": 0}, "r1_interval is 0"),
     "DINO that is not there": ({"discriminator": "dino", "discriminator_weights_path": "/nowhere/at/all"}, "/nowhere"),
     "a discriminator average that never moves": ({"discriminator_ema_decay": 1}, "discriminator_ema_decay 1"),
 }

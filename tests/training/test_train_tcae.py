@@ -39,7 +39,7 @@ def first_batch(run):
 
 
 def test_the_teacher_takes_no_gradient_and_moves_by_the_schedule_towards_the_student(started):
-    run = started(max_train_steps=3, teacher_momentum=0.5)
+    run = started(max_train_steps=3, ssl_teacher_momentum=0.5)
     batches = iter(train_tcae.build_loader(run.dataset, run.arguments, run.accelerator, 0))
     progress = TrainingProgress(run.accelerator, "test", 3, 0, run.total_batch, 100)
     run.model.train()
@@ -60,7 +60,7 @@ def test_the_teacher_takes_no_gradient_and_moves_by_the_schedule_towards_the_stu
 
 @pytest.mark.parametrize("features", ["last", "first_stage"])
 def test_masks_hide_whole_groups_and_nothing_of_a_hidden_patch_reaches_the_student(started, features):
-    run = started(mask_probability=1.0, ssl_features=features, num_local_crops=0)
+    run = started(ssl_mask_probability=1.0, ssl_features=features, ssl_num_local_crops=0)
     batch = first_batch(run)
     token_mask, masked = train_tcae.token_masks(batch, run.autoencoder, features, torch.device("cpu"))
     # 16 pixels in patches of 2 give 8x8 tokens; staged compression merges 2x2 of them.
@@ -98,15 +98,15 @@ def test_dino_draws_no_masks_and_has_no_mask_token(started):
 
 
 def test_patch_tokens_have_a_temperature_and_a_centre_of_their_own(started):
-    ends = {"teacher_temperature_start": 0.04, "teacher_temperature": 0.1, "max_train_steps": 10}
+    ends = {"ssl_teacher_temperature_start": 0.04, "ssl_teacher_temperature": 0.1, "max_train_steps": 10}
     run = started(
         **ends,
-        patch_teacher_temperature_start=0.02,
-        patch_teacher_temperature=0.08,
-        patch_center_momentum=0.6,
-        mim_average="masked_tokens",
-        mask_probability=1.0,
-        drop_path=0,
+        ssl_patch_teacher_temperature_start=0.02,
+        ssl_patch_teacher_temperature=0.08,
+        ssl_patch_center_momentum=0.6,
+        ssl_mim_average="masked_tokens",
+        ssl_mask_probability=1.0,
+        ssl_drop_path=0,
     )
     # The warm-up takes 0.3 of ten steps.
     for step, expected in ((0, (0.04, 0.02)), (1, (0.06, 0.04)), (3, (0.1, 0.08)), (9, (0.1, 0.08))):
@@ -128,7 +128,7 @@ def test_patch_tokens_have_a_temperature_and_a_centre_of_their_own(started):
 
 
 def test_drop_path_touches_the_student_in_training_alone(started):
-    run = started(drop_path=0.5, num_local_crops=1)
+    run = started(ssl_drop_path=0.5, ssl_num_local_crops=1)
     batch = first_batch(run)
     images = train_tcae.to_unit_range(batch["pixel_values"], torch.device("cpu"))
     crops = train_tcae.view_major(batch["global_crops"], torch.device("cpu"))
@@ -158,7 +158,7 @@ def test_compiled_blocks_drop_the_same_paths_and_are_compiled_in_the_first_step_
     counter, compile_module = CompileCounterWithBackend("eager"), torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=counter))
     # Two batches and four lengths of sequence; a decoder and a teacher of the same blocks, which drop nothing.
-    options = {"drop_path": 0.5, "num_local_crops": 1, "mask_probability": 1.0}
+    options = {"ssl_drop_path": 0.5, "ssl_num_local_crops": 1, "ssl_mask_probability": 1.0}
     compiled, plain = started(**options, compile=True), started(**options, output_dir=home() / "not-compiled")
     plain.student.load_state_dict(compiled.student.state_dict())
     plain.teacher.load_state_dict(compiled.teacher.state_dict())
@@ -247,7 +247,13 @@ BASELINES = {
 def test_the_config_decides_the_class_and_baselines_train_resume_and_load(tmp_path, name):
     config = tmp_path / "baseline.json"
     config.write_text(json.dumps({"_class_name": name, **BASELINES[name]}))
-    options = {"autoencoder": config, "autoencoder_overrides": "{}", "ssl": "none", "drop_path": 0, "resolution": 16}
+    options = {
+        "autoencoder": config,
+        "autoencoder_overrides": "{}",
+        "ssl": "none",
+        "ssl_drop_path": 0,
+        "resolution": 16,
+    }
     whole = train(tmp_path / "whole", **options)
     model = getattr(diffusers, name).from_pretrained(whole / "model")
     assert model(torch.rand(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
@@ -271,7 +277,7 @@ def test_training_goes_on_from_a_saved_model_without_its_old_statistics(started,
 
 
 def test_recomputed_activations_give_the_same_run(tmp_path):
-    options = {"drop_path": 0, "max_train_steps": 2}
+    options = {"ssl_drop_path": 0, "max_train_steps": 2}
     plain = train(tmp_path / "plain", **options)
     checkpointed = train(tmp_path / "checkpointed", **options, gradient_checkpointing=True)
     ours, theirs = (load_file(checkpoint(run, 2) / "model.safetensors") for run in (plain, checkpointed))

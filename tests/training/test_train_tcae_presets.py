@@ -49,7 +49,7 @@ def test_tokenizer_presets_fit_their_models(name, tmp_path):
     assert ("nostc" in name) == (not autoencoder.config.staged_compression)
     if ssl_loss is not None:
         resolve_crop_sizes(arguments, spatial_ratio(autoencoder))
-        assert arguments.global_crop_size % mask_group_pixels(autoencoder) == 0
+        assert arguments.ssl_global_crop_size % mask_group_pixels(autoencoder) == 0
     if "imagenet" in name:
         assert spatial_ratio(autoencoder) == 32 and arguments.resolution == 256
         assert arguments.perceptual == "lpips-vgg" and autoencoder.config.latent_channels == (

@@ -96,7 +96,7 @@ def run(seconds: float) -> dict[str, Any]:
                 training.ema.step(training.autoencoder.parameters())
             with parts.part("teacher"):
                 training.ssl_loss.update_centers()
-                momentum = teacher_momentum(step, arguments.max_train_steps, arguments.teacher_momentum)
+                momentum = teacher_momentum(step, arguments.max_train_steps, arguments.ssl_teacher_momentum)
                 student = [training.autoencoder.encoder, training.student.head]
                 update_teacher(student, [training.teacher.encoder, training.teacher.head], momentum)
             with parts.part("logging"):

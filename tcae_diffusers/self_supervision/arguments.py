@@ -1,0 +1,114 @@
+"""Options of self-supervision."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..arguments import Arguments, option
+
+
+@dataclass
+class SelfSupervisionArguments(Arguments):
+    """What the tokens of a tokenizer learn beside reconstruction."""
+
+    group: ClassVar[str] = "Self-supervision"
+
+    ssl: Literal["ibot", "dino", "dinov2", "none"] = option(
+        "ibot", "Self-supervised method; none is the paper's ablation."
+    )
+    ssl_weight: float = option(1.0, "Weight of the self-supervised loss.")
+    ssl_features: Literal["last", "first_stage"] = option(
+        "last",
+        "Tokens that the self-supervised head reads: those of the last encoder block, or those before the"
+        " intermediate bottleneck.",
+    )
+    ssl_out_dim: int = option(8192, "Prototypes of the self-supervised head.")
+    ssl_patch_out_dim: int | None = option(
+        None, "Prototypes for patch tokens, for heads that share no last layer; --ssl_out_dim if unset."
+    )
+    ssl_hidden_dim: int = option(2048, "Hidden width of the self-supervised head.")
+    ssl_bottleneck_dim: int = option(256, "Bottleneck width of the self-supervised head.")
+    ssl_head_sharing: Literal["method", "shared", "semi_shared", "separate"] = option(
+        "method", "What class and patch tokens share of the head; method does as the authors of --ssl do."
+    )
+    ssl_centering: Literal["method", "momentum", "sinkhorn_knopp"] = option(
+        "method", "How the teacher's outputs are balanced over the prototypes; method does as the authors of --ssl do."
+    )
+    ssl_koleo_weight: float | None = option(
+        None, "Weight of the KoLeo regulariser; 0.1 for dinov2 and 0 for other methods if unset."
+    )
+    ssl_global_crop_size: int | None = option(
+        None, "Side in pixels of the two global crops; --resolution if unset.", metavar="PIXELS"
+    )
+    ssl_local_crop_size: int | None = option(
+        None, "Side in pixels of the local crops; half of --resolution if unset.", metavar="PIXELS"
+    )
+    ssl_num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
+    ssl_global_crop_min_scale: float = option(
+        0.25,
+        "Least fraction of the image's area that a global crop covers; the largest is all of it.",
+        metavar="FRACTION",
+    )
+    ssl_local_crop_min_scale: float = option(
+        0.05,
+        "Least fraction of the image's area that a local crop covers; the largest is --ssl_global_crop_min_scale.",
+        metavar="FRACTION",
+    )
+    ssl_mask_probability: float = option(0.5, "Fraction of the global crops that are masked.", metavar="FRACTION")
+    ssl_mask_ratio_min: float = option(
+        0.1, "Least fraction of the token groups that is hidden in a masked crop.", metavar="FRACTION"
+    )
+    ssl_mask_ratio_max: float = option(
+        0.5, "Largest fraction of the token groups that is hidden in a masked crop.", metavar="FRACTION"
+    )
+    ssl_mask_shape: Literal["random", "block"] = option(
+        "random", "How hidden token groups lie: anywhere, or in rectangular blocks."
+    )
+    ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.")
+    ssl_teacher_temperature_start: float = option(0.04, "Softmax temperature of the teacher at the first step.")
+    ssl_teacher_temperature: float = option(0.07, "Softmax temperature of the teacher after its warm-up.")
+    ssl_teacher_temperature_warmup_fraction: float = option(
+        0.3, "Fraction of the steps during which the teacher's temperature changes linearly.", metavar="FRACTION"
+    )
+    ssl_patch_teacher_temperature_start: float | None = option(
+        None,
+        "Softmax temperature of the teacher's patch tokens at the first step; --ssl_teacher_temperature_start if"
+        " unset.",
+    )
+    ssl_patch_teacher_temperature: float | None = option(
+        None,
+        "Softmax temperature of the teacher's patch tokens after the warm-up; --ssl_teacher_temperature if unset.",
+    )
+    ssl_teacher_momentum: float = option(
+        0.996, "Momentum of the teacher at the first step, which rises to 1; 0.9995 suits batches below 512 images."
+    )
+    ssl_center_momentum: float = option(0.9, "Momentum of the centre of the teacher's class tokens.")
+    ssl_patch_center_momentum: float | None = option(
+        None, "Momentum of the centre of the teacher's patch tokens; --ssl_center_momentum if unset."
+    )
+    ssl_mim_average: Literal["images", "masked_tokens"] = option(
+        "images",
+        "How the loss of masked tokens is averaged: within each image and then over images (iBOT), or over all masked"
+        " tokens alike.",
+    )
+    ssl_freeze_last_layer_steps: int = option(
+        0, "Steps at the start during which the head's last layer is not trained."
+    )
+    ssl_drop_path: float = option(
+        0.0, "Stochastic depth rate of the student's last encoder block; earlier blocks have less (iBOT: 0.1)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("ssl_num_local_crops", self.ssl_num_local_crops >= 0, "0 or more")
+        self._require("ssl_mask_probability", 0 <= self.ssl_mask_probability <= 1, "between 0 and 1")
+        self._require(
+            "ssl_mask_ratio_max",
+            0 < self.ssl_mask_ratio_min <= self.ssl_mask_ratio_max < 1,
+            "below 1 and at least --ssl_mask_ratio_min, which must be above 0",
+        )
+        self._require("ssl_drop_path", 0 <= self.ssl_drop_path < 1, "at least 0 and below 1")
+        self._require("ssl_teacher_momentum", 0 <= self.ssl_teacher_momentum <= 1, "between 0 and 1")
+        for kind in ("ssl_teacher_temperature", "ssl_patch_teacher_temperature"):
+            for name in (kind, f"{kind}_start"):
+                value = getattr(self, name)
+                self._require(name, value is None or value > 0, "above 0")

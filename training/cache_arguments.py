@@ -1,0 +1,101 @@
+"""Options of cache_latents."""
+
+from dataclasses import MISSING, dataclass
+from typing import ClassVar, Literal
+
+from tcae_diffusers.arguments import Arguments, option
+
+
+@dataclass
+class CacheFolderArguments(Arguments):
+    """What is written, and where."""
+
+    group: ClassVar[str] = "Cache"
+
+    output_dir: str = option(MISSING, "Folder of the cache; one that was interrupted is completed.", metavar="FOLDER")
+    dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32", "Data type of the stored latents; the manifest records the rounding error."
+    )
+    shard_size: int = option(4096, "Images per shard.", metavar="IMAGES")
+    verify: bool = option(False, "Read the finished cache once more and compare every shard with its sha256.")
+    write_statistics: bool = option(
+        False,
+        "Write the mean and deviation of each latent channel into the saved tokenizer, so that its latents have unit"
+        " variance.",
+    )
+    dataset_dir: str | None = option(
+        None,
+        "Folder to which the cache is also written as a Hugging Face dataset, to push to the Hub or to stream.",
+        metavar="FOLDER",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("shard_size", self.shard_size >= 1, "at least 1")
+
+
+@dataclass
+class CacheSourceArguments(Arguments):
+    """What is encoded."""
+
+    group: ClassVar[str] = "Data"
+
+    tokenizer: str = option(MISSING, "Folder of a saved diffusers autoencoder.", metavar="FOLDER")
+    data: str = option(
+        "openmoji:train",
+        "Images to encode: openmoji:SPLIT, a folder of root/class/img.png, or datasets:NAME[:SPLIT].",
+        metavar="SOURCE",
+    )
+    resolution: int | None = option(
+        None, "Side in pixels of the encoded images; the autoencoder's sample_size if unset.", metavar="PIXELS"
+    )
+    data_resolution: int | None = option(
+        None, "Side in pixels at which vector images are drawn; twice --resolution if unset.", metavar="PIXELS"
+    )
+    flip: bool = option(True, "Store the latents of the mirrored images too.")
+    augmented_passes: int = option(0, "Further latents per image, each of another random crop that may be mirrored.")
+    augmented_min_scale: float = option(
+        0.7,
+        "Least fraction of the image's area that a random crop covers; the largest is all of it.",
+        metavar="FRACTION",
+    )
+    seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("augmented_passes", "seed"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")
+
+
+@dataclass
+class EncodingArguments(Arguments):
+    """What changes speed and memory."""
+
+    group: ClassVar[str] = "Speed and memory"
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Data type of the encoder's autocast.")
+    batch_size: int = option(64, "Images per process in one forward pass.")
+    dataloader_num_workers: int = option(
+        0, "Worker processes that decode images; with 0 the encoding process decodes its own."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+
+
+@dataclass
+class CacheArguments(CacheFolderArguments, CacheSourceArguments, EncodingArguments):
+    """Encode a data set once, for training diffusion models on its latents."""
+
+    presets: ClassVar[str] = "tcae_diffusers.training.configs"
+
+    @property
+    def augmented_views(self) -> tuple[str, ...]:
+        return tuple(f"latents_augmented_{number}" for number in range(1, self.augmented_passes + 1))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the latents stored for each image, as they stand in the shards."""
+        return ("latents", *(("latents_flip",) if self.flip else ()), *self.augmented_views)

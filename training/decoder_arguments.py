@@ -1,0 +1,26 @@
+"""Options of finetune_decoder."""
+
+from dataclasses import MISSING, dataclass
+from typing import ClassVar, Literal
+
+from tcae_diffusers.arguments import option
+from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
+
+
+@dataclass
+class DecoderArguments(AdversarialArguments):
+    """Fine-tune the decoder of a trained tokenizer."""
+
+    group: ClassVar[str] = "Decoder"
+
+    autoencoder: str = option(MISSING, "Folder of the trained autoencoder whose decoder is tuned.", metavar="FOLDER")
+    latent_noise: float = option(
+        0.0,
+        "Deviation of noise on the latents, so that imperfect samples decode well: each image draws its own from"
+        " |N(0, x^2)| (RAE: 0.8).",
+    )
+    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
+        "lpips-vgg",
+        "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
+        " LPIPS.",
+    )

@@ -1,0 +1,48 @@
+"""Options of train_tcae."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tcae_diffusers.arguments import option
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.self_supervision.arguments import SelfSupervisionArguments
+from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
+
+
+@dataclass
+class WeightDecayArguments(ReconstructionArguments):
+    """The weight decay of self-distillation, which rises."""
+
+    group: ClassVar[str] = "Optimiser"
+
+    weight_decay: float = option(
+        0.04, "Weight decay of encoder and self-supervised head at the first step, and of the decoder throughout."
+    )
+    final_weight_decay: float = option(
+        0.4, "Weight decay of encoder and self-supervised head at the last step, reached by a cosine schedule."
+    )
+
+
+@dataclass
+class TokenizerArguments(WeightDecayArguments, SelfSupervisionArguments):
+    """Train a TC-AE tokenizer jointly with self-supervision, or another autoencoder without."""
+
+    group: ClassVar[str] = "Tokenizer"
+
+    autoencoder: str = option(
+        "tc-ae-f32c128",
+        "Autoencoder to train: the name of a preset, a config.json of any diffusers autoencoder, or a folder with one,"
+        " whose weights are the start if there are any.",
+    )
+    autoencoder_overrides: dict = option(
+        {}, 'Values that replace some of the autoencoder\'s config, as JSON: {"patch_size": 4}.'
+    )
+    reconstruction_weight: float = option(1.0, "Weight of the whole reconstruction loss, alpha of the paper.")
+    kl_weight: float = option(
+        1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ssl_drop_path and self.gradient_checkpointing:
+            raise InputError("--ssl_drop_path and --gradient_checkpointing exclude each other: choose one.")
