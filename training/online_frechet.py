@@ -66,7 +66,7 @@ class OnlineFrechet:
             raise ValueError(f"--gfd_reference {reference} holds statistics only; name images.")
         self.reference = opened.features
         self.labels = label_sequence(class_counts, num_samples)
-        self.name = f"online/{metric_name('FID', extractor, num_samples, prefix='g')} of {num_samples} samples"
+        self.name = f"online/{metric_name('FID', self.network.name, num_samples, prefix='g')} of {num_samples} samples"
 
     def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> float:
         """Draw, compare and log. All ranks must call this; each gets the distance."""

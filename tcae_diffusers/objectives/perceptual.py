@@ -11,7 +11,8 @@ from urllib.error import URLError
 
 import torch
 
-from .feature_backbones import EfficientNetLiteFeatures, FrozenNetwork
+from ..models.frozen_network import FrozenNetwork
+from .feature_backbones import EfficientNetLiteFeatures
 
 PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0")
 # What lpips calls its trunks, and torchvision's weights of each.

@@ -72,7 +72,7 @@ class ReconstructionPreview:
         if extractor is not None:
             self.network = FeatureNetwork(extractor)
             self.reference = self._statistics(images)
-            self.distance_name = metric_name("FID", extractor, len(images), prefix="r")
+            self.distance_name = metric_name("FID", self.network.name, len(images), prefix="r")
 
     @classmethod
     def from_spec(

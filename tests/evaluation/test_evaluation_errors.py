@@ -70,7 +70,7 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         ),
         (
             RECONSTRUCTION + "--data {0}/good --extractor dinov2 --extractor_weights {0}/empty",
-            "cannot load DINOv2 weights from {0}/empty",
+            "cannot load DINO weights from {0}/empty",
         ),
         (GENERATE + "--pipeline {0}/vae", "{0}/vae/model_index.json does not exist"),
         (GENERATE + "--num_images 0", "--num_images 0 must be at least 1"),

@@ -13,11 +13,11 @@ from tcae_diffusers.metrics.names import metric_name
         (("FID", "inception", 49_999), "FID-49999"),
         (("FID", "inception", 800, "r"), "rFID-800"),
         (("FID", "efficientnet-lite0", 50_000), "FD-efficientnet-lite0"),
-        (("FID", "dinov2", 800, "r"), "rFD-dinov2"),
+        (("FID", "dinov2-vitl14", 800, "r"), "rFD-dinov2-vitl14"),
         (("KID", "inception", 60_000), "KID"),
         (("KID", "inception", 800), "KID-800"),
         (("KID", "efficientnet-lite0", 800, "g"), "gKID-efficientnet-lite0"),
-        (("precision", "dinov2", 800), "precision-dinov2"),
+        (("precision", "dinov2-vitb14", 800), "precision-dinov2-vitb14"),
         (("IS", "inception", 100), "IS-100"),
     ],
 )

@@ -8,6 +8,8 @@ from torch import nn
 from torchvision import models
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.models.dino import DINO, IMAGENET_MEAN, IMAGENET_STD
 from tcae_diffusers.objectives.feature_backbones import (
     DINOFeatures,
     EfficientNetLiteFeatures,
@@ -141,14 +143,19 @@ def test_dino_features_are_the_patch_tokens_of_evenly_spaced_layers(kind, tmp_pa
     model.save_pretrained(tmp_path)
     backbone = DINOFeatures(str(tmp_path), num_layers=2, resolution=48)
     assert backbone.layers == [2, 4] and backbone.feature_channels == [16, 16]
+    assert backbone.name == f"{kind}-vit-width16-depth4-patch8"
     sample = images(5, 48).requires_grad_()
     maps = backbone(sample)
-    pixels = ((sample + 1) / 2 - backbone.mean) / backbone.std
-    tokens = backbone.network(pixels, output_hidden_states=True, **backbone.options).hidden_states[4][:, 1:]
+    pixels = ((sample + 1) / 2 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    positions = {"interpolate_pos_encoding": True} if kind == "dino" else {}
+    output = model.eval()(pixels, output_hidden_states=True, **positions)
+    tokens = output.hidden_states[4][:, 1:]
     torch.testing.assert_close(maps[1][:, :, 2, 5], tokens[:, 2 * 6 + 5])
     maps[0].sum().backward()
     assert sample.grad.abs().sum() > 0 and all(p.grad is None for p in backbone.parameters())
-    with pytest.raises(ValueError, match="resolution 50 is not a multiple of the model's patch size 8"):
+    class_token = DINO(tmp_path, resolution=48)(sample)
+    torch.testing.assert_close(class_token, output.last_hidden_state[:, 0])
+    with pytest.raises(InputError, match="resolution 50 is not a multiple of the model's patch size 8"):
         DINOFeatures(str(tmp_path), resolution=50)
 
 
@@ -161,10 +168,10 @@ def test_dino_features_are_the_patch_tokens_of_evenly_spaced_layers(kind, tmp_pa
         (lambda: ReconstructionLoss(pixel_weight=0), ValueError, "all reconstruction weights are 0"),
         (lambda: ReconstructionLoss()(images(0, 8), images(0, 16)), ValueError, "sample has shape"),
         (lambda: build_perceptual_loss("vgg"), ValueError, "perceptual loss is 'vgg'; expected one of none"),
-        (lambda: build_feature_backbone("clip"), ValueError, "feature backbone is 'clip'"),
-        (lambda: build_feature_backbone("dino", "/nowhere/at/all"), FileNotFoundError, "no DINO weights at /nowhere"),
-        (lambda: EfficientNetLiteFeatures(blocks=(16,)), ValueError, "expected one or more of 0 to 15"),
-        (lambda: EfficientNetLiteFeatures(min_resolution=16), ValueError, "min_resolution is 16"),
+        (lambda: build_feature_backbone("clip"), InputError, "feature backbone is 'clip'"),
+        (lambda: build_feature_backbone("dino", "/nowhere/at/all"), InputError, "DINO weights from /nowhere/at/all"),
+        (lambda: EfficientNetLiteFeatures(blocks=(16,)), InputError, "expected one or more of 0 to 15"),
+        (lambda: EfficientNetLiteFeatures(min_resolution=16), InputError, "min_resolution is 16"),
     ],
 )
 def test_wrong_options_are_named(call, error, message):
