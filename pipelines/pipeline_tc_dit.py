@@ -2,11 +2,10 @@
 """`TCDiTPipeline`: class-conditional image generation with a diffusion transformer in the latent space of an
 autoencoder.
 
-This file stands alone (torch and diffusers are its only imports), so that an export can carry it to people who do not
-have this package; see `tcae_diffusers.pipelines.remote_code_export`.
+Beside torch and diffusers it imports a sibling only, so that an export can carry both to people who do not have this
+package; see `tcae_diffusers.pipelines.remote_code_export`.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +21,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import is_compiled_module, randn_tensor
+
+from .class_names import ClassNames
 
 logger = logging.get_logger(__name__)
 
@@ -71,6 +72,9 @@ class TCDiTPipeline(DiffusionPipeline):
             What the transformer predicts, see above. By default what `transformer.config.prediction_type` says, else
             what `scheduler` is configured for. Kept in `model_index.json`, so that a later change of scheduler is
             checked against the training and not against itself.
+
+    Raises:
+        ValueError: if `id2label` names an id twice, or one that the transformer has no class for.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -96,7 +100,15 @@ class TCDiTPipeline(DiffusionPipeline):
         prediction_type = prediction_type or scheduler_prediction_type(scheduler)
         # JSON has only string keys; with string keys the config is the same before and after saving.
         names = {str(int(class_id)): str(name) for class_id, name in (id2label or {}).items()}
+        if len(names) != len(id2label or {}):
+            raise ValueError(f"id2label has ids twice, as number and as text: {', '.join(map(repr, id2label))}.")
         self.register_to_config(id2label=names or None, prediction_type=prediction_type)
+        known, beyond = self._transformer_num_classes, max(self.id2label, default=-1)
+        if known is not None and beyond >= known:
+            raise ValueError(
+                f"id2label names class {beyond} ({self.id2label[beyond]!r}), but the transformer has the classes 0 to "
+                f"{known - 1}; pass the names that it was trained with."
+            )
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.spatial_compression_ratio)
 
         if scheduler.config.get("clip_sample"):
@@ -104,6 +116,22 @@ class TCDiTPipeline(DiffusionPipeline):
                 f"{scheduler.__class__.__name__} has clip_sample=True, which clips the predicted latent to [-1, 1]; "
                 "latents of unit variance exceed that. Use from_config(scheduler.config, clip_sample=False)."
             )
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "TCDiTPipeline":
+        """
+        A new pipeline around the components of another one, which are shared and not copied.
+
+        Args:
+            pipeline ([`~diffusers.DiffusionPipeline`]): Has at least a `vae`, a `transformer` and a `scheduler`.
+            kwargs:
+                Components and arguments that replace those of `pipeline`, and `dtype` (`torch.float32` by default, as
+                in diffusers), which the shared components are moved to.
+        """
+        # diffusers takes over a model only if its class is the very one in the signature; here any class may be.
+        expected, _ = cls._get_signature_keys(cls)
+        shared = {name: component for name, component in pipeline.components.items() if name in expected}
+        return super().from_pipe(pipeline, **{**shared, **kwargs})
 
     # --------------------------------------------------------------------------------------------- what the models say
 
@@ -120,8 +148,10 @@ class TCDiTPipeline(DiffusionPipeline):
     def num_classes(self) -> int | None:
         """Number of classes, the null class not counted; `None` if it cannot be told. Names count before the rows of
         the transformer's table, which may have unused ones so that its null class is the stock pipeline's 1000."""
-        if self.id2label:
-            return max(self.id2label) + 1
+        return max(self.id2label) + 1 if self.id2label else self._transformer_num_classes
+
+    @property
+    def _transformer_num_classes(self) -> int | None:
         config = self.transformer.config
         return config.get("num_classes", config.get("num_embeds_ada_norm"))
 
@@ -143,9 +173,9 @@ class TCDiTPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Every name and synonym -> class id, sorted by name (the form of [`~diffusers.DiTPipeline`])."""
-        pairs = ((name.strip(), class_id) for class_id, names in self.id2label.items() for name in names.split(","))
-        return dict(sorted(pairs))
+        """Every name and synonym that stands for one class -> its id, sorted by name (the form of
+        [`~diffusers.DiTPipeline`])."""
+        return ClassNames(self.id2label).unambiguous
 
     @property
     def guidance_scale(self) -> float:
@@ -169,24 +199,17 @@ class TCDiTPipeline(DiffusionPipeline):
         Maps class names to class ids.
 
         Args:
-            label (`str` or `list[str]`): Names as in `pipe.labels`; upper and lower case are the same.
+            label (`str` or `list[str]`):
+                Names as in `id2label`, whole or one of their synonyms. What is not found as it is written is looked up
+                without regard to case.
 
         Raises:
-            ValueError: for a name that no class has; the message lists near matches.
+            ValueError: for a name that no class has (the message has near ones) or several have (it lists their ids).
         """
-        if not self.labels:
+        if not self.id2label:
             raise ValueError(f"Class name {label!r} given, but this pipeline has no id2label; pass class ids instead.")
-        folded = {name.casefold(): class_id for name, class_id in self.labels.items()}
-        class_ids = []
-        for name in [label] if isinstance(label, str) else label:
-            if name.strip().casefold() not in folded:
-                near = difflib.get_close_matches(name.strip().casefold(), folded, n=5, cutoff=0.5)
-                # Suggest names as they are written, not their folded form.
-                near = [written for written in self.labels if written.casefold() in near]
-                hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see pipe.labels for all names."
-                raise ValueError(f"There is no class named {name!r}; {hint}")
-            class_ids.append(folded[name.strip().casefold()])
-        return class_ids
+        names = ClassNames(self.id2label)
+        return [names.id_of(name) for name in ([label] if isinstance(label, str) else label)]
 
     def _prepare_class_labels(self, class_labels: Any) -> list[int]:
         """Ids of the classes asked for: from an id, a name, a tensor, or any nesting of them."""
@@ -293,16 +316,39 @@ class TCDiTPipeline(DiffusionPipeline):
         # Schedulers of flow matching have no init_noise_sigma: their start is plain noise.
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _set_timesteps(self, num_inference_steps: int, num_tokens: int, device: torch.device) -> torch.Tensor:
-        config, kwargs = self.scheduler.config, {}
+    def _scheduler_with_shift(self, timestep_shift: float | None) -> SchedulerMixin:
+        """The scheduler, or a copy with another shift: the pipeline's own is left as it will be saved."""
+        if timestep_shift is None:
+            return self.scheduler
+        name, config = self.scheduler.__class__.__name__, self.scheduler.config
+        key = next((key for key in ("shift", "flow_shift") if key in config), None)
+        if key is None or self.config.prediction_type != "flow_prediction":
+            raise ValueError(
+                f"timestep_shift={timestep_shift} needs a scheduler of flow matching with a shift, such as "
+                f"FlowMatchEulerDiscreteScheduler; {name} has none, so leave timestep_shift out."
+            )
+        if config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"timestep_shift={timestep_shift} given, but {name} has use_dynamic_shifting=True: its shift follows "
+                "the size of the image; leave one of them out."
+            )
+        if timestep_shift <= 0:
+            raise ValueError(f"timestep_shift {timestep_shift} must be above 0; 1 shifts nothing.")
+        return type(self.scheduler).from_config(config, **{key: timestep_shift})
+
+    @staticmethod
+    def _set_timesteps(
+        scheduler: SchedulerMixin, num_inference_steps: int, num_tokens: int, device: torch.device
+    ) -> torch.Tensor:
+        config, kwargs = scheduler.config, {}
         if config.get("use_dynamic_shifting"):
             # Resolution-dependent shift: linear in the number of tokens, as in the Flux and SD3 pipelines.
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             kwargs["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
-        self.scheduler.set_timesteps(num_inference_steps, device=device, **kwargs)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)
-        return self.scheduler.timesteps
+        scheduler.set_timesteps(num_inference_steps, device=device, **kwargs)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        return scheduler.timesteps
 
     def _predict(
         self, transformer: ModelMixin, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
@@ -353,6 +399,7 @@ class TCDiTPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 4.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        timestep_shift: float | None = None,
         num_images_per_label: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -378,6 +425,10 @@ class TCDiTPipeline(DiffusionPipeline):
             guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`):
                 Guide only where `start <= t <= end`, with `t = timestep / 1000` the noise level: 1 is pure noise, 0 is
                 clean (Kynkäänniemi et al., 2024). For flow matching `t` is sigma. Outside, a step costs half.
+            timestep_shift (`float`, *optional*):
+                Flow matching only: draw with this shift of the noise levels instead of the scheduler's, `sigma =
+                shift * t / (1 + (shift - 1) * t)`. Above 1 more steps go to noise (SD3, section 5.3.2). The scheduler
+                itself is left as it is.
             num_images_per_label (`int`, defaults to 1):
                 Images of one label follow each other in the output.
             generator (`torch.Generator` or one per image, *optional*):
@@ -400,9 +451,9 @@ class TCDiTPipeline(DiffusionPipeline):
             [`~diffusers.ImagePipelineOutput`] or `tuple`.
 
         Raises:
-            ValueError: for an unknown class, a size, latent or number of generators that does not fit, guidance
-            without a null
-                class, or a scheduler of another prediction type.
+            ValueError:
+                for an unknown or ambiguous class, a size, latent or number of generators that does not fit, guidance
+                without a null class, a scheduler of another prediction type, or a shift that it does not have.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -428,6 +479,7 @@ class TCDiTPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        scheduler = self._scheduler_with_shift(timestep_shift)
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
@@ -436,14 +488,14 @@ class TCDiTPipeline(DiffusionPipeline):
         class_labels = torch.tensor(class_ids, device=device)
         latent_shape = (len(class_ids), self.transformer.config.in_channels, height // ratio, width // ratio)
         num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
-        timesteps = self._set_timesteps(num_inference_steps, num_tokens, device)
+        timesteps = self._set_timesteps(scheduler, num_inference_steps, num_tokens, device)
         latents = self.prepare_latents(latent_shape, device, generator, latents)
-        step_parameters = inspect.signature(self.scheduler.step).parameters
+        step_parameters = inspect.signature(scheduler.step).parameters
         step_kwargs = {k: v for k, v in (("generator", generator), ("eta", eta)) if k in step_parameters}
-        learned_variance = str(self.scheduler.config.get("variance_type")).startswith("learned")
+        learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
 
         # Read once: asking for each timestep inside the loop would wait for the device at every step.
-        noise_levels = (timesteps.float() / self.scheduler.config.num_train_timesteps).tolist()
+        noise_levels = (timesteps.float() / scheduler.config.num_train_timesteps).tolist()
 
         # 3. Denoise
         self._num_timesteps = len(timesteps)
@@ -453,14 +505,14 @@ class TCDiTPipeline(DiffusionPipeline):
                     continue
                 guided_here = guidance_interval[0] <= noise_levels[i] <= guidance_interval[1]
                 model_input = latents
-                if hasattr(self.scheduler, "scale_model_input"):
-                    model_input = self.scheduler.scale_model_input(latents, t)
+                if hasattr(scheduler, "scale_model_input"):
+                    model_input = scheduler.scale_model_input(latents, t)
                 model_output = self._guided_prediction(
                     model_input, t, class_labels, self.guidance_scale if guided_here else 1.0
                 )
                 if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
                     model_output = model_output.chunk(2, dim=1)[0]
-                latents = self.scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                latents = scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "class_labels": class_labels, "model_output": model_output}

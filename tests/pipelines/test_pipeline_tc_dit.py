@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from diffusers import (
     AutoencoderRAE,
     DDIMScheduler,
     DDPMScheduler,
+    DiTPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -66,6 +68,39 @@ def test_flow_matching_with_the_exact_velocity_reaches_the_target(make_pipeline,
     assert called_at == sorted(called_at, reverse=True)
 
 
+@pytest.mark.parametrize("name", ["euler", "euler-shift", "heun", "dpmsolver++", "unipc"])
+def test_a_sampling_shift_draws_as_a_scheduler_of_that_shift_and_leaves_ours_alone(make_pipeline, name, tmp_path):
+    scheduler = FLOW_SCHEDULERS[name]
+    key = "shift" if name.startswith(("euler", "heun")) else "flow_shift"
+    pipeline = make_pipeline(scheduler=type(scheduler).from_config(scheduler.config))
+    settings = {"num_inference_steps": 4, "output_type": "latent"}
+
+    def draw(pipeline, **shift):
+        return pipeline([0, 1], generator=seeds(0, 1), **settings, **shift).images
+
+    unshifted = draw(pipeline)
+    shifted = draw(pipeline, timestep_shift=2.5)
+    other = make_pipeline(scheduler=type(scheduler).from_config(scheduler.config, **{key: 2.5}))
+    assert torch.equal(shifted, draw(other))
+    assert not torch.allclose(shifted, unshifted, atol=1e-3)
+    assert torch.equal(draw(pipeline), unshifted)
+    assert pipeline.scheduler.config == scheduler.config
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "shift", "message"),
+    [
+        (DDIMScheduler(clip_sample=False), 2.0, "timestep_shift=2.0 needs a scheduler of flow .*DDIMScheduler"),
+        (DPMSolverMultistepScheduler(), 2.0, "DPMSolverMultistepScheduler has none, so leave timestep_shift out"),
+        (FLOW_SCHEDULERS["euler-dynamic-shift"], 2.0, "use_dynamic_shifting=True: its shift follows the size"),
+        (FLOW_SCHEDULERS["euler"], 0.0, "timestep_shift 0.0 must be above 0"),
+    ],
+)
+def test_a_shift_that_the_scheduler_cannot_take_is_refused(make_pipeline, scheduler, shift, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline(scheduler=scheduler)(0, num_inference_steps=1, timestep_shift=shift)
+
+
 DIFFUSION_SCHEDULERS = {
     "ddpm": DDPMScheduler(clip_sample=False),
     "ddpm-v": DDPMScheduler(clip_sample=False, prediction_type="v_prediction"),
@@ -121,6 +156,55 @@ def test_each_image_depends_on_its_own_seed_and_class_only(make_pipeline, schedu
 def test_class_labels_may_be_ids_names_or_nested(make_pipeline, class_labels):
     ids = make_pipeline()._prepare_class_labels(class_labels)
     assert ids == [1, 0]
+
+
+PEPPER = "Pepper,_bell___healthy"
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "found"),
+    [
+        ([PEPPER, "Pepper,_bell___Bacterial_spot"], PEPPER, 0),
+        ([PEPPER, "Pepper,_bell___Bacterial_spot"], "_bell___healthy", 0),
+        ([PEPPER, "Pepper"], "Pepper", 1),
+        (["A", "B", "a", "b"], "A", 0),
+        (["A", "B", "a", "b"], "b", 3),
+        (["A", "B", "a"], " b ", 1),
+        (["tench, Tinca tinca", "goldfish"], "tinca TINCA", 0),
+        (["a/b", "", "..", " x"], "", 1),
+        (["a/b", "", "..", "x", " x"], " x", 4),
+        (["cafe\u0301"], "caf\u00e9", 0),
+        (["\udcff", "y"], "\udcff", 0),
+    ],
+)
+def test_a_class_is_found_by_its_own_name_before_anything_like_it(make_pipeline, names, label, found):
+    pipeline = make_pipeline(transformer=make_transformer(num_embeds_ada_norm=5), id2label=dict(enumerate(names)))
+    assert pipeline.get_label_ids(label) == [found]
+    for name, class_id in pipeline.labels.items():
+        assert pipeline.get_label_ids(name) == [class_id]
+    assert {name: pipeline.get_label_ids(name) for name in names} == {name: [names.index(name)] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "meant"),
+    [
+        (["crane", "heron", "crane"], "crane", "0 ('crane'), 2 ('crane')"),
+        (["A", "B", "a"], " a", "0 ('A'), 2 ('a')"),
+        ([PEPPER, "Pepper,_bell___Bacterial_spot"], "Pepper", f"0 ({PEPPER!r}), 1 ('Pepper,_bell___Bacterial_spot')"),
+    ],
+)
+def test_a_name_of_several_classes_is_an_error_that_lists_their_ids(make_pipeline, names, label, meant):
+    pipeline = make_pipeline(id2label=dict(enumerate(names)))
+    with pytest.raises(ValueError, match=re.escape(f"ambiguous: it stands for the ids {meant}; pass an id")):
+        pipeline(label)
+    assert label not in pipeline.labels
+
+
+def test_names_that_the_transformer_has_no_class_for_are_refused(make_pipeline):
+    with pytest.raises(ValueError, match=r"names class 3 \('d'\), but the transformer has the classes 0 to 2"):
+        make_pipeline(id2label=dict(enumerate("abcd")))
+    with pytest.raises(ValueError, match="id2label has ids twice, as number and as text: 1, '1'"):
+        make_pipeline(id2label={1: "a", "1": "b"})
 
 
 def test_output_types_and_order_of_images(make_pipeline, tiny_vae):
@@ -302,6 +386,22 @@ def test_save_and_load_keep_everything(make_pipeline, tmp_path):
     assert not torch.allclose(without(1, generator=seeds(0), **settings).images, expected)
     without.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "model_index.json").read_text())["guidance_transformer"] == [None, None]
+
+
+def test_from_pipe_shares_components_of_any_class(make_pipeline, tiny_vae):
+    weaker = make_transformer(seed=1, num_layers=1)
+    pipeline = make_pipeline(guidance_transformer=weaker)
+    again = TCDiTPipeline.from_pipe(pipeline)
+    for name, component in pipeline.components.items():
+        assert getattr(again, name) is component
+    assert again.id2label == pipeline.id2label
+    assert again.config.prediction_type == "flow_prediction"
+    scheduler = FlowMatchHeunDiscreteScheduler()
+    replaced = TCDiTPipeline.from_pipe(pipeline, scheduler=scheduler, guidance_transformer=None)
+    assert replaced.scheduler is scheduler
+    assert replaced.guidance_transformer is None
+    stock = DiTPipeline(pipeline.transformer, tiny_vae, DDIMScheduler(clip_sample=False))
+    assert TCDiTPipeline.from_pipe(stock).vae is tiny_vae
 
 
 def test_a_scheduler_of_another_prediction_type_is_refused(make_pipeline):
