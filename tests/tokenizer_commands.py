@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import finetune_decoder, train_tcae
 
 from .latent_commands import home, run
@@ -107,3 +108,18 @@ def uninterrupted_finetuning() -> Path:
 
 def checkpoint(folder, step=6) -> Path:
     return Path(folder) / "checkpoints" / f"step-{step:08d}"
+
+
+def save_state_of_each_step(script, state, beginning) -> None:
+    """From now on, and for good, `script` writes `state(training)` to `<beginning>-step-<steps done>.pt`."""
+    start, log, started = script.start, TrainingProgress.step, []
+
+    def remember(arguments):
+        started.append(start(arguments))
+        return started[-1]
+
+    def save(self, step, values):
+        torch.save(state(started[-1]), f"{beginning}-step-{step}.pt")
+        return log(self, step, values)
+
+    script.start, TrainingProgress.step = remember, save

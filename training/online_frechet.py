@@ -17,7 +17,7 @@ from tcae_diffusers.metrics.names import metric_name
 from tcae_diffusers.metrics.reference import open_reference
 from tcae_diffusers.pipelines import TCDiTPipeline
 
-from .sample_preview import averaged_weights
+from .sample_preview import averaged_pipeline
 
 logger = get_logger(__name__)
 
@@ -74,7 +74,7 @@ class OnlineFrechet:
         mine = rank_range(len(self.labels), state.process_index, state.num_processes)
         features = []
         self.pipeline.set_progress_bar_config(disable=True)
-        with averaged_weights(self.pipeline, ema):
+        with averaged_pipeline(self.pipeline, ema):
             for start in range(0, len(mine), self.batch_size):
                 indices = list(mine[start : start + self.batch_size])
                 images = draw(self.pipeline, self.labels, indices, self.seed, **self.sampling)

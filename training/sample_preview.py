@@ -9,35 +9,20 @@ from diffusers.training_utils import EMAModel
 from torchvision.utils import make_grid
 
 from tcae_diffusers.pipelines import TCDiTPipeline
-from tcae_diffusers.trainer.sharding import is_sharded, whole_copy
+from tcae_diffusers.trainer.averages import averaged_weights
 from tcae_diffusers.trainer.trackers import log_picture
 
 
 @contextmanager
-def averaged_weights(pipeline: TCDiTPipeline, ema: EMAModel) -> Iterator[None]:
-    """
-    The averaged weights inside the block, in eval mode; afterwards the transformer's own weights and mode. Where these
-    are sharded, all ranks must enter, and each has a whole transformer in the block.
-    """
-    transformer = pipeline.transformer
-    if is_sharded(transformer):
-        pipeline.transformer = whole_copy(transformer, ema.shadow_params)
+def averaged_pipeline(pipeline: TCDiTPipeline, average: EMAModel) -> Iterator[TCDiTPipeline]:
+    """The pipeline with averaged weights inside the block, see [`averaged_weights`]. All ranks must enter."""
+    own = pipeline.transformer
+    with averaged_weights(own, average) as transformer:
+        pipeline.transformer = transformer
         try:
-            yield
+            yield pipeline
         finally:
-            pipeline.transformer = transformer
-        return
-    parameters = list(transformer.parameters())
-    modes = {module: module.training for module in transformer.modules()}
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    transformer.eval()
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
-        for module, training in modes.items():
-            module.training = training
+            pipeline.transformer = own
 
 
 class SamplePreview:
@@ -87,7 +72,7 @@ class SamplePreview:
 
     def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> None:
         """Draw with the averaged weights and log; the transformer is left as it was. All ranks must call this."""
-        with averaged_weights(self.pipeline, ema):
+        with averaged_pipeline(self.pipeline, ema):
             if not accelerator.is_main_process:
                 return
             images = self.draw()

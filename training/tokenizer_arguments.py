@@ -1,16 +1,16 @@
 """Options of train_tcae."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import option
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.self_supervision.arguments import SelfSupervisionArguments
-from tcae_diffusers.trainer.tokenizer_arguments import ReconstructionArguments
+from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
 
 
 @dataclass
-class WeightDecayArguments(ReconstructionArguments):
+class WeightDecayArguments(AdversarialArguments):
     """The weight decay of self-distillation, which rises."""
 
     group: ClassVar[str] = "Optimiser"
@@ -40,6 +40,12 @@ class TokenizerArguments(WeightDecayArguments, SelfSupervisionArguments):
     reconstruction_weight: float = option(1.0, "Weight of the whole reconstruction loss, alpha of the paper.")
     kl_weight: float = option(
         1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL)."
+    )
+
+    discriminator: Literal["patchgan", "efficientnet-lite0", "dino", "none"] = option(
+        "none",
+        "Discriminator for an adversarial term in joint training: a PatchGAN, or heads on the frozen features of a"
+        " network; none trains without adversarial loss.",
     )
 
     def __post_init__(self) -> None:

@@ -4,20 +4,13 @@ import torch
 from torch import nn
 
 from ..files import sha256_of_tensors
-from ..models.adapters import decode_latent, encode_to_latent
-
-# First parts of the names of what comes after the latent, in the autoencoders of diffusers.
-DECODER_PARTS = ("decoder", "post_quant_conv")
-
-
-def is_decoder(name: str) -> bool:
-    """Whether a parameter or buffer of that name belongs to the decoder."""
-    return name.split(".")[0] in DECODER_PARTS
+from ..models.adapters import adapt
 
 
 def frozen_fingerprint(autoencoder: nn.Module) -> str:
     """sha256 of everything that is not the decoder: latents stay valid as long as it does not change."""
-    return sha256_of_tensors((name, t) for name, t in autoencoder.state_dict().items() if not is_decoder(name))
+    adapter = adapt(autoencoder)
+    return sha256_of_tensors((name, t) for name, t in autoencoder.state_dict().items() if not adapter.is_decoder(name))
 
 
 class FrozenEncoderTokenizer(nn.Module):
@@ -40,15 +33,18 @@ class FrozenEncoderTokenizer(nn.Module):
             raise ValueError(f"latent noise is {noise}; expected 0 or more")
         self.autoencoder = autoencoder
         self.noise = noise
+        adapter = adapt(autoencoder)
         for name, parameter in autoencoder.named_parameters():
-            parameter.requires_grad_(is_decoder(name))
+            parameter.requires_grad_(adapter.is_decoder(name))
         if not any(parameter.requires_grad for parameter in autoencoder.parameters()):
-            raise ValueError(f"{type(autoencoder).__name__} has no part called {' or '.join(DECODER_PARTS)} to train")
+            raise ValueError(
+                f"{type(autoencoder).__name__} has no part called {' or '.join(adapter.decoder_parts)} to train"
+            )
 
     def train(self, mode: bool = True) -> "FrozenEncoderTokenizer":
         super().train(mode)
         for name, module in self.autoencoder.named_children():
-            if not is_decoder(name):
+            if not adapt(self.autoencoder).is_decoder(name):
                 module.eval()
         return self
 
@@ -62,10 +58,10 @@ class FrozenEncoderTokenizer(nn.Module):
             `torch.Tensor` of shape `(B, 3, H, W)`: reconstructions in about [-1, 1].
         """
         with torch.no_grad():
-            latent = encode_to_latent(self.autoencoder, pixel_values)
+            latent = adapt(self.autoencoder).encode(pixel_values)
             if self.noise and generators is not None:
                 latent = latent + self._draw_noise(latent, generators)
-        return decode_latent(self.autoencoder, latent)
+        return adapt(self.autoencoder).decode(latent)
 
     def _draw_noise(self, latent: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         noise = []

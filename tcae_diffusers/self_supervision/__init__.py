@@ -1,1 +1,42 @@
-"""Self-supervised methods that train the tokens of a tokenizer."""
+"""
+Self-supervised methods that train the tokens of a tokenizer beside its reconstruction.
+
+A method is one file in `methods/`, named as `--ssl` names it, with a function `build(arguments, adapter, options)`
+that returns a [`method.SelfSupervision`]; `options` is its own dataclass `Options`, filled from `--ssl_options`, or
+`None` without one. Nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models.adapters import AutoencoderAdapter
+    from .arguments import SelfSupervisionArguments
+    from .method import SelfSupervision
+
+
+def available_methods() -> tuple[str, ...]:
+    """Names of the methods there are, without importing them."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "methods")])))
+
+
+def build_method(arguments: SelfSupervisionArguments, adapter: AutoencoderAdapter) -> SelfSupervision:
+    """
+    The method that `arguments.ssl` names, for one autoencoder.
+
+    Raises:
+        InputError: unknown method, options that do not fit, or an autoencoder without the tokens that it needs.
+    """
+    if arguments.ssl not in available_methods():
+        raise InputError(f"--ssl {arguments.ssl} is unknown; expected one of {', '.join(available_methods())}")
+    from .options import read_options
+
+    method = importlib.import_module(f"{__name__}.methods.{arguments.ssl}")
+    options = read_options(getattr(method, "Options", None), arguments.ssl_options, arguments.ssl)
+    return method.build(arguments, adapter, options)

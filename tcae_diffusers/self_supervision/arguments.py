@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..arguments import Arguments, option
+from . import available_methods
 
 
 @dataclass
@@ -12,8 +13,9 @@ class SelfSupervisionArguments(Arguments):
 
     group: ClassVar[str] = "Self-supervision"
 
-    ssl: Literal["ibot", "dino", "dinov2", "none"] = option(
-        "ibot", "Self-supervised method; none is the paper's ablation."
+    ssl: str = option("ibot", "Self-supervised method; none is the paper's ablation.", choices=available_methods())
+    ssl_options: dict = option(
+        {}, 'Options of one method alone, as JSON; for mae: {"mask_ratio": 0.75}.', metavar="JSON"
     )
     ssl_weight: float = option(1.0, "Weight of the self-supervised loss.")
     ssl_features: Literal["last", "first_stage"] = option(

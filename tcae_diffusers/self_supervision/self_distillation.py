@@ -1,352 +1,354 @@
-"""Self-distillation losses: iBOT (the paper's choice), and DINO and DINOv2, which it compares with (section 3)."""
+"""What iBOT, DINO and DINOv2 share: a student with a head, a teacher that is its average, crops, masks and centres."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from ..data.distributed import is_distributed
-from .collapse import teacher_entropies
-from .koleo import koleo_loss
+from ..charts import Chart
+from ..data.images.pixel_range import to_signed
+from ..data.images.token_masks import expand_mask
+from ..errors import InputError
+from ..models.adapters import AutoencoderAdapter
+from ..objectives.schedules import teacher_momentum, teacher_temperature
+from .arguments import SelfSupervisionArguments
+from .collapse_monitor import CollapseMonitor
 from .masked_tokens import MaskedTokens
+from .method import SelfSupervision, StudentOutput
 from .self_distillation_head import SelfDistillationHead
-from .teacher_targets import centered_softmax, sinkhorn_knopp
-
-CENTERING = ("momentum", "sinkhorn_knopp")
-MIM_AVERAGES = ("images", "masked_tokens")
-
-# What sets the three methods apart; everything else is shared. The DINOv2 column is its published recipe.
-SELF_DISTILLATION_METHODS: dict[str, dict] = {
-    "ibot": {"sharing": "shared", "centering": "momentum", "mim_weight": 1.0, "koleo_weight": 0.0},
-    "dino": {"sharing": "shared", "centering": "momentum", "mim_weight": 0.0, "koleo_weight": 0.0},
-    "dinov2": {"sharing": "separate", "centering": "sinkhorn_knopp", "mim_weight": 1.0, "koleo_weight": 0.1},
-}
+from .self_distillation_loss import SelfDistillationLoss
+from .stochastic_depth import StochasticDepth
+from .teacher import update_teacher
 
 
 @dataclass
-class SelfDistillationOutput:
+class DistillationViews:
     """
-    Output of [`SelfDistillationLoss`]; all members are fp32 tensors without dimensions, on the device of the logits.
+    Args:
+        global_crops (`torch.Tensor` of shape `(2, B, 3, h, w)`): View-major, in [-1, 1].
+        local_crops (`torch.Tensor` of shape `(L, B, 3, h', w')`, *optional*): View-major, in [-1, 1].
+        token_mask (`torch.BoolTensor` of shape `(2, B, h / p, w / p)`, *optional*): Hidden patches of the global
+            crops; none for a method without masks (DINO).
+        masked_tokens ([`MaskedTokens`], *optional*): The same mask on the grid of the tokens that the head reads.
+    """
+
+    global_crops: torch.Tensor
+    local_crops: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
+    masked_tokens: MaskedTokens | None = None
+
+
+def select_tokens(features, place: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class token `(B, D)` and patch tokens `(B, N, D)` at `"last"` or `"first_stage"`."""
+    if place == "last":
+        return features.class_token, features.last
+    return features.first_stage_class_token, features.first_stage
+
+
+class DistillationParts(nn.Module):
+    """
+    Head and mask token of the student.
 
     Args:
-        loss: weighted sum of the terms.
-        loss_cls: L_[CLS] without its weight.
-        loss_mim: L_MIM without its weight; 0 where the method has none or no token was masked.
-        loss_koleo: KoLeo without its weight; 0 where the method has none.
-        diagnostics:
-            `teacher_class_entropy`, `teacher_class_mean_entropy` and the same for `patch`, detached, in nats; NaN for
-            `patch` when no token was masked. See [`collapse.collapse_warning`].
+        head ([`SelfDistillationHead`]): Reads class tokens, and masked tokens if it predicts patches.
+        token_width (`int`): Channels of a token.
+        place (`str`): Which tokens the head reads, see [`select_tokens`].
     """
 
-    loss: torch.Tensor
-    loss_cls: torch.Tensor
-    loss_mim: torch.Tensor
-    loss_koleo: torch.Tensor
-    diagnostics: dict[str, torch.Tensor] = field(default_factory=dict)
+    def __init__(self, head: SelfDistillationHead, token_width: int, place: str):
+        super().__init__()
+        self.head = head
+        self.place = place
+        # Zero, as in the iBOT release: before training a masked patch is a patch that says nothing.
+        self.mask_token = nn.Parameter(torch.zeros(token_width)) if head.patch_out_dim is not None else None
+
+    def forward(
+        self, adapter: AutoencoderAdapter, images: torch.Tensor, views: DistillationViews
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        Returns:
+            What the encoder says of the images, and `class_logits` `(V, B, K)` of all views, global ones first,
+            `class_tokens` `(2, B, D)` of the global views and, if the head predicts patches, `patch_logits` `(T, K)`.
+        """
+        encoder = adapter.token_encoder()
+        crops = views.global_crops.flatten(0, 1)
+        mask = None if views.token_mask is None else views.token_mask.flatten(0, 1)
+        if crops.shape[1:] == images.shape[1:]:
+            # Equal sizes share one pass: fewer, larger products.
+            if mask is not None:
+                mask = torch.cat([mask.new_zeros((images.shape[0], *mask.shape[1:])), mask])
+            both = encoder(torch.cat([images, crops]), mask, self.mask_token)
+            encoded = both.latent[: images.shape[0]]
+            class_tokens, patch_tokens = (tokens[images.shape[0] :] for tokens in select_tokens(both, self.place))
+        else:
+            encoded = encoder(images).latent
+            class_tokens, patch_tokens = select_tokens(encoder(crops, mask, self.mask_token), self.place)
+
+        masked = None if self.mask_token is None else views.masked_tokens.gather(patch_tokens)
+        all_class_tokens = [class_tokens]
+        if views.local_crops is not None:
+            all_class_tokens.append(select_tokens(encoder(views.local_crops.flatten(0, 1)), self.place)[0])
+        class_logits, patch_logits = self.head(torch.cat(all_class_tokens).unflatten(0, (-1, images.shape[0])), masked)
+        outputs = {"class_logits": class_logits, "class_tokens": class_tokens.unflatten(0, (2, -1))}
+        return encoded, outputs if patch_logits is None else {**outputs, "patch_logits": patch_logits}
 
 
-class SelfDistillationLoss(nn.Module):
+class Teacher(nn.Module):
     """
-    `L = cls_weight * L_[CLS] + mim_weight * L_MIM + koleo_weight * L_KoLeo` (iBOT, equations 1 to 3; DINOv2, section
-    4).
-
-    L_[CLS] is the cross-entropy from the teacher's class distribution of one global view to the student's of every
-    other view, averaged over the pairs. L_MIM is the cross-entropy between the two distributions of the same masked
-    token of the same view, averaged as `mim_average` says.
-
-    The centres are state: save this module with the checkpoint. They are used as they stood before the step and move
-    when [`update_centers`] is called, once per optimizer step, so that accumulated small batches see the same centres
-    as one large batch does. The release moves the patch centre with all tokens of the teacher; here only masked tokens
-    pass through the head (as in DINOv2), so those move it.
+    Moving average of the student's encoder and head, without gradient; update it with [`teacher.update_teacher`].
 
     Args:
-        out_dim (`int`): class prototypes.
-        patch_out_dim (`int`, *optional*): patch prototypes; equal to `out_dim` when not given.
-        student_temperature (`float`, defaults to 0.1).
-        center_momentum (`float`, defaults to 0.9): of the class centre.
-        patch_center_momentum (`float`, *optional*): of the patch centre; equal to `center_momentum` when not given.
-        centering (`str`, defaults to `"momentum"`): `"momentum"` (DINO, iBOT) or `"sinkhorn_knopp"` (DINOv2).
-        cls_weight (`float`, defaults to 1.0).
-        mim_weight (`float`, defaults to 1.0): 0 leaves out masked tokens altogether, which makes it DINO.
-        koleo_weight (`float`, defaults to 0.0): summed over the student's global views.
-        mim_average (`str`, defaults to `"images"`):
-            `"images"`: over the masked tokens of an image, then over the images of the global views, those without a
-            mask included (as 0), as the releases of iBOT and DINOv2 do. Ranks and accumulated batches add up exactly.
-            `"masked_tokens"`: over all masked tokens of all ranks: an image counts by how much of it is hidden.
-            Accumulated batches are averaged one by one.
+        encoder (`nn.Module`): The student's token encoder, copied as it stands.
+        head ([`SelfDistillationHead`]): The student's, copied too.
+        place (`str`): Which tokens the head reads.
+    """
 
-    Defaults are those of the iBOT release. Everything is computed in fp32, inside autocast too.
+    def __init__(self, encoder: nn.Module, head: SelfDistillationHead, place: str):
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.head = copy.deepcopy(head)
+        self.place = place
+        self.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, views: DistillationViews) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Class logits `(2, B, K)` and patch logits `(T, K)` of the global crops, nothing hidden; the latter `None`
+        for a method without masked tokens."""
+        class_tokens, patch_tokens = select_tokens(self.encoder(views.global_crops.flatten(0, 1)), self.place)
+        masked = views.masked_tokens.gather(patch_tokens) if self.head.patch_out_dim is not None else None
+        return self.head(class_tokens.unflatten(0, (2, -1)), masked)
+
+
+class SelfDistillation(SelfSupervision):
+    """
+    One method of the family.
+
+    Args:
+        arguments ([`SelfSupervisionArguments`]): Of the run; what says `"method"` there is decided by the next ones.
+        adapter ([`AutoencoderAdapter`]): Of the autoencoder.
+        sharing, centering, mim_weight, koleo_weight:
+            What sets the methods apart, see [`SelfDistillationHead`] and [`SelfDistillationLoss`].
 
     Raises:
-        ValueError: an option outside its set, a temperature not above 0, a momentum outside [0, 1].
+        InputError: the autoencoder gives no tokens, none at that place, or cannot hide patches; sizes do not fit.
     """
+
+    charts = (
+        Chart(
+            "Self-distillation losses",
+            {
+                "train/loss_ssl": "sum",
+                "train/loss_mim": "masked tokens",
+                "train/loss_cls": "across views",
+                "train/loss_koleo": "KoLeo",
+            },
+            "Cross-entropy of the student with its own slow average, on masked tokens and across views. Falling means "
+            "that hidden parts become predictable. The target moves too, so a rise early on is normal. KoLeo is high "
+            "where class tokens crowd together.",
+        ),
+        Chart(
+            "Is the teacher alive? Class token",
+            {"ssl/teacher_class_entropy": "single outputs", "ssl/teacher_class_mean_entropy": "their mean"},
+            "Entropy of single teacher outputs, and of their mean. Healthy: the mean stays high (all prototypes in "
+            "use) while single outputs sharpen below it. Both at the maximum, or both at zero, would be collapse.",
+        ),
+        Chart(
+            "Is the teacher alive? Patch tokens",
+            {"ssl/teacher_patch_entropy": "single outputs", "ssl/teacher_patch_mean_entropy": "their mean"},
+            "The same for the tokens of patches, which the masked tokens have to predict.",
+        ),
+    )
 
     def __init__(
         self,
-        out_dim: int,
-        patch_out_dim: int | None = None,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
-        patch_center_momentum: float | None = None,
-        centering: str = "momentum",
-        cls_weight: float = 1.0,
+        arguments: SelfSupervisionArguments,
+        adapter: AutoencoderAdapter,
+        sharing: str,
+        centering: str,
         mim_weight: float = 1.0,
         koleo_weight: float = 0.0,
-        mim_average: str = "images",
     ):
-        super().__init__()
-        if centering not in CENTERING:
-            raise ValueError(f"centering is {centering!r}; expected one of {', '.join(CENTERING)}")
-        if mim_average not in MIM_AVERAGES:
-            raise ValueError(f"mim_average is {mim_average!r}; expected one of {', '.join(MIM_AVERAGES)}")
-        if student_temperature <= 0:
-            raise ValueError(f"student_temperature is {student_temperature}; expected a value above 0")
-        patch_center_momentum = center_momentum if patch_center_momentum is None else patch_center_momentum
-        for name, value in (("center", center_momentum), ("patch_center", patch_center_momentum)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name}_momentum is {value}; expected a value in [0, 1]")
-        patch_out_dim = out_dim if patch_out_dim is None else patch_out_dim
-        self.out_dim = out_dim
-        self.patch_out_dim = patch_out_dim
-        self.student_temperature = student_temperature
-        self.center_momentum = center_momentum
-        self.patch_center_momentum = patch_center_momentum
-        self.centering = centering
-        self.cls_weight = cls_weight
-        self.mim_weight = mim_weight
-        self.koleo_weight = koleo_weight
-        self.mim_average = mim_average
-        self.register_buffer("class_center", torch.zeros(out_dim))
-        self.register_buffer("patch_center", torch.zeros(patch_out_dim))
-        # Sums of the teacher's logits since the last update, class then patch, then the two counts: one all-reduce.
-        # Checkpoints are written between optimizer steps, where they are all zero.
-        self.register_buffer("pending", torch.zeros(out_dim + patch_out_dim + 2), persistent=False)
+        self.arguments = arguments
+        self.adapter = adapter
+        self.place = arguments.ssl_features
+        self.hides_patches = mim_weight != 0
+        self._check_tokens()
+        self._resolve_crop_sizes()
+        head = SelfDistillationHead(
+            adapter.token_width,
+            arguments.ssl_out_dim,
+            arguments.ssl_patch_out_dim,
+            arguments.ssl_hidden_dim,
+            arguments.ssl_bottleneck_dim,
+            sharing=sharing if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
+            predict_patches=self.hides_patches,
+        )
+        super().__init__(DistillationParts(head, adapter.token_width, self.place))
+        self.distillation_loss = SelfDistillationLoss(
+            arguments.ssl_out_dim,
+            arguments.ssl_patch_out_dim,
+            student_temperature=arguments.ssl_student_temperature,
+            center_momentum=arguments.ssl_center_momentum,
+            patch_center_momentum=arguments.ssl_patch_center_momentum,
+            centering=centering if arguments.ssl_centering == "method" else arguments.ssl_centering,
+            mim_weight=mim_weight,
+            koleo_weight=koleo_weight if arguments.ssl_koleo_weight is None else arguments.ssl_koleo_weight,
+            mim_average=arguments.ssl_mim_average,
+        )
+        self.teacher = Teacher(adapter.token_encoder(), head, self.place)
+        # After the teacher was copied: a deep copy takes hooks along.
+        self.stochastic_depth = None
+        if arguments.ssl_drop_path:
+            blocks = adapter.transformer_blocks()
+            if not blocks:
+                raise InputError(
+                    f"--ssl_drop_path needs transformer blocks, which {adapter.class_name} lacks; leave it out."
+                )
+            self.stochastic_depth = StochasticDepth(adapter.token_encoder(), blocks, arguments.ssl_drop_path)
+        self.collapse = CollapseMonitor(
+            arguments.ssl_out_dim,
+            arguments.ssl_patch_out_dim,
+            first_step=max(300, round(arguments.lr_warmup_fraction * arguments.max_train_steps)),
+        )
+
+    def _check_tokens(self) -> None:
+        ssl, adapter = self.arguments.ssl, self.adapter
+        if adapter.token_encoder() is None:
+            raise InputError(f"--ssl {ssl} trains tokens: {adapter.no_tokens()}. Pass --ssl none.")
+        if self.place not in adapter.token_places:
+            raise InputError(
+                f"--ssl_features {self.place}: {adapter.class_name} has tokens at"
+                f" {', '.join(adapter.token_places)} only."
+            )
+        if self.hides_patches and not adapter.hides_patches:
+            raise InputError(
+                f"--ssl {ssl} hides patches from the encoder, which {adapter.class_name} does not support; pass --ssl"
+                " dino or --ssl none."
+            )
+
+    def _resolve_crop_sizes(self) -> None:
+        arguments, ratio = self.arguments, self.adapter.spatial_ratio
+        resolution = arguments.resolution
+        arguments.ssl_global_crop_size = arguments.ssl_global_crop_size or resolution
+        arguments.ssl_local_crop_size = arguments.ssl_local_crop_size or max(ratio, resolution // 2 // ratio * ratio)
+        for name in ("ssl_global_crop_size", "ssl_local_crop_size"):
+            size = getattr(arguments, name)
+            if size % ratio:
+                raise InputError(
+                    f"--{name} {size} is not a multiple of the compression ratio {ratio}; use"
+                    f" {max(1, size // ratio) * ratio} or {(size // ratio + 1) * ratio}."
+                )
 
     @property
-    def predicts_patches(self) -> bool:
-        """Whether masked tokens take part."""
-        return self.mim_weight != 0.0
+    def mask_group_pixels(self) -> int:
+        """Side in pixels of a mask group: what a last token stands for, so that a mask survives the bottleneck."""
+        return self.adapter.token_pixels("last")
 
-    def _apply(self, fn, recurse: bool = True):
-        # Follows moves between devices but not `.half()` or `.to(torch.bfloat16)`: in bf16 a centre stops moving.
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = buffer.to(device=fn(buffer).device)
-        return self
+    @property
+    def description(self) -> str:
+        return f"{self.arguments.ssl} on the tokens {self.place}"
 
-    def forward(
-        self,
-        student_class_logits: torch.Tensor,
-        teacher_class_logits: torch.Tensor,
-        student_patch_logits: torch.Tensor | None = None,
-        teacher_patch_logits: torch.Tensor | None = None,
-        masked_tokens: MaskedTokens | None = None,
-        *,
-        teacher_temperature: float,
-        patch_teacher_temperature: float | None = None,
-        student_class_tokens: torch.Tensor | None = None,
-        with_diagnostics: bool = True,
-    ) -> SelfDistillationOutput:
-        """
-        Args:
-            student_class_logits (`torch.Tensor` of shape `(V, B, K)`): all views, the global ones first and in the
-                teacher's order.
-            teacher_class_logits (`torch.Tensor` of shape `(G, B, K)`): the global views, G <= V.
-            student_patch_logits (`torch.Tensor` of shape `(T, K_patch)`, *optional*): masked tokens, gathered before
-                the head.
-            teacher_patch_logits (`torch.Tensor` of shape `(T, K_patch)`, *optional*): the same tokens of the teacher.
-            masked_tokens ([`MaskedTokens`], *optional*): where those tokens come from; `T` may be 0.
-            teacher_temperature (`float`): from [`schedules.teacher_temperature`].
-            patch_teacher_temperature (`float`, *optional*): equal to `teacher_temperature` when not given.
-            student_class_tokens (`torch.Tensor` of shape `(G, B, D)`, *optional*): tokens before the head, for KoLeo.
-            with_diagnostics (`bool`, defaults to `True`): the entropies cost two more passes over the teacher's
-                outputs.
+    @property
+    def identity(self) -> dict:
+        if self.hides_patches and self.distillation_loss.mim_average != "images":
+            return {"mim_average": self.distillation_loss.mim_average}
+        return {}
 
-        Raises:
-            ValueError: shapes that do not belong together, or an input that the configured terms need is missing.
-        """
-        self._check_inputs(
-            student_class_logits,
-            teacher_class_logits,
-            student_patch_logits,
-            teacher_patch_logits,
-            masked_tokens,
-            student_class_tokens,
+    def crops(self) -> dict:
+        arguments = self.arguments
+        side = arguments.ssl_global_crop_size // self.mask_group_pixels
+        return {
+            "global_crop_size": arguments.ssl_global_crop_size,
+            "local_crop_size": arguments.ssl_local_crop_size,
+            "num_local_crops": arguments.ssl_num_local_crops,
+            "global_crop_scale": (arguments.ssl_global_crop_min_scale, 1.0),
+            "local_crop_scale": (arguments.ssl_local_crop_min_scale, arguments.ssl_global_crop_min_scale),
+            "mask_grid": (side, side) if self.hides_patches else None,
+            "mask_probability": arguments.ssl_mask_probability,
+            "mask_ratio": (arguments.ssl_mask_ratio_min, arguments.ssl_mask_ratio_max),
+            "mask_shape": arguments.ssl_mask_shape,
+        }
+
+    def prepare(self, batch, generators, device) -> DistillationViews:
+        views = DistillationViews(
+            view_major(batch["global_crops"], device),
+            view_major(batch["local_crops"], device) if "local_crops" in batch else None,
         )
-        if patch_teacher_temperature is None:
-            patch_teacher_temperature = teacher_temperature
-        with torch.autocast(device_type=student_class_logits.device.type, enabled=False):
-            class_targets = self._targets(teacher_class_logits, self.class_center, teacher_temperature)
-            loss_cls = self._class_loss(student_class_logits.float(), class_targets)
-            loss = self.cls_weight * loss_cls
-            loss_mim, loss_koleo = loss_cls.new_zeros(()), loss_cls.new_zeros(())
-            patch_targets = None
-            if self.predicts_patches:
-                patch_targets = self._targets(teacher_patch_logits, self.patch_center, patch_teacher_temperature)
-                loss_mim = self._mim_loss(student_patch_logits.float(), patch_targets, masked_tokens)
-                loss = loss + self.mim_weight * loss_mim
-            if self.koleo_weight:
-                loss_koleo = torch.stack([koleo_loss(view) for view in student_class_tokens]).sum()
-                loss = loss + self.koleo_weight * loss_koleo
-            diagnostics = {}
-            if with_diagnostics:
-                for kind, targets in (("class", class_targets), ("patch", patch_targets)):
-                    if targets is not None:
-                        single, mean = teacher_entropies(targets)
-                        diagnostics[f"teacher_{kind}_entropy"] = single
-                        diagnostics[f"teacher_{kind}_mean_entropy"] = mean
-        if self.centering == "momentum":
-            self._collect(teacher_class_logits, teacher_patch_logits if self.predicts_patches else None)
-        return SelfDistillationOutput(loss, loss_cls, loss_mim, loss_koleo, diagnostics)
+        if self.stochastic_depth is not None:
+            local = 0 if views.local_crops is None else views.local_crops.shape[0]
+            self.stochastic_depth.draw(generators, 3 + local, device)
+        if "masks" in batch:
+            views.token_mask, views.masked_tokens = self._token_masks(batch["masks"], device)
+        return views
 
-    def _check_inputs(self, student_cls, teacher_cls, student_patch, teacher_patch, masked, class_tokens) -> None:
-        views, globals_ = student_cls.shape[0], teacher_cls.shape[0]
-        if student_cls.ndim != 3 or teacher_cls.ndim != 3 or student_cls.shape[1:] != teacher_cls.shape[1:]:
-            raise ValueError(
-                f"class logits have shapes {tuple(student_cls.shape)} (student) and {tuple(teacher_cls.shape)} "
-                "(teacher); expected (views, B, K) and (global views, B, K)"
-            )
-        if views < max(globals_, 2):
-            raise ValueError(
-                f"got {views} student and {globals_} teacher views; L_[CLS] compares different views, so the student "
-                "needs all of the teacher's and at least two"
-            )
-        if self.predicts_patches:
-            if student_patch is None or teacher_patch is None or masked is None:
-                raise ValueError(
-                    "mim_weight is not 0, so student_patch_logits, teacher_patch_logits and masked_tokens are needed; "
-                    "pass empty ones for a batch without masks"
-                )
-            expected = (masked.indices.shape[0], self.patch_out_dim)
-            if student_patch.shape != expected or teacher_patch.shape != expected:
-                raise ValueError(
-                    f"patch logits have shapes {tuple(student_patch.shape)} (student) and "
-                    f"{tuple(teacher_patch.shape)} (teacher); expected {expected}, one row per masked token"
-                )
-        if self.koleo_weight and class_tokens is None:
-            raise ValueError("koleo_weight is not 0, so student_class_tokens (G, B, D) of the global views are needed")
+    def _token_masks(self, masks: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, MaskedTokens]:
+        """Masks of the global crops from those drawn on groups: `(2, B, h / p, w / p)` over patches for the encoder,
+        and the hidden tokens on the grid that the head reads."""
+        group_mask = masks.transpose(0, 1)
+        per_patch = self.mask_group_pixels // self.adapter.token_pixels("first_stage")
+        token_mask = expand_mask(group_mask, per_patch)
+        head_mask = expand_mask(group_mask, self.mask_group_pixels // self.adapter.token_pixels(self.place))
+        # Counted while still on the CPU: counting on a GPU would wait for it.
+        masked_tokens = MaskedTokens.from_mask(head_mask.flatten(-2)).to(device)
+        return token_mask.to(device, non_blocking=True), masked_tokens
 
-    @torch.no_grad()
-    def _targets(self, logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
-        if temperature <= 0:
-            raise ValueError(f"teacher temperature is {temperature}; expected a value above 0")
-        if self.centering == "momentum":
-            return centered_softmax(logits, center, temperature)
-        return sinkhorn_knopp(logits.flatten(0, -2), temperature).view(logits.shape)
-
-    def _class_loss(self, student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        views, batch, _ = student.shape
-        num_globals = targets.shape[0]
-        log_probabilities = torch.log_softmax(student / self.student_temperature, dim=-1)
-        total = targets.sum(dim=0)
-        # Every global view against the other global views, every local view against all of them. The sum over local
-        # views comes first: the product then has the size of one view.
-        loss = -(log_probabilities[num_globals:].sum(dim=0) * total).sum()
-        for view in range(num_globals):
-            for other in range(num_globals):
-                if other != view:
-                    loss = loss - (log_probabilities[view] * targets[other]).sum()
-        return loss / (num_globals * (views - 1) * batch)
-
-    def _mim_loss(self, student: torch.Tensor, targets: torch.Tensor, masked: MaskedTokens) -> torch.Tensor:
-        log_probabilities = torch.log_softmax(student / self.student_temperature, dim=-1)
-        per_token = -(targets * log_probabilities).sum(dim=-1)
-        if self.mim_average == "images":
-            return (per_token * masked.weights).sum() / masked.num_images
-        # Filled on the device, so that nothing waits for it. Gradients are averaged over ranks: hence their number.
-        count, ranks = per_token.new_full((), masked.indices.shape[0]), 1
-        if is_distributed():
-            dist.all_reduce(count)
-            ranks = dist.get_world_size()
-        return ranks * per_token.sum() / count.clamp(min=1.0)
-
-    @torch.no_grad()
-    def _collect(self, class_logits: torch.Tensor, patch_logits: torch.Tensor | None) -> None:
-        class_logits = class_logits.flatten(0, -2)
-        self.pending[: self.out_dim] += class_logits.float().sum(dim=0)
-        self.pending[-2] += class_logits.shape[0]
-        if patch_logits is not None:
-            self.pending[self.out_dim : -2] += patch_logits.float().sum(dim=0)
-            self.pending[-1] += patch_logits.shape[0]
-
-    @torch.no_grad()
-    def update_centers(self) -> None:
-        """
-        Moves the centres towards the mean of the teacher's logits since the last call, over all ranks.
-
-        Call it once per optimizer step, on every rank. A centre whose kind of token did not occur on any rank stays.
-        With Sinkhorn-Knopp there is nothing to do.
-        """
-        if self.centering != "momentum":
-            return
-        if is_distributed():
-            dist.all_reduce(self.pending)
-        sums = (self.pending[: self.out_dim], self.pending[self.out_dim : -2])
-        counts = (self.pending[-2], self.pending[-1])
-        centers = (self.class_center, self.patch_center)
-        momenta = (self.center_momentum, self.patch_center_momentum)
-        for total, count, center, momentum in zip(sums, counts, centers, momenta, strict=True):
-            moved = momentum * center + (1.0 - momentum) * total / count.clamp(min=1.0)
-            center.copy_(torch.where(count > 0, moved, center))
-        self.pending.zero_()
-
-    def discard_pending(self, where: torch.Tensor | None = None) -> None:
-        """
-        Forgets the teacher's logits since the last update, for a step that is skipped as not finite.
-
-        Args:
-            where (`torch.BoolTensor` of shape `()`, *optional*): decides on the device; always when not given.
-        """
-        if where is None:
-            self.pending.zero_()
-        else:
-            # Not a product: the sums of such a step may themselves be NaN.
-            self.pending.masked_fill_(where, 0.0)
-
-
-def build_self_distillation(
-    method: str,
-    embed_dim: int,
-    out_dim: int = 8192,
-    patch_out_dim: int | None = None,
-    hidden_dim: int = 2048,
-    bottleneck_dim: int = 256,
-    num_layers: int = 3,
-    sharing: str | None = None,
-    **loss_options,
-) -> tuple[SelfDistillationHead, SelfDistillationLoss]:
-    """
-    Head and loss of one method by name.
-
-    Args:
-        method (`str`): `"ibot"`, `"dino"` (no masked tokens) or `"dinov2"` (separate heads, Sinkhorn-Knopp, KoLeo).
-        embed_dim (`int`): width of the encoder's tokens.
-        out_dim, patch_out_dim, hidden_dim, bottleneck_dim, num_layers: see [`SelfDistillationHead`].
-        sharing (`str`, *optional*): overrides the method's sharing of the head.
-        loss_options: options of [`SelfDistillationLoss`] that override the method's.
-
-    Returns:
-        The student's head (the teacher's is a copy of it) and the loss.
-
-    Raises:
-        ValueError: unknown method.
-        TypeError: an option that the loss does not know.
-    """
-    if method not in SELF_DISTILLATION_METHODS:
-        raise ValueError(
-            f"self-distillation method is {method!r}; expected one of {', '.join(SELF_DISTILLATION_METHODS)}"
+    def temperatures(self, step: int) -> tuple[float, float]:
+        """Of the teacher for class and for patch tokens; they warm up over the same steps."""
+        arguments = self.arguments
+        ends = (arguments.ssl_teacher_temperature_start, arguments.ssl_teacher_temperature)
+        patch = (arguments.ssl_patch_teacher_temperature_start, arguments.ssl_patch_teacher_temperature)
+        patch_ends = tuple(own if given is None else given for given, own in zip(patch, ends, strict=True))
+        warmup = arguments.ssl_teacher_temperature_warmup_fraction
+        return tuple(
+            teacher_temperature(step, arguments.max_train_steps, first, last, warmup)
+            for first, last in (ends, patch_ends)
         )
-    options = {**SELF_DISTILLATION_METHODS[method], **loss_options}
-    method_sharing = options.pop("sharing")
-    loss = SelfDistillationLoss(out_dim, patch_out_dim, **options)
-    head = SelfDistillationHead(
-        embed_dim,
-        out_dim,
-        patch_out_dim,
-        hidden_dim,
-        bottleneck_dim,
-        num_layers,
-        sharing=method_sharing if sharing is None else sharing,
-        predict_patches=loss.predicts_patches,
-    )
-    return head, loss
+
+    def loss(self, output: StudentOutput, views: DistillationViews, step: int, with_diagnostics: bool):
+        class_logits, patch_logits = self.teacher(views)
+        temperature, patch_temperature = self.temperatures(step)
+        ssl = self.distillation_loss(
+            output.method["class_logits"],
+            class_logits,
+            output.method.get("patch_logits"),
+            patch_logits,
+            views.masked_tokens,
+            teacher_temperature=temperature,
+            patch_teacher_temperature=patch_temperature,
+            student_class_tokens=output.method["class_tokens"],
+            with_diagnostics=with_diagnostics,
+        )
+        metrics = {"train/loss_ssl": ssl.loss, "train/loss_cls": ssl.loss_cls}
+        if self.hides_patches:
+            metrics["train/loss_mim"] = ssl.loss_mim
+        if self.distillation_loss.koleo_weight:
+            metrics["train/loss_koleo"] = ssl.loss_koleo
+        return ssl.loss, {**metrics, **{f"ssl/{name}": value for name, value in ssl.diagnostics.items()}}
+
+    def after_backward(self, step: int) -> None:
+        if step < self.arguments.ssl_freeze_last_layer_steps:
+            self.parts.head.cancel_last_layer_gradients()
+
+    def after_step(self, step: int, skipped: torch.Tensor) -> None:
+        self.distillation_loss.discard_pending(skipped > 0)
+        self.distillation_loss.update_centers()
+        momentum = teacher_momentum(step, self.arguments.max_train_steps, self.arguments.ssl_teacher_momentum)
+        student = [self.adapter.token_encoder(), self.parts.head]
+        update_teacher(student, [self.teacher.encoder, self.teacher.head], momentum)
+
+    def state(self) -> list[nn.Module]:
+        return [self.teacher, self.distillation_loss]
+
+    def warning(self, step: int, logged: dict[str, float]) -> str | None:
+        diagnostics = {name[4:]: value for name, value in logged.items() if name.startswith("ssl/teacher_")}
+        warning = self.collapse.add(step, diagnostics)
+        return warning and f"the teacher may be collapsing: {warning}"
+
+
+def view_major(crops: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Crops `(B, V, 3, h, w)` in uint8 -> `(V, B, 3, h, w)` in [-1, 1]."""
+    return to_signed(crops, device).transpose(0, 1).contiguous()

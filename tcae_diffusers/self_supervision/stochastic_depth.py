@@ -23,7 +23,7 @@ class StochasticDepth:
     def __init__(self, encoder: nn.Module, blocks: list[nn.Module], rate: float):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop path rate is {rate}; expected at least 0 and below 1")
-        self.rates = torch.linspace(0.0, rate, len(blocks)).tolist() if len(blocks) > 1 else [rate]
+        self.rates = torch.linspace(0.0, rate, len(blocks), device="cpu").tolist() if len(blocks) > 1 else [rate]
         self.branches = [(block.attn, block.ff) for block in blocks]
         self._scales: torch.Tensor | None = None
         self._next_image = 0
@@ -55,6 +55,9 @@ class StochasticDepth:
             count = inputs[0].shape[0]
             scales = self._scales[..., self._next_image : self._next_image + count]
             self._next_image += count
+            if self._next_image >= self._scales.shape[-1]:
+                # All that was drawn for is seen: nothing is left out of a pass beside the student's.
+                self._scales = None
         # An attribute of each branch rather than state of this object: equal blocks then share one compiled graph.
         for index, branches in enumerate(self.branches):
             for branch, module in enumerate(branches):

@@ -1,7 +1,5 @@
 """Held-out reconstructions during tokenizer training: figures and pictures in the trackers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from ..data.images.multi_crop import center_crop, to_uint8
+from ..data.images.pixel_range import from_signed, to_signed
 from ..data.images.sources import build_image_source
 from ..metrics.component_colours import component_colours, feature_maps
 from ..metrics.features import FeatureNetwork
@@ -22,34 +21,12 @@ from ..metrics.image_measures.psnr import psnr
 from ..metrics.image_measures.structural_similarity import ssim
 from ..metrics.latent_shape import spectrum_figures
 from ..metrics.names import metric_name
-from ..models.adapters import decode_latent, encode_to_latent
-from .sharding import is_sharded, whole_copy
+from ..models.adapters import adapt
+from .averages import averaged_weights
+from .tokenizer_arguments import ReconstructionArguments
 from .trackers import log_picture
 
 logger = get_logger(__name__)
-
-
-@contextmanager
-def averaged_autoencoder(autoencoder: ModelMixin, ema: EMAModel) -> Iterator[ModelMixin]:
-    """
-    The autoencoder with the averaged weights, in eval mode; afterwards it has its own weights and mode again. Where
-    these are sharded, all ranks must enter, and each gets a whole copy.
-    """
-    if is_sharded(autoencoder):
-        yield whole_copy(autoencoder, ema.shadow_params)
-        return
-    parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
-    # Module by module: a frozen encoder stays in evaluation mode.
-    training = {module: module.training for module in autoencoder.modules()}
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    autoencoder.eval()
-    try:
-        yield autoencoder
-    finally:
-        ema.restore(parameters)
-        for module, mode in training.items():
-            module.training = mode
 
 
 class ReconstructionPreview:
@@ -98,9 +75,9 @@ class ReconstructionPreview:
         Returns:
             `float`: the PSNR.
         """
-        with averaged_autoencoder(autoencoder, ema) as averaged:
+        with averaged_weights(autoencoder, ema) as averaged:
             reconstructions, latents = self._reconstruct(averaged, accelerator.device)
-            pictured = self.images[self._pictured()].to(accelerator.device).float() / 127.5 - 1
+            pictured = to_signed(self.images[self._pictured()], accelerator.device)
             maps = feature_maps(averaged, pictured, latents[self._pictured()])
         figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
         if min(self.images.shape[-2:]) >= 11:
@@ -125,9 +102,9 @@ class ReconstructionPreview:
     def _reconstruct(self, autoencoder: ModelMixin, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         reconstructions, latents = [], []
         for images in self.images.split(self.batch_size):
-            latent = encode_to_latent(autoencoder, images.to(device).float() / 127.5 - 1)
-            sample = decode_latent(autoencoder, latent)
-            reconstructions.append(((sample + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
+            latent = adapt(autoencoder).encode(to_signed(images, device))
+            sample = adapt(autoencoder).decode(latent)
+            reconstructions.append(from_signed(sample).cpu())
             latents.append(latent.float().cpu())
         return torch.cat(reconstructions), torch.cat(latents)
 
@@ -145,6 +122,18 @@ class ReconstructionPreview:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"step-{step:08d} {name}.png".replace(" ", "-")
             Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
+
+
+def build_preview(arguments: ReconstructionArguments, folder: Path) -> ReconstructionPreview | None:
+    """The look at held-out images, if there are any; pictures go to `folder/pictures`."""
+    return ReconstructionPreview.from_spec(
+        arguments.heldout_data,
+        arguments.data_resolution,
+        arguments.resolution,
+        arguments.heldout_images,
+        folder=folder / "pictures",
+        extractor=arguments.heldout_rfd,
+    )
 
 
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:

@@ -1,22 +1,31 @@
-"""Start and end of a run: folder, accelerator, final model."""
+"""A run from its folder and accelerator to its final model: what every training script begins and ends with."""
 
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
+from ..arguments import parse_arguments
 from ..files import write_json
 from .arguments import RunArguments
-from .sharding import refuse_deepspeed
-from .trackers import require_tracker
+from .checkpoint import CheckpointManager
+from .nonfinite import NonFiniteGuard
+from .sharding import is_sharded, model_class, refuse_deepspeed, register_averages
+from .trackers import require_tracker, start_trackers
+from .user_errors import RUN_ERRORS, exit_on_user_error
+
+logger = get_logger(__name__)
 
 
 def prepare_run_folder(arguments: RunArguments) -> Path:
@@ -30,7 +39,8 @@ def prepare_run_folder(arguments: RunArguments) -> Path:
     folder = Path(arguments.output_dir)
     if any((folder / "checkpoints").glob("step-*")) and arguments.resume is None:
         raise FileExistsError(
-            f"output_dir {folder} already holds checkpoints; pass --resume latest to go on, or another output_dir."
+            f"output_dir {folder} already holds checkpoints; pass --resume latest to continue, or choose another"
+            " output_dir."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +95,136 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
     return accelerator
 
 
-def save_description(accelerator: Accelerator, folder: Path, description: dict[str, Any]) -> None:
-    """Write `run.json`: what a report must say about the run beside its arguments, such as its losses in words."""
-    if accelerator.is_main_process:
-        write_json(folder / "run.json", description)
+@dataclass
+class Run:
+    """
+    What the loop needs of a run, ready to go on from `first_step`.
+
+    Args:
+        name (`str`): Of the script, for trackers and checkpoints.
+        total_batch (`int`): Images per optimizer step, over all ranks and accumulated batches.
+        first_step (`int`): Optimizer steps done before.
+    """
+
+    name: str
+    arguments: RunArguments
+    folder: Path
+    accelerator: Accelerator
+    guard: NonFiniteGuard
+    checkpoints: CheckpointManager
+    total_batch: int
+    first_step: int
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint of `step` optimizer steps."""
+        self.checkpoints.save(step, samples_seen=step * self.total_batch)
+
+    def first_slot(self, micro_step: int) -> int:
+        """Place of this rank's first image of a forward pass within the global batch of its optimizer step."""
+        accelerator = self.accelerator
+        place = micro_step * accelerator.num_processes + accelerator.process_index
+        return place * self.arguments.train_batch_size
+
+
+def total_batch_size(arguments: RunArguments, accelerator: Accelerator) -> int:
+    """Images per optimizer step, over all ranks and accumulated batches."""
+    return arguments.train_batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
+
+
+def begin_run(
+    name: str,
+    arguments: RunArguments,
+    folder: Path,
+    accelerator: Accelerator,
+    model: ModelMixin,
+    averages: Sequence[Any],
+    state: Sequence[Any],
+    identity: dict[str, Any],
+) -> Run:
+    """
+    Make what a run holds beside its prepared models and optimizers part of its checkpoints, and load the one that
+    `--resume` names.
+
+    Args:
+        model: What is trained, after it was prepared.
+        averages: Of its weights; the first is what the result is made of.
+        state: Further objects with `state_dict` and `load_state_dict`.
+        identity (`dict`): What a checkpoint must agree with to continue this run, beside what every run has: the
+            configuration of `model`, seed, steps and batch.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete, or of another run.
+    """
+    guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
+    if is_sharded(model):
+        register_averages(accelerator, averages)
+        accelerator.register_for_checkpointing(guard, *state)
+    else:
+        first, *others = averages
+        accelerator.register_for_checkpointing(first, guard, *others, *state)
+    total_batch = total_batch_size(arguments, accelerator)
+    configuration = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    shared = {
+        "script": name,
+        "model": {"class": model_class(model).__name__, **configuration},
+        "seed": arguments.seed,
+        "total batch": total_batch,
+        "max_train_steps": arguments.max_train_steps,
+    }
+    checkpoints = CheckpointManager(
+        accelerator, folder / "checkpoints", arguments.checkpoints_total_limit, {**shared, **identity}
+    )
+    first_step = checkpoints.resume(arguments.resume)
+    return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
+
+
+def adamw(parameters: Any, arguments: RunArguments, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW as the arguments say, fused, so that a step can be skipped on the device ([`NonFiniteGuard`])."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+
+
+class Training(Protocol):
+    """What a script has built: its run, itself in words, and the way to the end."""
+
+    run: Run
+
+    def describe(self) -> dict[str, Any]:
+        """What a report must say about the run beside its arguments: at least `losses` and `summary`, one line."""
+        ...
+
+    def train(self) -> None: ...
+
+
+def launch(
+    arguments_type: type[RunArguments], start: Callable[[Any], Training], argv: Sequence[str] | None = None
+) -> None:
+    """
+    The whole of a training command: read the arguments, `start` with them, describe the run in its folder, train.
+
+    What the user got wrong ends in one line and exit code 2: until `start` is done any `ValueError`, afterwards only
+    what a run may meet through no defect of ours. A folder that did not exist goes again if nothing could start.
+    """
+    arguments = parse_arguments(arguments_type, argv)
+    with exit_on_user_error(), discard_new_folder_on_error(arguments.output_dir):
+        training = start(arguments)
+        run = training.run
+        start_trackers(run.accelerator, arguments, run.name, run.first_step)
+        description = training.describe()
+        if run.accelerator.is_main_process:
+            write_json(run.folder / "run.json", description)
+    logger.info(
+        f"{description['summary']}; batch {run.total_batch}, steps {run.first_step} to {arguments.max_train_steps};"
+        f" {description['losses']}"
+    )
+    with exit_on_user_error(RUN_ERRORS):
+        training.train()
 
 
 def save_model(model: ModelMixin | DiffusionPipeline, folder: Path) -> None:

@@ -61,6 +61,21 @@ def check_sharding(accelerator: Accelerator) -> None:
             raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has settings that are.")
 
 
+def require_whole_parameters(accelerator: Accelerator) -> None:
+    """
+    For commands that train a discriminator too: with FSDP, accelerate prepares one model and one optimizer.
+
+    Raises:
+        InputError: parameters are sharded over ranks.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise InputError(
+            "accelerate shards one model with FSDP; the discriminator is a second. Use"
+            " DistributedDataParallel: choose multi-GPU without FSDP in `accelerate config`, or pass --multi_gpu or"
+            " --config_file training/configs/accelerate/ddp.yaml to `accelerate launch`."
+        )
+
+
 def prepare(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, units: Sequence[str]
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

@@ -49,20 +49,21 @@ VARIANTS = {
 def shard(command=train_dit):
     """Let this process's `command` shard; accelerate itself does so on accelerators only."""
     os.environ.update(launch_environment("fsdp2", num_processes=2))
-    start_accelerator, optimize = command.start_accelerator, command.optimize
+    start_accelerator, start = command.start_accelerator, command.start
 
     def start_sharded(*arguments):
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         return start_accelerator(*arguments)
 
-    def checked(run, *arguments):
-        parameters = list(run.model.parameters())
+    def checked(arguments):
+        training = start(arguments)
+        parameters = list(training.side.model.parameters())
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
         assert sum(p.to_local().numel() for p in parameters) < 0.7 * sum(p.numel() for p in parameters)
-        optimize(run, *arguments)
+        return training
 
-    command.start_accelerator, command.optimize = start_sharded, checked
+    command.start_accelerator, command.start = start_sharded, checked
 
 
 def save_distances(folder):

@@ -138,7 +138,7 @@ def test_twenty_steps_are_as_before(command, tmp_path):
     "command, wrong, shows_in",
     [
         (train_tcae, {"final_weight_decay": 0.2}, "weights"),
-        (finetune_decoder, {"lecam_weight": 0}, "loss_discriminator"),
+        (finetune_decoder, {"discriminator_lecam_weight": 0}, "loss_discriminator"),
         (train_dit, {"label_dropout": 0.2}, "loss"),
         (train_dit, {"ema_decay": 0.49}, "averaged_weights_behind"),
         (train_dit, {"learning_rate": 1.01e-2}, "learning_rate"),

@@ -271,8 +271,8 @@ def test_a_full_disk_while_saving_keeps_what_was_saved_before(tmp_path, capsys, 
 def test_loss_that_stays_infinite_ends_the_run_with_the_last_finite_weights_intact(tmp_path, capsys, monkeypatch):
     compute_loss = train_tcae.compute_loss
 
-    def diverging(run, batch, step, micro_step):
-        loss, metrics = compute_loss(run, batch, step, micro_step)
+    def diverging(training, seen, step):
+        loss, metrics = compute_loss(training, seen, step)
         return loss * (float("inf") if step >= 3 else 1.0), metrics
 
     monkeypatch.setattr(train_tcae, "compute_loss", diverging)
@@ -285,8 +285,8 @@ def test_loss_that_stays_infinite_ends_the_run_with_the_last_finite_weights_inta
 def test_single_infinite_steps_are_skipped_and_counted(tmp_path, monkeypatch, caplog):
     compute_loss = train_tcae.compute_loss
 
-    def one_bad_step(run, batch, step, micro_step):
-        loss, metrics = compute_loss(run, batch, step, micro_step)
+    def one_bad_step(training, seen, step):
+        loss, metrics = compute_loss(training, seen, step)
         return loss * (float("nan") if step == 2 else 1.0), metrics
 
     monkeypatch.setattr(train_tcae, "compute_loss", one_bad_step)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tcae_diffusers.training import finetune_decoder
 
 from ..latent_commands import assert_same_training_state, fork_ranks, weights
-from ..tokenizer_commands import checkpoint, finetune, uninterrupted_finetuning
+from ..tokenizer_commands import checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
@@ -70,19 +70,16 @@ def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(
     whole = finetune(tmp_path / "whole", **SMOOTH, train_batch_size=8)
 
     def rank_run(rank):
-        step = finetune_decoder.optimize
+        def state(training):
+            adversary = training.adversary
+            found = {**training.autoencoder.state_dict(), **adversary.loss.state_dict()}
+            return found | {f"discriminator.{k}": v for k, v in adversary.discriminator.state_dict().items()}
 
-        def optimize(run, *arguments):
-            step(run, *arguments)
-            state = {**run.autoencoder.state_dict(), **run.adversary.loss.state_dict()}
-            state |= {f"discriminator.{k}": v for k, v in run.adversary.discriminator.state_dict().items()}
-            torch.save(state, tmp_path / f"rank-{rank}-step-{arguments[-1]}.pt")
-
-        finetune_decoder.optimize = optimize
+        save_state_of_each_step(finetune_decoder, state, tmp_path / f"rank-{rank}")
         finetune(tmp_path / "run", **SMOOTH, train_batch_size=4)
 
     assert fork_ranks(rank_run) == [0, 0]
-    for step in range(6):
+    for step in range(1, 7):
         first, second = (torch.load(tmp_path / f"rank-{rank}-step-{step}.pt") for rank in range(2))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert_close(tmp_path / "run", whole)

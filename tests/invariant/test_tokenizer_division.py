@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, fork_ranks
-from ..tokenizer_commands import checkpoint, train
+from ..tokenizer_commands import checkpoint, save_state_of_each_step, train
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -66,22 +66,16 @@ def test_the_tolerance_would_notice_another_batch(tmp_path, whole):
 @pytest.mark.parametrize("ssl", ["ibot", "none"])
 def test_two_ranks_equal_one_and_end_with_equal_parameters(tmp_path, whole, ssl):
     def rank_run(rank):
-        step = train_tcae.optimize
+        def state(training):
+            modules = {"student": training.student}
+            modules |= {f"state.{index}": module for index, module in enumerate(training.method.state())}
+            return {f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()}
 
-        def optimize(run, *arguments):
-            step(run, *arguments)
-            state = {
-                **run.student.state_dict(),
-                **({} if run.teacher is None else {f"teacher.{k}": v for k, v in run.teacher.state_dict().items()}),
-                **({} if run.ssl_loss is None else run.ssl_loss.state_dict()),
-            }
-            torch.save(state, tmp_path / f"rank-{rank}-step-{arguments[-1]}.pt")
-
-        train_tcae.optimize = optimize
+        save_state_of_each_step(train_tcae, state, tmp_path / f"rank-{rank}")
         train(tmp_path / "run", **SMOOTH, train_batch_size=4, ssl=ssl)
 
     assert fork_ranks(rank_run) == [0, 0]
-    for step in range(6):
+    for step in range(1, 7):
         first, second = (torch.load(tmp_path / f"rank-{rank}-step-{step}.pt") for rank in range(2))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
     if ssl == "ibot":

@@ -12,7 +12,8 @@ from tcae_diffusers.objectives.feature_backbones import EfficientNetLiteFeatures
 from tcae_diffusers.objectives.perceptual import EfficientNetFeatureLoss, LPIPSLoss
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
-from tcae_diffusers.self_supervision.self_distillation import build_self_distillation
+
+from ..self_supervision.recipes import head_and_loss
 
 BATCH, TOKENS, DIM = 2, 16, 12
 
@@ -37,7 +38,7 @@ class Networks(nn.ModuleDict):
         torch.manual_seed(0)
         self.encoder = Encoder()
         self.decoder = nn.ConvTranspose2d(DIM, 3, kernel_size=8, stride=8)
-        head, self.ssl_loss = build_self_distillation(
+        head, self.ssl_loss = head_and_loss(
             "dinov2", DIM, out_dim=8, hidden_dim=16, bottleneck_dim=6, centering="momentum"
         )
         self.head = head

@@ -10,6 +10,7 @@ ROOMS = (
     "arguments",
     "files",
     "version",
+    "charts",
     "models",
     "data",
     "objectives",

@@ -11,8 +11,9 @@ from tcae_diffusers.objectives.adversarial import AdversarialLoss
 from tcae_diffusers.objectives.perceptual import build_perceptual_loss
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
-from tcae_diffusers.self_supervision.self_distillation import build_self_distillation
 from tcae_diffusers.self_supervision.teacher import update_teacher
+
+from .recipes import head_and_loss
 
 READS_BACK = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -34,7 +35,7 @@ def images():
 
 @pytest.mark.parametrize("method", ["ibot", "dino", "dinov2"])
 def test_self_distillation_step(method):
-    head, loss_fn = build_self_distillation(method, 8, out_dim=6, hidden_dim=8, bottleneck_dim=4)
+    head, loss_fn = head_and_loss(method, 8, out_dim=6, hidden_dim=8, bottleneck_dim=4)
     teacher_head = copy.deepcopy(head).requires_grad_(False)
     # The mask is counted where it is drawn: on the CPU, beside the data.
     masked = MaskedTokens.from_mask(torch.rand(2, 3, 16) < 0.5)

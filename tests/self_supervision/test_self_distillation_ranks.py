@@ -7,7 +7,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
-from tcae_diffusers.self_supervision.self_distillation import SelfDistillationLoss, build_self_distillation
+from tcae_diffusers.self_supervision.self_distillation_loss import SelfDistillationLoss
+
+from .recipes import head_and_loss
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -55,7 +57,7 @@ def train(batches, options):
 def train_head(batches, parallel):
     """Steps of two accumulated halves, the last layer frozen in the first of them."""
     torch.manual_seed(0)
-    head, loss_fn = build_self_distillation("ibot", CLASSES, 7, hidden_dim=8, bottleneck_dim=5, sharing="separate")
+    head, loss_fn = head_and_loss("ibot", CLASSES, 7, hidden_dim=8, bottleneck_dim=5, sharing="separate")
     model = nn.parallel.DistributedDataParallel(head) if parallel else head
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.05, weight_decay=0.4)
     last_layers = []

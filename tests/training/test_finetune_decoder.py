@@ -78,8 +78,8 @@ def test_a_changed_encoder_is_never_written(started):
     with torch.no_grad():
         run.autoencoder.encoder.class_token.add_(1e-6)
     with pytest.raises(RuntimeError, match="encoder changed"):
-        finetune_decoder.save_result(run)
-    assert not (run.folder / "model").exists()
+        run.save()
+    assert not (run.run.folder / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_changed_encoder_is_never_written(started):
 )
 def test_who_learns_when(started, step, decoder_sees, discriminator_learns):
     run = started()
-    run.model.train()
+    run.side.model.train()
     metrics = finetune_decoder.forward_backward(run, first_batch(run), step, 0)
     assert ("train/loss_gan" in metrics) == decoder_sees
     assert ("train/loss_discriminator" in metrics) == discriminator_learns
@@ -103,12 +103,12 @@ def test_who_learns_when(started, step, decoder_sees, discriminator_learns):
 
 def test_a_step_that_is_not_finite_is_skipped_by_both_sides(started):
     run = started(adversarial_start_step=0, discriminator_start_step=0)
-    run.model.train()
+    run.side.model.train()
     finetune_decoder.forward_backward(run, first_batch(run), 0, 0)
     before = {name: value.clone() for name, value in run.autoencoder.state_dict().items()}
     discriminator = {name: value.clone() for name, value in run.adversary.discriminator.state_dict().items()}
-    optimizers = [run.optimizer, run.adversary.optimizer]
-    assert run.guard.mark(optimizers, torch.tensor(float("nan")), torch.tensor(1.0)) == 1
+    optimizers = [side.optimizer for side in run.sides]
+    assert run.run.guard.mark(optimizers, torch.tensor(float("nan")), torch.tensor(1.0)) == 1
     for optimizer in optimizers:
         optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in run.autoencoder.state_dict().items())

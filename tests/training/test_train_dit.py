@@ -11,8 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.models.adapters import load_autoencoder
+from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
 from tcae_diffusers.training import train_dit
-from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id
+from tcae_diffusers.training.dit_objectives import draw_step_randomness
+from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id, drop_labels
 
 from ..latent_commands import FOREIGN, NUM_IMAGES, cache, calibrated, home, train, weights
 
@@ -155,13 +157,13 @@ def test_latents_of_other_autoencoders_are_scaled_as_pipelines_undo_it(tmp_path,
 
 
 def test_a_step_draws_the_same_however_it_is_divided_and_drops_the_share_of_labels_asked_for():
-    objective = train_dit.FlowMatchingObjective()
-    drawn = train_dit.draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
-    again = train_dit.draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
-    other = train_dit.draw_step_randomness(0, 8, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    objective = FlowMatchingObjective()
+    drawn = draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    again = draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+    other = draw_step_randomness(0, 8, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
     assert all(torch.equal(drawn[name], again[name]) and not torch.equal(drawn[name], other[name]) for name in drawn)
     assert abs(drawn["drop"].float().mean() - 0.25) < 0.03
-    labels = train_dit.drop_labels(torch.arange(4), torch.tensor([True, False, False, True]), 9)
+    labels = drop_labels(torch.arange(4), torch.tensor([True, False, False, True]), 9)
     assert labels.tolist() == [9, 1, 2, 9]
 
 

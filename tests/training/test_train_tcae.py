@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -12,8 +13,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.training_dataset import collate_training_views
-from tcae_diffusers.trainer import TrainingProgress
+from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.trainer.fit import take_step
+from tcae_diffusers.trainer.image_batches import image_loader
+from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import home, reset_accelerate
@@ -38,59 +43,68 @@ def first_batch(run):
     return collate_training_views([run.dataset[(0, index)] for index in range(run.arguments.train_batch_size)])
 
 
+def losses_of(run, batch, step=0):
+    """Loss and log of one forward pass."""
+    return train_tcae.compute_loss(run, train_tcae.forward_student(run, batch, step, 0), step)
+
+
 def test_the_teacher_takes_no_gradient_and_moves_by_the_schedule_towards_the_student(started):
     run = started(max_train_steps=3, ssl_teacher_momentum=0.5)
-    batches = iter(train_tcae.build_loader(run.dataset, run.arguments, run.accelerator, 0))
-    progress = TrainingProgress(run.accelerator, "test", 3, 0, run.total_batch, 100)
-    run.model.train()
+    batches = iter(image_loader(run.dataset, run.arguments, run.run.accelerator, 0))
+    progress = TrainingProgress(run.run.accelerator, "test", 3, 0, run.run.total_batch, 100)
+    teacher, hooks = run.method.teacher, run.hooks()
+    run.side.model.train()
     # A cosine from 0.5 to 1 over three steps.
     for step, momentum in enumerate((0.5, 0.75, 1.0)):
-        before = {name: value.clone() for name, value in run.teacher.state_dict().items()}
-        train_tcae.optimize(run, batches, progress, step)
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        skipped = take_step(run.run, batches, [run.side], run.backward, hooks, progress, step)
+        hooks.after_step(step, skipped)
         student = {
             **{f"encoder.{name}": value for name, value in run.autoencoder.encoder.state_dict().items()},
-            **{f"head.{name}": value for name, value in run.student.head.state_dict().items()},
+            **{f"head.{name}": value for name, value in run.method.parts.head.state_dict().items()},
         }
-        for name, value in run.teacher.state_dict().items():
+        for name, value in teacher.state_dict().items():
             torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * student[name])
         assert any(not torch.equal(student[name], before[name]) for name in student)
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in run.teacher.parameters())
-    assert not run.teacher.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
 
 
 @pytest.mark.parametrize("features", ["last", "first_stage"])
 def test_masks_hide_whole_groups_and_nothing_of_a_hidden_patch_reaches_the_student(started, features):
-    run = started(ssl_mask_probability=1.0, ssl_features=features, ssl_num_local_crops=0)
-    batch = first_batch(run)
-    token_mask, masked = train_tcae.token_masks(batch, run.autoencoder, features, torch.device("cpu"))
+    run = started(ssl_mask_probability=1.0, ssl_features=features, ssl_num_local_crops=0, ssl_drop_path=0)
+    batch, cpu = first_batch(run), torch.device("cpu")
+    views = run.method.prepare(batch, [], cpu)
+    token_mask = views.token_mask
     # 16 pixels in patches of 2 give 8x8 tokens; staged compression merges 2x2 of them.
     assert token_mask.shape == (2, 4, 8, 8)
     groups = token_mask.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
     assert torch.equal(groups.all(-1), groups.any(-1)) and groups.any()
     # The head is asked about exactly the hidden tokens, on its own grid.
     on_grid = groups.any(-1) if features == "last" else token_mask
-    assert torch.equal(masked.indices, on_grid.flatten().nonzero().squeeze(1))
+    assert torch.equal(views.masked_tokens.indices, on_grid.flatten().nonzero().squeeze(1))
 
-    crops = train_tcae.view_major(batch["global_crops"], torch.device("cpu"))
+    crops = views.global_crops
     pixel_mask = token_mask.repeat_interleave(2, -2).repeat_interleave(2, -1).unsqueeze(2)
     changed = torch.where(pixel_mask, torch.randn_like(crops), crops)
     assert not torch.equal(changed, crops)
-    run.model.eval()
+    run.side.model.eval()
     with torch.no_grad():
-        images = train_tcae.to_unit_range(batch["pixel_values"], torch.device("cpu"))
-        first = run.model(images, crops, None, token_mask, masked)
-        second = run.model(images, changed, None, token_mask, masked)
-        third = run.model(images, torch.where(pixel_mask, crops, -crops), None, token_mask, masked)
-    assert torch.equal(first.patch_logits, second.patch_logits)
-    assert torch.equal(first.class_logits, second.class_logits)
-    assert not torch.allclose(first.patch_logits, third.patch_logits)
+        images = to_signed(batch["pixel_values"])
+        first, second, third = (
+            run.side.model(images, replace(views, global_crops=given)).method
+            for given in (crops, changed, torch.where(pixel_mask, crops, -crops))
+        )
+    assert torch.equal(first["patch_logits"], second["patch_logits"])
+    assert torch.equal(first["class_logits"], second["class_logits"])
+    assert not torch.allclose(first["patch_logits"], third["patch_logits"])
 
 
 def test_dino_draws_no_masks_and_has_no_mask_token(started):
     run = started(ssl="dino")
     batch = first_batch(run)
-    assert "masks" not in batch and run.student.mask_token is None
-    loss, metrics = train_tcae.compute_loss(run, batch, 0, 0)
+    assert "masks" not in batch and run.method.parts.mask_token is None
+    loss, metrics = losses_of(run, batch, 0)
     assert "train/loss_cls" in metrics and "train/loss_mim" not in metrics
     loss.backward()
     unused = [name for name, parameter in run.student.named_parameters() if parameter.grad is None]
@@ -110,46 +124,48 @@ def test_patch_tokens_have_a_temperature_and_a_centre_of_their_own(started):
     )
     # The warm-up takes 0.3 of ten steps.
     for step, expected in ((0, (0.04, 0.02)), (1, (0.06, 0.04)), (3, (0.1, 0.08)), (9, (0.1, 0.08))):
-        assert train_tcae.teacher_temperatures(run.arguments, step) == pytest.approx(expected)
-    assert (run.ssl_loss.center_momentum, run.ssl_loss.patch_center_momentum) == (0.9, 0.6)
-    assert run.checkpoints.identity["mim_average"] == "masked_tokens"
+        assert run.method.temperatures(step) == pytest.approx(expected)
+    loss = run.method.distillation_loss
+    assert (loss.center_momentum, loss.patch_center_momentum) == (0.9, 0.6)
+    assert run.run.checkpoints.identity["mim_average"] == "masked_tokens"
 
-    run.model.eval()
+    run.side.model.eval()
     batch, passed = first_batch(run), {}
-    run.ssl_loss.register_forward_pre_hook(lambda module, args, kwargs: passed.update(kwargs), with_kwargs=True)
-    train_tcae.compute_loss(run, batch, 1, 0)
+    loss.register_forward_pre_hook(lambda module, args, kwargs: passed.update(kwargs), with_kwargs=True)
+    losses_of(run, batch, 1)
     assert (passed["teacher_temperature"], passed["patch_teacher_temperature"]) == pytest.approx((0.06, 0.04))
 
     plain = started(**ends)
-    assert train_tcae.teacher_temperatures(plain.arguments, 1) == pytest.approx((0.06, 0.06))
-    assert plain.ssl_loss.patch_center_momentum == 0.9 and plain.ssl_loss.mim_average == "images"
+    assert plain.method.temperatures(1) == pytest.approx((0.06, 0.06))
+    loss = plain.method.distillation_loss
+    assert loss.patch_center_momentum == 0.9 and loss.mim_average == "images"
     # Checkpoints from before there was a choice have no such entry.
-    assert "mim_average" not in plain.checkpoints.identity
+    assert "mim_average" not in plain.run.checkpoints.identity
 
 
 def test_drop_path_touches_the_student_in_training_alone(started):
     run = started(ssl_drop_path=0.5, ssl_num_local_crops=1)
     batch = first_batch(run)
-    images = train_tcae.to_unit_range(batch["pixel_values"], torch.device("cpu"))
-    crops = train_tcae.view_major(batch["global_crops"], torch.device("cpu"))
+    images = to_signed(batch["pixel_values"])
 
-    def student():
-        return train_tcae.forward_student(run, batch, images, step=0, micro_step=0)[0].reconstruction
+    def student(step=0):
+        return train_tcae.forward_student(run, batch, step, 0).output
 
     with torch.no_grad():
-        masked = train_tcae.token_masks(batch, run.autoencoder, "last", torch.device("cpu"))[1]
-        teacher = run.teacher(crops, masked)[0]
-        run.model.train()
-        dropped, again = student(), student()
-        later = train_tcae.forward_student(run, batch, images, step=1, micro_step=0)[0].reconstruction
-        run.model.eval()
+        views = student() and run.method.prepare(batch, slot_generators(0, 0, 0, 4), images.device)
+        teacher = run.method.teacher(views)[0]
+        run.side.model.train()
+        dropped, again, later = student(), student(), student(step=1)
+        run.side.model.eval()
         whole = student()
-        assert torch.equal(teacher, run.teacher(crops, masked)[0])
-    assert torch.equal(dropped, again) and not torch.equal(dropped, later) and not torch.equal(dropped, whole)
+        assert torch.equal(teacher, run.method.teacher(views)[0])
+    logits = [output.method["class_logits"] for output in (dropped, again, later, whole)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2]) and not torch.equal(logits[0], logits[3])
     plain = AutoencoderTC(**json.loads(OPTIONS["autoencoder_overrides"])).eval()
     plain.load_state_dict(run.autoencoder.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(plain(images).sample, whole)
+        torch.testing.assert_close(plain(images).sample, whole.reconstruction)
     assert run.autoencoder.config.keys() == plain.config.keys()
 
 
@@ -161,16 +177,16 @@ def test_compiled_blocks_drop_the_same_paths_and_are_compiled_in_the_first_step_
     options = {"ssl_drop_path": 0.5, "ssl_num_local_crops": 1, "ssl_mask_probability": 1.0}
     compiled, plain = started(**options, compile=True), started(**options, output_dir=home() / "not-compiled")
     plain.student.load_state_dict(compiled.student.state_dict())
-    plain.teacher.load_state_dict(compiled.teacher.state_dict())
+    plain.method.teacher.load_state_dict(compiled.method.teacher.state_dict())
     frames, losses = [], []
     for step in range(3):
         gradients = []
         for run in (compiled, plain):
-            run.model.train()
-            run.model.zero_grad()
-            loss, _ = train_tcae.compute_loss(run, first_batch(run), step, 0)
+            run.side.model.train()
+            run.side.model.zero_grad()
+            loss, _ = losses_of(run, first_batch(run), step)
             loss.backward()
-            run.ssl_loss.update_centers()
+            run.method.distillation_loss.update_centers()
             gradients.append({name: parameter.grad for name, parameter in run.student.named_parameters()})
             losses.append(loss.detach())
         torch.testing.assert_close(losses[-2], losses[-1])
@@ -207,13 +223,13 @@ def test_averaged_weights_move_in_bf16_training_where_a_bf16_average_would_not(t
 def test_a_perceptual_loss_is_used_named_and_logged(started):
     pytest.importorskip("efficientnet_lite_pytorch")
     run = started(perceptual="efficientnet-lite0", perceptual_weight=0.5, ssl="none", train_batch_size=2)
-    loss, metrics = train_tcae.compute_loss(run, first_batch(run), 0, 0)
+    loss, metrics = losses_of(run, first_batch(run), 0)
     name = "train/loss_efficientnet-lite0-features"
     assert metrics[name] > 0
     expected = metrics["train/loss_l1"] + metrics["train/loss_mse"] + 0.5 * metrics[name]
     torch.testing.assert_close(loss, expected)
-    assert "0.5 efficientnet-lite0-features" in train_tcae.describe(run)["losses"]
-    assert "without self-supervision" in train_tcae.describe(run)["losses"]
+    assert "0.5 efficientnet-lite0-features" in run.describe()["losses"]
+    assert "without self-supervision" in run.describe()["losses"]
 
 
 BASELINES = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tcae_diffusers.arguments import parse_arguments
-from tcae_diffusers.models.adapters import spatial_ratio
-from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, resolve_sizes
+from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.self_supervision import build_method
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
-from tcae_diffusers.training.tokenizer_student import build_student, mask_group_pixels, resolve_crop_sizes
 from tcae_diffusers.training.train_tcae import TokenizerArguments
 
 FOLDER = resources.files("tcae_diffusers.training.configs")
@@ -43,15 +43,14 @@ def test_tokenizer_presets_fit_their_models(name, tmp_path):
     arguments = parse_arguments(TokenizerArguments, ["--config", name, "--output_dir", str(tmp_path)])
     with torch.device("meta"):
         autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
-        _, ssl_loss = build_student(arguments, autoencoder)
-    resolve_sizes(arguments, autoencoder)
-    assert ("nossl" in name) == (ssl_loss is None)
+        resolve_sizes(arguments, autoencoder)
+        method = build_method(arguments, adapt(autoencoder))
+    assert ("nossl" in name) == (method.description == "without self-supervision")
     assert ("nostc" in name) == (not autoencoder.config.staged_compression)
-    if ssl_loss is not None:
-        resolve_crop_sizes(arguments, spatial_ratio(autoencoder))
-        assert arguments.ssl_global_crop_size % mask_group_pixels(autoencoder) == 0
+    if "nossl" not in name:
+        assert arguments.ssl_global_crop_size % method.mask_group_pixels == 0
     if "imagenet" in name:
-        assert spatial_ratio(autoencoder) == 32 and arguments.resolution == 256
+        assert adapt(autoencoder).spatial_ratio == 32 and arguments.resolution == 256
         assert arguments.perceptual == "lpips-vgg" and autoencoder.config.latent_channels == (
             256 if "c256" in name else 128
         )

@@ -33,15 +33,16 @@ class _Clock:
         return statistics.median(self.seconds[name])
 
 
-def _bare_step(run, batch: dict, step: int) -> None:
+def _bare_step(training, batch: dict, step: int) -> None:
     """Forward, backward, clipping and optimizer step on tensors in memory; nothing else."""
     from tcae_diffusers.training import train_tcae
 
-    loss, _ = train_tcae.compute_loss(run, batch, step, 0)
-    run.accelerator.backward(loss)
-    run.accelerator.clip_grad_norm_(run.model.parameters(), run.arguments.max_grad_norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    loss, _ = train_tcae.compute_loss(training, train_tcae.forward_student(training, batch, step, 0), step)
+    accelerator, side = training.run.accelerator, training.side
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(side.model.parameters(), training.arguments.max_grad_norm)
+    side.optimizer.step()
+    side.optimizer.zero_grad()
 
 
 def run(seconds: float) -> dict[str, Any]:
@@ -50,9 +51,10 @@ def run(seconds: float) -> dict[str, Any]:
     from accelerate.state import AcceleratorState, GradientState
 
     from tcae_diffusers.arguments import parse_arguments
-    from tcae_diffusers.objectives.schedules import teacher_momentum
-    from tcae_diffusers.self_supervision.teacher import update_teacher
-    from tcae_diffusers.trainer import TrainingProgress, start_trackers
+    from tcae_diffusers.trainer.fit import take_step
+    from tcae_diffusers.trainer.image_batches import image_loader
+    from tcae_diffusers.trainer.progress import TrainingProgress
+    from tcae_diffusers.trainer.trackers import start_trackers
     from tcae_diffusers.training import train_tcae
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -61,14 +63,15 @@ def run(seconds: float) -> dict[str, Any]:
         argv = ["--config", PRESET, "--output_dir", f"{folder}/run", "--max_train_steps", "100000"]
         training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
         logging.getLogger("tcae_diffusers").setLevel(logging.WARNING)
-        arguments, accelerator = training.arguments, training.accelerator
+        arguments, run, hooks = training.arguments, training.run, training.hooks()
+        accelerator, first_side = run.accelerator, [training.side]
         start_trackers(accelerator, arguments, "train_tcae", 0)
         progress = TrainingProgress(
-            accelerator, "bench", arguments.max_train_steps, 0, training.total_batch, arguments.log_steps
+            accelerator, "bench", arguments.max_train_steps, 0, run.total_batch, arguments.log_steps
         )
         progress.bar.disable = True
-        training.model.train()
-        batches = iter(train_tcae.build_loader(training.dataset, arguments, accelerator, 0))
+        training.side.model.train()
+        batches = iter(image_loader(training.dataset, arguments, accelerator, 0))
         in_memory = [next(batches) for _ in range(4)]
         clock = _Clock()
         deadline, step, warm = time.perf_counter() + 0.9 * seconds, 0, 2
@@ -76,7 +79,9 @@ def run(seconds: float) -> dict[str, Any]:
             if step == warm:
                 clock = _Clock()
             with clock.part("script"):
-                train_tcae.optimize(training, batches, progress, step)
+                training.schedule(step)
+                skipped = take_step(run, batches, first_side, training.backward, hooks, progress, step)
+                hooks.after_step(step, skipped)
                 progress.step(step + 1, {"train/learning_rate": arguments.learning_rate})
             with clock.part("bare"):
                 _bare_step(training, in_memory[step % 4], step)
@@ -86,7 +91,8 @@ def run(seconds: float) -> dict[str, Any]:
         # The parts, each on its own: their sum is what the script adds to a step.
         bare = clock.median("bare")
         parts = _Clock()
-        loss, metrics = train_tcae.compute_loss(training, in_memory[0], 0, 0)
+        seen = train_tcae.forward_student(training, in_memory[0], 0, 0)
+        loss, metrics = train_tcae.compute_loss(training, seen, 0)
         metrics = {name: value.detach() for name, value in metrics.items()}
         # As many as from one log entry to the next.
         for number in range(arguments.log_steps):
@@ -95,15 +101,12 @@ def run(seconds: float) -> dict[str, Any]:
             with parts.part("EMA"):
                 training.ema.step(training.autoencoder.parameters())
             with parts.part("teacher"):
-                training.ssl_loss.update_centers()
-                momentum = teacher_momentum(step, arguments.max_train_steps, arguments.ssl_teacher_momentum)
-                student = [training.autoencoder.encoder, training.student.head]
-                update_teacher(student, [training.teacher.encoder, training.teacher.head], momentum)
+                hooks.after_step(step, skipped)
             with parts.part("logging"):
                 progress.add(metrics)
                 progress.step(number + 1, {})
         with parts.part("checkpoint"):
-            training.checkpoints.save(step, samples_seen=0)
+            run.save_checkpoint(step)
         size = sum(file.stat().st_size for file in Path(folder).glob("run/checkpoints/step-*/*"))
         accelerator.end_training()
         del loss
@@ -125,7 +128,7 @@ def run(seconds: float) -> dict[str, Any]:
     )
     table["one checkpoint (s)"] = parts.median("checkpoint")
     table["one checkpoint (MB)"] = size / 1e6
-    table["images/s of the script"] = training.total_batch / script
-    table["images/s of a bare loop over tensors in memory"] = training.total_batch / bare
+    table["images/s of the script"] = run.total_batch / script
+    table["images/s of a bare loop over tensors in memory"] = run.total_batch / bare
     table["script / bare loop (goal: at least 0.9)"] = bare / script
     return table

@@ -6,8 +6,9 @@ import pytest
 from accelerate import DistributedType
 
 from tcae_diffusers.arguments import program_name
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error
-from tcae_diffusers.trainer.tokenizer_setup import build_autoencoder, require_whole_parameters
+from tcae_diffusers.trainer.sharding import require_whole_parameters
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 
 

@@ -1,0 +1,66 @@
+"""AutoencoderKL: its tokens are the positions of the map behind the encoder's mid block."""
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import nn
+
+from ..autoencoder_tc import AutoencoderTCFeatures, map_to_tokens
+from .adapter import AutoencoderAdapter, sampled_latent
+
+
+class MidBlockEncoder(nn.Module):
+    """
+    The encoder of an AutoencoderKL, with the output of its mid block as tokens and their mean as class token.
+
+    Args:
+        encoder, quant_conv: Parts of the autoencoder; the latter may be `None`.
+    """
+
+    def __init__(self, encoder: nn.Module, quant_conv: nn.Module | None):
+        super().__init__()
+        self.encoder = encoder
+        self.quant_conv = quant_conv
+
+    def forward(
+        self, images: torch.Tensor, token_mask: torch.Tensor | None = None, mask_token: torch.Tensor | None = None
+    ) -> AutoencoderTCFeatures:
+        """`latent` holds the moments `(B, 2 * latent_channels, h, w)` of the posterior."""
+        if token_mask is not None:
+            raise ValueError("patches cannot be hidden from a convolutional encoder")
+        seen = []
+        handle = self.encoder.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            moments = self.encoder(images)
+        finally:
+            handle.remove()
+        tokens = map_to_tokens(seen[0])
+        return AutoencoderTCFeatures(
+            first_stage=None,
+            first_stage_class_token=None,
+            first_stage_grid=None,
+            last=tokens,
+            class_token=tokens.mean(dim=1),
+            last_grid=tuple(seen[0].shape[-2:]),
+            latent=moments if self.quant_conv is None else self.quant_conv(moments),
+        )
+
+
+class KLAdapter(AutoencoderAdapter):
+    """Its latent is sampled while it trains, and its tokens are those of the mid block."""
+
+    model_classes = ("AutoencoderKL",)
+
+    def training_latent(self, encoded, generators: list[torch.Generator] | None = None):
+        if isinstance(encoded, torch.Tensor):
+            return sampled_latent(DiagonalGaussianDistribution(encoded), generators)
+        return super().training_latent(encoded, generators)
+
+    def token_encoder(self) -> nn.Module:
+        return MidBlockEncoder(self.model.encoder, self.model.quant_conv)
+
+    @property
+    def token_width(self) -> int:
+        return self.config.block_out_channels[-1]
+
+    def token_pixels(self, place: str = "last") -> int:
+        return self.spatial_ratio

@@ -1,0 +1,57 @@
+"""What train_dit learns: the objective that the arguments name, and the randomness of its steps."""
+
+from __future__ import annotations
+
+import torch
+
+from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
+from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
+from tcae_diffusers.training.dit_arguments import DiTArguments
+
+Objective = FlowMatchingObjective | NoisePredictionObjective
+
+
+def build_objective(arguments: DiTArguments, latent_shape: tuple[int, int, int]) -> Objective:
+    if arguments.objective != "flow_matching":
+        return NoisePredictionObjective(arguments.objective, arguments.min_snr_gamma)
+    shift = arguments.timestep_shift
+    if arguments.timestep_shift_base is not None:
+        shift *= resolution_shift(latent_shape, arguments.timestep_shift_base)
+    return FlowMatchingObjective(arguments.timestep_distribution, shift, arguments.direction_weight)
+
+
+def objective_in_words(arguments: DiTArguments, objective: Objective) -> str:
+    """For the log and the folder of a run."""
+    losses = {
+        "flow_matching": f"flow matching, {arguments.timestep_distribution} noise levels",
+        "epsilon": "noise prediction",
+        "v_prediction": "v prediction",
+    }[arguments.objective]
+    if getattr(objective, "shift", 1.0) != 1.0:
+        losses += f" shifted by {objective.shift:.3g}"
+    if arguments.direction_weight:
+        losses += f", + {arguments.direction_weight:g} * direction"
+    if arguments.min_snr_gamma is not None:
+        losses += f", min-SNR {arguments.min_snr_gamma:g}"
+    return losses
+
+
+def draw_step_randomness(
+    seed: int,
+    step: int,
+    total_batch: int,
+    latent_shape: tuple[int, int, int],
+    objective: Objective,
+    label_dropout: float,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """
+    Noise, noise levels and label drops of a whole optimizer step, a function of (seed, step) alone. Each rank and
+    forward pass takes its slots, so the result does not depend on how a step is divided.
+    """
+    generator = torch.Generator(device).manual_seed((seed << 32) + step)
+    return {
+        "noise": torch.randn((total_batch, *latent_shape), generator=generator, device=device),
+        "levels": objective.draw_levels(total_batch, generator, device),
+        "drop": torch.rand(total_batch, generator=generator, device=device) < label_dropout,
+    }
