@@ -1,6 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """TC-AE: a ViT autoencoder with staged token compression ("TC-AE: Unlocking Token Capacity for Deep Compression
-Autoencoders", arXiv 2604.07340). The whole model is in this file and reads from top to bottom."""
+Autoencoders", arXiv 2604.07340). The model is in this file and reads from top to bottom, but for rotary positions
+and tiles."""
 
 import difflib
 import math
@@ -22,8 +23,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from .model_card import ModelCardMixin
-from .tiling import apply_in_tiles
-from .token_linear import TokenLinear
+from .rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from .tiling import TilingMixin, apply_in_tiles
 
 
 @dataclass
@@ -76,46 +77,6 @@ class AutoencoderTCFeatures(BaseOutput):
     latent: torch.Tensor
 
 
-def axial_rotary_embedding(
-    height: int, width: int, head_dim: int, theta: float, device: torch.device, num_leading: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Cosine and sine tables of 2D axial rotary positions; half of the head's rotation planes turn with the row, half
-    with the column. Positions count tokens, so an offset means the same at every resolution and in every tile.
-
-    Args:
-        height, width (`int`): Grid of tokens.
-        head_dim (`int`): Channels per head, a multiple of 4.
-        theta (`float`): Base of the frequencies.
-        device (`torch.device`): Where the tables are made.
-        num_leading (`int`, defaults to 0): Tokens before the grid that have no position (the class token).
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: two fp32 tensors of shape `(num_leading + height * width, head_dim / 2)`.
-    """
-    num_frequencies = head_dim // 4
-    exponent = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
-    frequencies = theta**-exponent
-    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequencies
-    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequencies
-    angles = torch.cat(
-        [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
-    ).flatten(0, 1)
-    # An angle of zero leaves a token as it is.
-    angles = F.pad(angles, (0, 0, num_leading, 0))
-    return angles.cos(), angles.sin()
-
-
-def apply_axial_rotary_embedding(
-    hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Rotate queries or keys `(B, N, heads, head_dim)` by tables of shape `(N, head_dim / 2)`."""
-    cos, sin = (table[:, None, :] for table in rotary_embedding)
-    real, imaginary = hidden_states.float().chunk(2, dim=-1)
-    rotated = torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    return rotated.to(hidden_states.dtype)
-
-
 class AutoencoderTCAttnProcessor:
     """Self-attention with QK-norm and axial rotary positions."""
 
@@ -159,22 +120,14 @@ class AutoencoderTCAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         self.heads = heads
         self.head_dim = dim // heads
-        self.to_q = TokenLinear(dim, dim)
-        self.to_k = TokenLinear(dim, dim)
-        self.to_v = TokenLinear(dim, dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
         # QK-norm bounds the attention logits, which keeps half precision from overflowing.
         self.norm_q = nn.RMSNorm(self.head_dim, eps=eps)
         self.norm_k = nn.RMSNorm(self.head_dim, eps=eps)
-        self.to_out = TokenLinear(dim, dim)
+        self.to_out = nn.Linear(dim, dim)
         self.set_processor(self._default_processor_cls())
-
-    def fuse_projections(self) -> None:
-        super().fuse_projections()
-        if type(self.to_qkv) is nn.Linear:
-            # The same parameters in the layer that finds the fast kernel.
-            fused = TokenLinear(self.to_qkv.in_features, self.to_qkv.out_features, device="meta")
-            fused.weight, fused.bias = self.to_qkv.weight, self.to_qkv.bias
-            self.to_qkv = fused
 
     def forward(
         self, hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
@@ -188,8 +141,8 @@ class AutoencoderTCFeedForward(nn.Module):
     def __init__(self, dim: int, inner_dim: int, activation_fn: str):
         super().__init__()
         self.activation_fn = activation_fn
-        self.proj_in = TokenLinear(dim, 2 * inner_dim if activation_fn == "swiglu" else inner_dim)
-        self.proj_out = TokenLinear(inner_dim, dim)
+        self.proj_in = nn.Linear(dim, 2 * inner_dim if activation_fn == "swiglu" else inner_dim)
+        self.proj_out = nn.Linear(inner_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.proj_in(hidden_states)
@@ -278,9 +231,9 @@ class TokensToLatent(nn.Module):
     def __init__(self, dim: int, factor: int, hidden_dim: int, latent_channels: int):
         super().__init__()
         self.factor = factor
-        self.linear_in = TokenLinear(dim * factor**2, hidden_dim)
+        self.linear_in = nn.Linear(dim * factor**2, hidden_dim)
         self.act = nn.GELU(approximate="tanh")
-        self.linear_out = TokenLinear(hidden_dim, latent_channels)
+        self.linear_out = nn.Linear(hidden_dim, latent_channels)
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         tokens = self.linear_in(space_to_channel(tokens, grid, self.factor))
@@ -294,9 +247,9 @@ class LatentToTokens(nn.Module):
     def __init__(self, dim: int, factor: int, hidden_dim: int, latent_channels: int):
         super().__init__()
         self.factor = factor
-        self.linear_in = TokenLinear(latent_channels, hidden_dim)
+        self.linear_in = nn.Linear(latent_channels, hidden_dim)
         self.act = nn.GELU(approximate="tanh")
-        self.linear_out = TokenLinear(hidden_dim, dim * factor**2)
+        self.linear_out = nn.Linear(hidden_dim, dim * factor**2)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         tokens = self.linear_out(self.act(self.linear_in(map_to_tokens(latent))))
@@ -415,7 +368,7 @@ class AutoencoderTCDecoder(nn.Module):
         self.token_expansion = TokenExpansion(dim) if staged_compression else None
         self.last_blocks = nn.ModuleList([AutoencoderTCBlock(*block_args) for _ in range(num_layers[1])])
         self.last_norm = nn.LayerNorm(dim, eps=eps)
-        self.proj_out = TokenLinear(dim, out_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         self.gradient_checkpointing = False
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
@@ -436,7 +389,9 @@ class AutoencoderTCDecoder(nn.Module):
     _run_blocks = AutoencoderTCEncoder._run_blocks
 
 
-class AutoencoderTC(ModelCardMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin):
+class AutoencoderTC(
+    TilingMixin, ModelCardMixin, ModelMixin, AttentionMixin, AutoencoderMixin, ConfigMixin, FromOriginalModelMixin
+):
     r"""
     TC-AE, a deterministic ViT autoencoder with staged token compression (arXiv 2604.07340).
 
@@ -584,12 +539,7 @@ class AutoencoderTC(ModelCardMixin, ModelMixin, AttentionMixin, AutoencoderMixin
         self.spatial_compression_ratio = spatial_compression_ratio
         self.temporal_compression_ratio = 1
         self.use_slicing = False
-        self.use_tiling = False
-        tile_size = math.ceil(2 * sample_size / spatial_compression_ratio) * spatial_compression_ratio
-        self.tile_sample_min_height = self.tile_sample_min_width = tile_size
-        self.tile_sample_stride_height = self.tile_sample_stride_width = _default_tile_stride(
-            tile_size, spatial_compression_ratio
-        )
+        self.set_default_tiles(2 * sample_size)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -778,59 +728,6 @@ class AutoencoderTC(ModelCardMixin, ModelMixin, AttentionMixin, AutoencoderMixin
             offloading.group.onload_()
         return self.latent_mean.to(latent)[:, None, None], self.latent_std.to(latent)[:, None, None]
 
-    def enable_tiling(
-        self,
-        tile_sample_min_height: int | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_sample_stride_height: int | None = None,
-        tile_sample_stride_width: int | None = None,
-    ) -> None:
-        """
-        Encode and decode large images in overlapping tiles that are blended, to save memory. The result has the size
-        of the untiled one.
-
-        Args:
-            tile_sample_min_height, tile_sample_min_width (`int`, *optional*): Size of a tile in pixels; smaller
-                images are not tiled. Defaults to twice `config.sample_size`.
-            tile_sample_stride_height, tile_sample_stride_width (`int`, *optional*): Distance between neighbouring
-                tiles in pixels; they overlap by tile minus stride. Defaults to three quarters of the tile.
-
-        Raises:
-            ValueError: if a size is not a positive multiple of the compression ratio, or a stride exceeds its tile.
-        """
-        ratio = self.spatial_compression_ratio
-        sizes = {}
-        for side, tile, stride in (
-            ("height", tile_sample_min_height, tile_sample_stride_height),
-            ("width", tile_sample_min_width, tile_sample_stride_width),
-        ):
-            if tile is not None and stride is None:
-                stride = _default_tile_stride(tile, ratio)
-            tile = getattr(self, f"tile_sample_min_{side}") if tile is None else tile
-            stride = getattr(self, f"tile_sample_stride_{side}") if stride is None else stride
-            for name, value in ((f"tile_sample_min_{side}", tile), (f"tile_sample_stride_{side}", stride)):
-                if value <= 0 or value % ratio:
-                    raise ValueError(f"{name} {value} is not a positive multiple of the compression ratio {ratio}.")
-            if stride > tile:
-                raise ValueError(
-                    f"tile_sample_stride_{side} {stride} exceeds tile_sample_min_{side} {tile}: pixels between the"
-                    " tiles would be lost; choose a stride of at most the tile size."
-                )
-            sizes[f"tile_sample_min_{side}"], sizes[f"tile_sample_stride_{side}"] = tile, stride
-        for name, value in sizes.items():
-            setattr(self, name, value)
-        self.use_tiling = True
-
-    def _needs_tiles(self, height: int, width: int) -> bool:
-        return self.use_tiling and (height > self.tile_sample_min_height or width > self.tile_sample_min_width)
-
-    @property
-    def _tile_size_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (
-            (self.tile_sample_min_height, self.tile_sample_min_width),
-            (self.tile_sample_stride_height, self.tile_sample_stride_width),
-        )
-
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """
         Encode and decode.
@@ -866,8 +763,3 @@ def _final_compression_factor(spatial_compression_ratio: int, patch_size: int, s
             f" patch_size {patch_size}{' times 2 for staged_compression' if staged_compression else ''}."
         )
     return factor
-
-
-def _default_tile_stride(tile: int, ratio: int) -> int:
-    """Three quarters of the tile, a multiple of the compression ratio."""
-    return max(ratio, 3 * tile // 4 // ratio * ratio)

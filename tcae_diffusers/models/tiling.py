@@ -1,9 +1,75 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Processing an image or a latent in overlapping tiles whose results are blended."""
 
+import math
 from collections.abc import Callable
 
 import torch
+
+
+class TilingMixin:
+    """Tile sizes of an autoencoder with a `spatial_compression_ratio`, and the switch for them."""
+
+    def set_default_tiles(self, size: int) -> None:
+        """Tiles of at least `size` pixels that overlap by a quarter; not switched on."""
+        ratio = self.spatial_compression_ratio
+        tile = math.ceil(size / ratio) * ratio
+        self.use_tiling = False
+        self.tile_sample_min_height = self.tile_sample_min_width = tile
+        self.tile_sample_stride_height = self.tile_sample_stride_width = default_tile_stride(tile, ratio)
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+    ) -> None:
+        """
+        Encode and decode large images in overlapping tiles that are blended, to save memory. The result has the size
+        of the untiled one.
+
+        Args:
+            tile_sample_min_height, tile_sample_min_width (`int`, *optional*): Size of a tile in pixels; smaller
+                images are not tiled. Defaults to twice `config.sample_size`.
+            tile_sample_stride_height, tile_sample_stride_width (`int`, *optional*): Distance between neighbouring
+                tiles in pixels; they overlap by tile minus stride. Defaults to three quarters of the tile.
+
+        Raises:
+            ValueError: if a size is not a positive multiple of the compression ratio, or a stride exceeds its tile.
+        """
+        ratio = self.spatial_compression_ratio
+        sizes = {}
+        for side, tile, stride in (
+            ("height", tile_sample_min_height, tile_sample_stride_height),
+            ("width", tile_sample_min_width, tile_sample_stride_width),
+        ):
+            if tile is not None and stride is None:
+                stride = default_tile_stride(tile, ratio)
+            tile = getattr(self, f"tile_sample_min_{side}") if tile is None else tile
+            stride = getattr(self, f"tile_sample_stride_{side}") if stride is None else stride
+            for name, value in ((f"tile_sample_min_{side}", tile), (f"tile_sample_stride_{side}", stride)):
+                if value <= 0 or value % ratio:
+                    raise ValueError(f"{name} {value} is not a positive multiple of the compression ratio {ratio}.")
+            if stride > tile:
+                raise ValueError(
+                    f"tile_sample_stride_{side} {stride} exceeds tile_sample_min_{side} {tile}: pixels between the"
+                    " tiles would be lost; choose a stride of at most the tile size."
+                )
+            sizes[f"tile_sample_min_{side}"], sizes[f"tile_sample_stride_{side}"] = tile, stride
+        for name, value in sizes.items():
+            setattr(self, name, value)
+        self.use_tiling = True
+
+    def _needs_tiles(self, height: int, width: int) -> bool:
+        return self.use_tiling and (height > self.tile_sample_min_height or width > self.tile_sample_min_width)
+
+    @property
+    def _tile_size_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (
+            (self.tile_sample_min_height, self.tile_sample_min_width),
+            (self.tile_sample_stride_height, self.tile_sample_stride_width),
+        )
 
 
 def apply_in_tiles(
@@ -56,6 +122,11 @@ def apply_in_tiles(
                 tile * row_weights.to(tile)[:, None] * column_weights.to(tile)
             )
     return result
+
+
+def default_tile_stride(tile: int, ratio: int) -> int:
+    """Three quarters of the tile, a multiple of the compression ratio."""
+    return max(ratio, 3 * tile // 4 // ratio * ratio)
 
 
 def tile_starts(size: int, tile: int, stride: int) -> list[int]:

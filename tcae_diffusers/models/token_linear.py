@@ -1,5 +1,5 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A linear layer that finds the fast kernel on every CPU."""
+"""The switch for a faster kernel of linear layers on CPUs with AVX-512 that are not Intel's."""
 
 import platform
 from pathlib import Path
@@ -28,7 +28,8 @@ _ONEDNN_HAS_FASTER_LINEAR = (
 
 class TokenLinear(nn.Linear):
     """
-    `nn.Linear` on tokens `(B, N, in_features)`, with the same parameters and the same result up to rounding.
+    `nn.Linear` on tokens `(B, N, in_features)`, with the same parameters and the same result up to rounding. Models
+    are built of `nn.Linear`; [`enable_fast_cpu_linear`] turns theirs into this.
 
     In fp32 on CPUs with AVX-512 that are not Intel's it runs oneDNN's kernels instead of MKL's matrix product, which
     leaves those units unused there: about twice as fast, in training and inference (docs/model_speed.md). Elsewhere,
@@ -57,3 +58,20 @@ class TokenLinear(nn.Linear):
             and not torch.jit.is_tracing()
             and not is_in_torch_dispatch_mode()
         )
+
+
+def enable_fast_cpu_linear(model: nn.Module) -> None:
+    """
+    Let each `nn.Linear` of `model` compute as [`TokenLinear`], in place; parameters and their names stay. Layers that
+    are made later, as by `fuse_qkv_projections()`, are plain until this is called again.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = TokenLinear
+
+
+def disable_fast_cpu_linear(model: nn.Module) -> None:
+    """Undo [`enable_fast_cpu_linear`]."""
+    for module in model.modules():
+        if type(module) is TokenLinear:
+            module.__class__ = nn.Linear

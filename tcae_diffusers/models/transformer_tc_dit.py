@@ -1,7 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, after
 LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm and 2D rotary positions, and with QK-norm, which LightningDiT
-offers too but trains without. The whole model is in this file and reads from top to bottom."""
+offers too but trains without. The model is in this file and reads from top to bottom, but for rotary positions."""
 
 import difflib
 from typing import Any
@@ -17,7 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 
-from .token_linear import TokenLinear
+from .rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
 
 # Sizes of DiT (Peebles and Xie, 2023, table 1), which LightningDiT keeps.
 TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -26,35 +26,6 @@ TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
     "tc-dit-l": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
     "tc-dit-xl": {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72},
 }
-
-
-def axial_rotary_embedding(
-    height: int, width: int, head_dim: int, theta: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Cosine and sine tables of 2D axial rotary positions, two fp32 tensors `(height * width, head_dim / 2)`: half of the
-    head's rotation planes turn with the row, half with the column. Positions count tokens, so an offset means the same
-    at every latent size.
-    """
-    num_frequencies = head_dim // 4
-    exponent = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
-    frequencies = theta**-exponent
-    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequencies
-    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequencies
-    angles = torch.cat(
-        [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
-    ).flatten(0, 1)
-    return angles.cos(), angles.sin()
-
-
-def apply_axial_rotary_embedding(
-    hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Rotate queries or keys `(B, N, heads, head_dim)` by tables of shape `(N, head_dim / 2)`."""
-    cos, sin = (table[:, None, :] for table in rotary_embedding)
-    real, imaginary = hidden_states.float().chunk(2, dim=-1)
-    rotated = torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    return rotated.to(hidden_states.dtype)
 
 
 def sincos_position_embedding(height: int, width: int, dim: int, base_size: int, device: torch.device) -> torch.Tensor:
@@ -115,14 +86,14 @@ class TCDiTAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         self.heads = heads
         self.head_dim = dim // heads
-        self.to_q = TokenLinear(dim, dim)
-        self.to_k = TokenLinear(dim, dim)
-        self.to_v = TokenLinear(dim, dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
         # QK-norm bounds the attention logits, which keeps half precision from overflowing.
         self.norm_q = nn.RMSNorm(self.head_dim, eps=eps)
         self.norm_k = nn.RMSNorm(self.head_dim, eps=eps)
         # A list of one, the name under which LoRA recipes for diffusers look for it: `to_out.0`.
-        self.to_out = nn.ModuleList([TokenLinear(dim, dim)])
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         self.set_processor(self._default_processor_cls())
 
     def forward(
@@ -136,8 +107,8 @@ class TCDiTFeedForward(nn.Module):
 
     def __init__(self, dim: int, inner_dim: int):
         super().__init__()
-        self.proj_in = TokenLinear(dim, 2 * inner_dim)
-        self.proj_out = TokenLinear(inner_dim, dim)
+        self.proj_in = nn.Linear(dim, 2 * inner_dim)
+        self.proj_out = nn.Linear(inner_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, hidden_states = self.proj_in(hidden_states).chunk(2, dim=-1)
@@ -236,7 +207,7 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         self.gradient_checkpointing = False
         dim = num_attention_heads * attention_head_dim
 
-        self.proj_in = TokenLinear(in_channels * patch_size**2, dim)
+        self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
         self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(256, dim)
         # The last row is that of the null class.
@@ -246,7 +217,7 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         )
         self.norm_out = nn.RMSNorm(dim, eps=norm_eps)
         self.modulation_out = nn.Linear(dim, 2 * dim)
-        self.proj_out = TokenLinear(dim, self.out_channels * patch_size**2)
+        self.proj_out = nn.Linear(dim, self.out_channels * patch_size**2)
         self._initialize_weights()
 
     def _initialize_weights(self) -> None:

@@ -1,4 +1,5 @@
-"""TokenLinear computes what nn.Linear computes, whichever kernel runs, and steps aside where it must."""
+"""TokenLinear computes what nn.Linear computes, whichever kernel runs, and steps aside where it must; a switch turns
+models to it and back."""
 
 import copy
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from tcae_diffusers.models import token_linear
-from tcae_diffusers.models.token_linear import TokenLinear
+from tcae_diffusers.models.token_linear import TokenLinear, disable_fast_cpu_linear, enable_fast_cpu_linear
 
 needs_the_kernel = pytest.mark.skipif(
     not token_linear._ONEDNN_HAS_FASTER_LINEAR,
@@ -114,3 +115,26 @@ def test_it_is_a_linear_to_whoever_looks():
     assert isinstance(layer, nn.Linear)
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+
+
+def linear_classes(model: nn.Module) -> set[type]:
+    return {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+
+
+def test_the_switch_turns_every_layer_of_a_model_and_back(tiny_tcae):
+    images = torch.randn(2, 3, 64, 64)
+    assert linear_classes(tiny_tcae) == {nn.Linear}
+    with torch.no_grad():
+        expected, names = tiny_tcae(images).sample, list(tiny_tcae.state_dict())
+        enable_fast_cpu_linear(tiny_tcae)
+        assert linear_classes(tiny_tcae) == {TokenLinear} and list(tiny_tcae.state_dict()) == names
+        assert torch.allclose(tiny_tcae(images).sample, expected, atol=1e-5)
+        tiny_tcae.fuse_qkv_projections()
+        assert linear_classes(tiny_tcae) == {TokenLinear, nn.Linear}
+        enable_fast_cpu_linear(tiny_tcae)
+        assert linear_classes(tiny_tcae) == {TokenLinear}
+        assert torch.allclose(tiny_tcae(images).sample, expected, atol=1e-5)
+        tiny_tcae.unfuse_qkv_projections()
+        disable_fast_cpu_linear(tiny_tcae)
+        assert linear_classes(tiny_tcae) == {nn.Linear} and list(tiny_tcae.state_dict()) == names
+        assert torch.equal(tiny_tcae(images).sample, expected)

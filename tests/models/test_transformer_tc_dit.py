@@ -7,10 +7,9 @@ import torch
 from diffusers import AutoModel
 
 from tcae_diffusers import TC_DIT_PRESETS, TCDiTTransformer2DModel
+from tcae_diffusers.models.rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
 from tcae_diffusers.models.transformer_tc_dit import (
     TCDiTBlock,
-    apply_axial_rotary_embedding,
-    axial_rotary_embedding,
     sincos_position_embedding,
 )
 from tcae_diffusers.pipelines.remote_code_export import export_with_remote_code
