@@ -45,7 +45,7 @@ class ComparisonPlan:
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
             commands.
         epochs: Of the linear probe.
-        num_images, num_inference_steps, guidance_scale, guidance_interval, labels: As in `generate`.
+        num_images, num_inference_steps, guidance_scale, guidance_interval, timestep_shift, labels: As in `generate`.
     """
 
     tokenizers: dict[str, TokenizerEntry]
@@ -66,6 +66,7 @@ class ComparisonPlan:
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    timestep_shift: float | None = None
     labels: str = "balanced"
 
     def sampling(self) -> SamplingPlan:

@@ -22,6 +22,7 @@ from tcae_diffusers.data.images.image_sets import SourceImages, open_data_source
 from tcae_diffusers.data.sample_labels import image_seed, label_sequence
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.fingerprint import model_fingerprint
+from tcae_diffusers.pipelines.class_names import ClassNames
 
 from ..pictures.sample_store import LAYOUTS, SampleStore
 from ..results.provenance import provenance
@@ -54,15 +55,40 @@ def load_pipeline(path: str | Path, device: str | torch.device = "cpu", dtype: t
 
 
 def class_names_of(pipeline) -> list[str]:
-    """Class names in the order of their ids (the first synonym); the id itself where a class has no name."""
-    names = {int(key): str(value).split(",")[0] for key, value in (getattr(pipeline, "id2label", None) or {}).items()}
-    if not names and getattr(pipeline, "labels", None):
-        for name, index in pipeline.labels.items():
-            names.setdefault(int(index), name)
+    """Class names in the order of their ids, synonyms included; the id itself where a class has no name."""
+    id2label = getattr(pipeline, "id2label", None)
+    if id2label is None:
+        # diffusers' DiTPipeline keeps single synonyms only, and not even those that two classes have.
+        id2label = pipeline.load_config(pipeline.name_or_path).get("id2label") or {}
+    names = {int(class_id): str(name) for class_id, name in id2label.items()}
     count = (
         getattr(pipeline, "num_classes", None) or pipeline.transformer.config.get("num_embeds_ada_norm") or len(names)
     )
     return [names.get(index, str(index)) for index in range(count)]
+
+
+def class_counts_by_name(data: SourceImages, class_names: list[str]) -> list[int]:
+    """
+    How many images of each of `class_names` there are in `data`, by name; 0 for a class that it does not have.
+
+    Raises:
+        InputError: If `data` has a class that is none of `class_names`, or may be several of them.
+    """
+    counts = data.class_counts()
+    if data.classes == class_names:
+        return counts
+    names = ClassNames(dict(enumerate(class_names)))
+    found = [names.ids_of(name) for name in data.classes]
+    for name, labels in zip(data.classes, found, strict=True):
+        if len(labels) != 1 or found.count(labels) > 1:
+            problem = "none of" if not labels else "several of" if len(labels) > 1 else "no class of its own among"
+            few = ", ".join([*map(repr, class_names[:5]), *(["..."] if len(class_names) > 5 else [])])
+            raise InputError(
+                f"--labels {data.name} has the class {name!r}, which stands for {problem} the {len(class_names)} "
+                f"classes that are drawn ({few}); classes are matched by name"
+            )
+    by_label = dict(zip((label for (label,) in found), counts, strict=True))
+    return [by_label.get(label, 0) for label in range(len(class_names))]
 
 
 def reset_transformer(pipeline, seed: int) -> None:
@@ -80,8 +106,10 @@ def draw(pipeline, labels: list[int], indices: list[int], seed: int, **sampling:
     Args:
         pipeline: A class-conditional pipeline.
         labels: Class of every image of the set; image `i` gets `labels[i]` and the generator of `image_seed(seed, i)`.
-        sampling: `guidance_scale`, `num_inference_steps`, `guidance_interval`, passed on where the pipeline takes
-        them.
+        sampling: `guidance_scale`, `num_inference_steps`, `guidance_interval`, `timestep_shift`.
+
+    Raises:
+        InputError: If the pipeline does not take one of them, or draws NaN or infinity.
     """
     # CPU generators give the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(image_seed(seed, index)) for index in indices]
@@ -144,7 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         default="balanced",
         metavar="balanced|DATA",
-        help="'balanced', or a data source such as openmoji:train whose class proportions are followed",
+        help="'balanced', or a data source such as openmoji:train, whose class proportions are followed, by name",
     )
     parser.add_argument(
         "--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 means none (default)"
@@ -157,6 +185,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="part of the trajectory that is guided, as in TCDiTPipeline (default: all)",
     )
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampler steps (default: %(default)s)")
+    parser.add_argument(
+        "--timestep_shift",
+        type=float,
+        help="shift of the noise levels in sampling, for flow matching (default: the scheduler's own)",
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--layout", choices=LAYOUTS, default="folder", help="default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
@@ -197,7 +230,11 @@ def run(args: argparse.Namespace) -> int:
         sampling = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.num_inference_steps}
         if args.guidance_interval:
             sampling["guidance_interval"] = tuple(args.guidance_interval)
+        if args.timestep_shift is not None:
+            sampling["timestep_shift"] = args.timestep_shift
         settings |= {
+            "guidance_interval": None,
+            "timestep_shift": None,
             **sampling,
             "dtype": args.dtype,
             "transformer": model_fingerprint(pipeline.transformer),
@@ -207,19 +244,15 @@ def run(args: argparse.Namespace) -> int:
 
     counts = [1] * len(class_names)
     if args.labels != "balanced":
-        reference = open_data_source(args.labels, args.resolution)
-        if len(reference.classes) != len(class_names):
-            raise InputError(
-                f"--labels {args.labels} has {len(reference.classes)} classes, the samples have {len(class_names)}"
-            )
-        counts = reference.class_counts()
+        counts = class_counts_by_name(open_data_source(args.labels, args.resolution), class_names)
     labels = label_sequence(counts, args.num_images)
-    store = SampleStore(args.output, args.layout, labels, class_names)
-    if store.is_complete and args.layout == "npz":
-        print(f"{args.output} is complete already")
-        return 0
-    store.begin(settings | {"num_images": args.num_images}, state.is_main_process)
+    store = SampleStore(args.output, args.layout, labels, class_names, settings)
+    store.begin(state.is_main_process)
     state.wait_for_everyone()
+    if store.is_complete:
+        if state.is_main_process:
+            print(f"{args.output} is complete already")
+        return 0
     if means is not None:
         for index in store.missing(rank_range(len(labels), state.process_index, state.num_processes)):
             store.write(index, means[labels[index]])
@@ -227,8 +260,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         generate(pipeline, store, args.seed, args.batch_size, **sampling)
     if state.is_main_process:
-        store.finish(
-            {"kind": "samples", **settings, **provenance(batch_size=args.batch_size, ranks=state.num_processes)}
-        )
+        store.finish(provenance(batch_size=args.batch_size, ranks=state.num_processes))
         print(f"{len(labels)} images in {args.output}")
     return 0

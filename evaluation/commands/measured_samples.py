@@ -22,7 +22,8 @@ class SamplingPlan:
 
     Args:
         reference: Real images, as in `generation --reference`.
-        num_images, num_inference_steps, guidance_scale, seed, labels: As in `generate`.
+        num_images, num_inference_steps, guidance_scale, guidance_interval, timestep_shift, seed, labels: As in
+            `generate`.
         extractor, extractor_weights, feature_cache: As in `generation`.
     """
 
@@ -31,6 +32,7 @@ class SamplingPlan:
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    timestep_shift: float | None = None
     labels: str = "balanced"
     extractor: str = EFFICIENTNET_LITE0
     extractor_weights: str | None = None
@@ -50,6 +52,8 @@ class SamplingPlan:
         arguments += ["--labels", self.labels, "--guidance_scale", guidance_scale, *self._shared]
         if guidance_interval:
             arguments += ["--guidance_interval", *guidance_interval]
+        if self.timestep_shift is not None:
+            arguments += ["--timestep_shift", self.timestep_shift]
         return [str(argument) for argument in arguments]
 
     def generation_arguments(self) -> list[str]:
@@ -113,6 +117,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, reference_required: 
     parser.add_argument("--reference", required=reference_required, help="real images, as in 'generation'")
     parser.add_argument("--num_images", type=int, default=50_000, help="samples per point (default: %(default)s)")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampler steps (default: %(default)s)")
+    parser.add_argument("--timestep_shift", type=float, help="as in 'generate'")
     parser.add_argument("--labels", default="balanced", metavar="balanced|DATA", help="as in 'generate'")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     parser.add_argument("--extractor", default=EFFICIENTNET_LITE0, choices=list(EXTRACTORS), help="as in 'generation'")
@@ -125,5 +130,5 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, reference_required: 
 def plan_of(args: argparse.Namespace, **overrides: Any) -> SamplingPlan:
     """The plan that [`add_sampling_arguments`] describes."""
     names = ("reference", "num_images", "num_inference_steps", "labels", "seed", "extractor", "extractor_weights")
-    names += ("feature_cache", "batch_size", "device")
+    names += ("feature_cache", "batch_size", "device", "timestep_shift")
     return SamplingPlan(**{name: getattr(args, name) for name in names}, **overrides)

@@ -2,13 +2,13 @@
 
 | layout | files |
 |---|---|
-| `folder` | `<class name>/000123.png`, which every data loader here reads with its labels |
-| `flat` | `000123.png`, labels in `manifest.json` |
-| `npz` | one ADM-style archive, `arr_0` uint8 `(N, H, W, 3)` and `arr_1` int64 labels; PNG parts until it is complete
-|
+| `folder` | `<class>/000123.png`, see [`class_folders`] for how folders are called |
+| `flat` | `000123.png` |
+| `npz` | one ADM-style archive, `arr_0` uint8 `(N, H, W, 3)`, `arr_1` int64 labels; PNG parts until it is complete |
 
-`settings.json` is written first and compared on a second run; `manifest.json` (or the archive) is written last and
-means that the set is complete.
+Beside them lie the notes of [`~data.images.sample_manifest`], by which every reader here finds the labels.
+`settings.json` is written first and compared on a second run; `manifest.json` (or the archive, with its `.json`) is
+written last and means that the set is complete.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tcae_diffusers.data.images.sample_manifest import KIND, MANIFEST, SETTINGS, read_note
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.files import write_atomically, write_json
 
+from .class_folders import class_folders
 from .contact_sheet import png_bytes
 
 LAYOUTS = ("folder", "flat", "npz")
@@ -37,13 +39,16 @@ class SampleStore:
         output: Folder, or the archive's path for layout `npz`.
         layout: One of [`LAYOUTS`].
         labels: Class index of each image.
-        class_names: Names of the classes, used as folder names.
+        class_names: Names of the classes; any text.
+        settings: Everything else that the pixels depend on.
 
     Raises:
-        InputError: If the output cannot be written or holds samples drawn with other settings.
+        InputError: If the output cannot be of this layout.
     """
 
-    def __init__(self, output: str | Path, layout: str, labels: list[int], class_names: list[str]):
+    def __init__(
+        self, output: str | Path, layout: str, labels: list[int], class_names: list[str], settings: dict[str, Any]
+    ):
         if layout not in LAYOUTS:
             raise InputError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
         self.output, self.layout = Path(output), layout
@@ -53,46 +58,70 @@ class SampleStore:
             raise InputError(
                 f"--output {output} is a file name, but layout {layout} writes a folder; pass --layout npz"
             )
-        self.labels, self.class_names = labels, class_names
+        self.labels = labels
         self.folder = self.output.with_suffix(".parts") if layout == "npz" else self.output
+        self._class_folders = class_folders(class_names)
+        noted = {
+            "kind": KIND,
+            **settings,
+            "layout": layout,
+            "images": len(labels),
+            # These say which label every image has: labels are drawn in proportion and in a fixed order.
+            "classes": class_names,
+            "images_per_class": np.bincount(labels, minlength=len(class_names)).tolist(),
+        }
+        # As it will be read again: tuples are lists there, and paths are text.
+        self._settings = json.loads(json.dumps(noted, default=str))
 
-    def begin(self, settings: dict[str, Any], is_main_process: bool = True) -> None:
-        """Creates the folder and notes the settings, or checks that it was begun with the same ones."""
-        path = self.folder / "settings.json"
-        wanted = json.loads(json.dumps(settings, default=str))
+    def begin(self, is_main_process: bool = True) -> None:
+        """Creates the folder and notes the settings.
+
+        Raises:
+            InputError: If there is a set that was drawn with other settings, or anything that is not of this set.
+        """
         try:
-            has_images = self.folder.is_dir() and any(self.folder.rglob("*.png"))
-            if has_images and not path.is_file():
-                raise InputError(
-                    f"{self.folder} holds images that were not drawn by this command; choose another --output"
-                )
-            if has_images:
-                self._compare_settings(json.loads(path.read_text()), wanted)
+            if self.layout == "npz" and self.output.exists():
+                self._compare_settings(self.output, read_note(self.output.with_suffix(".json")))
+                return
+            found = {path.relative_to(self.folder) for path in self.folder.rglob("*.png") if path.is_file()}
+            if found:
+                self._compare_settings(self.folder, read_note(self.folder / SETTINGS))
             elif is_main_process:
-                write_json(path, wanted)
-        except (OSError, json.JSONDecodeError) as error:
+                write_json(self.folder / SETTINGS, self._settings)
+            own = {self.path(index).relative_to(self.folder) for index in range(len(self.labels))}
+            if found - own:
+                raise InputError(
+                    f"{self.folder} holds {len(found - own)} images that are not of this set, the first is "
+                    f"{min(found - own)}; move them away or choose another --output"
+                )
+            if is_main_process and own - found:
+                (self.folder / MANIFEST).unlink(missing_ok=True)
+        except OSError as error:
             raise InputError(f"cannot write samples to {self.folder}: {error}") from error
 
-    def _compare_settings(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        changed = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    def _compare_settings(self, place: Path, found: dict[str, Any] | None) -> None:
+        if found is None:
+            raise InputError(f"{place} holds images that were not drawn by this command; choose another --output")
+        changed = [
+            _change(key, found.get(key), self._settings[key])
+            for key in self._settings
+            if found.get(key) != self._settings[key]
+        ]
         if changed:
-            details = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now" for key in changed)
             raise InputError(
-                f"{self.folder} holds samples drawn with other settings ({details}). "
+                f"{place} holds samples drawn with other settings ({'; '.join(changed)}). "
                 "Choose another --output or delete it."
             )
 
     @property
     def is_complete(self) -> bool:
         """Whether every image is there and the last file was written."""
-        return self.output.is_file() if self.layout == "npz" else (self.folder / "manifest.json").is_file()
+        return self.output.is_file() if self.layout == "npz" else (self.folder / MANIFEST).is_file()
 
     def path(self, index: int) -> Path:
         """Where image `index` lies."""
         file = f"{index:06d}.png"
-        if self.layout != "folder":
-            return self.folder / file
-        return self.folder / self.class_names[self.labels[index]].replace("/", "-") / file
+        return self.folder / (self._class_folders[self.labels[index]] if self.layout == "folder" else "") / file
 
     def missing(self, indices: range) -> list[int]:
         """Those of `indices` that are not drawn yet."""
@@ -102,24 +131,24 @@ class SampleStore:
         """Stores uint8 `(H, W, 3)` as image `index`."""
         write_atomically(self.path(index), png_bytes(Image.fromarray(pixels)))
 
-    def finish(self, manifest: dict[str, Any]) -> None:
+    def finish(self, provenance: dict[str, Any]) -> None:
         """Checks that every image is there and writes the last file; removes the parts of an archive."""
         missing = self.missing(range(len(self.labels)))
         if missing:
             raise RuntimeError(
                 f"{len(missing)} of {len(self.labels)} samples are missing, first {self.path(missing[0])}"
             )
-        manifest = {**manifest, "images": len(self.labels), "classes": self.class_names}
+        manifest = {**self._settings, **provenance}
         if self.layout == "npz":
-            self._write_archive()
             write_json(self.output.with_suffix(".json"), manifest)
+            self._write_archive()
             shutil.rmtree(self.folder)
         else:
             entries = [
-                {"file": str(self.path(index).relative_to(self.folder)), "label": label}
+                {"file": self.path(index).relative_to(self.folder).as_posix(), "label": label}
                 for index, label in enumerate(self.labels)
             ]
-            write_json(self.folder / "manifest.json", {**manifest, "files": entries})
+            write_json(self.folder / MANIFEST, {**manifest, "files": entries})
 
     def _write_archive(self) -> None:
         """Streams the PNG parts into one uncompressed archive, in constant memory."""
@@ -136,3 +165,13 @@ class SampleStore:
             with archive.open("arr_1.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(self.labels, dtype=np.int64))
         partial.replace(self.output)
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """What is different, in a few words also where it is one class name of a thousand."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        place = next(place for place, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        return _change(f"{key}[{place}]", before[place], now[place])
+    if isinstance(before, list) and isinstance(now, list):
+        return f"{len(before)} {key} there, {len(now)} now"
+    return f"{key}: {before!r} there, {now!r} now"

@@ -30,33 +30,42 @@ def tiny_autoencoder():
 
 
 @pytest.fixture(scope="session")
-def pipeline_folder(tiny_autoencoder, tmp_path_factory):
-    """A saved TCDiTPipeline with two classes and random weights."""
+def save_pipeline(tiny_autoencoder, tmp_path_factory):
+    """`save_pipeline(class names)` writes a TCDiTPipeline with random weights and returns its folder."""
     from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     from tcae_diffusers.pipelines.pipeline_tc_dit import TCDiTPipeline
 
-    torch.manual_seed(1)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        sample_size=4,
-        patch_size=1,
-        num_embeds_ada_norm=2,
-        norm_num_groups=4,
-    )
-    pipeline = TCDiTPipeline(
-        vae=tiny_autoencoder,
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        id2label={0: "circles", 1: "squares"},
-    )
-    folder = tmp_path_factory.mktemp("pipeline")
-    pipeline.save_pretrained(folder)
-    return folder
+    def save(class_names, num_classes=None, scheduler=None):
+        torch.manual_seed(1)
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            sample_size=4,
+            patch_size=1,
+            num_embeds_ada_norm=num_classes or len(class_names),
+            norm_num_groups=4,
+        )
+        pipeline = TCDiTPipeline(
+            vae=tiny_autoencoder,
+            transformer=transformer,
+            scheduler=scheduler or FlowMatchEulerDiscreteScheduler(),
+            id2label=dict(enumerate(class_names)),
+        )
+        folder = tmp_path_factory.mktemp("pipeline")
+        pipeline.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(save_pipeline):
+    """A saved TCDiTPipeline with two classes and random weights."""
+    return save_pipeline(["circles", "squares"])
 
 
 def draw_images(seed: int, count: int, size: int = 32) -> np.ndarray:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image
+from .sample_manifest import MANIFEST, recorded_labels
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -20,13 +22,15 @@ class ImageFolderSource:
     Classes are the sub-folders of `root` in sorted order; images are those below a class folder, see [`image_names`].
     File names are held in one byte buffer rather than a list,
     so that a million of them neither cost a million Python objects nor are copied into each DataLoader worker.
+    Where `evaluation generate` drew the images, classes and labels are those that it noted, see [`recorded_labels`].
 
     Args:
         root (`str` or `os.PathLike`): The folder.
 
     Raises:
         FileNotFoundError: `root` does not exist or is not a folder.
-        ValueError: `root` has no class folder, or a class folder holds no image (the message names it).
+        ValueError: `root` has no class folder, a class folder holds no image (the message names it), or a drawn set is
+            unfinished.
         BrokenImageError: From `source[i]`, for a file that cannot be decoded.
     """
 
@@ -37,25 +41,35 @@ class ImageFolderSource:
         if not self.root.is_dir():
             state = "is a file" if self.root.exists() else "does not exist"
             raise FileNotFoundError(f"image folder {self.root} {state}; expected a folder of root/class/image.png")
-        self.classes = sorted(
+        names = image_names(self.root)
+        recorded = recorded_labels(self.root, names)
+        self._notes = [] if recorded is None else [MANIFEST]
+        if recorded is not None:
+            self.classes, labels = recorded
+        else:
+            names = [name for name in names if "/" in name]
+            self.classes, labels = self._labels_by_folder(names)
+        names = [os.fsencode(name) for name in names]
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self._name_ends = np.cumsum([len(name) for name in names])
+        self._name_bytes = np.frombuffer(b"".join(names), dtype=np.uint8)
+
+    def _labels_by_folder(self, names: list[str]) -> tuple[list[str], list[int]]:
+        classes = sorted(
             entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")
         )
-        if not self.classes:
+        if not classes:
             raise ValueError(f"image folder {self.root} has no class folder; expected root/class/image.png")
 
-        names = [name for name in image_names(self.root) if "/" in name]
-        label_of = {class_name: label for label, class_name in enumerate(self.classes)}
+        label_of = {class_name: label for label, class_name in enumerate(classes)}
         labels = [label_of[name.partition("/")[0]] for name in names]
-        empty = label_of.keys() - {self.classes[label] for label in set(labels)}
+        empty = label_of.keys() - {classes[label] for label in set(labels)}
         if empty:
             raise ValueError(
                 f"class folder {self.root / min(empty)} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
                 "add images or remove the folder"
             )
-        names = [os.fsencode(name) for name in names]
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self._name_ends = np.cumsum([len(name) for name in names])
-        self._name_bytes = np.frombuffer(b"".join(names), dtype=np.uint8)
+        return classes, labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,8 +85,8 @@ class ImageFolderSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all relative names and of the content of the files, see [`content_fingerprint`]."""
-        return content_fingerprint(self.root, (self.name(index) for index in range(len(self))))
+        """Of all relative names and of the content of the files, see [`content_fingerprint`], and of noted labels."""
+        return content_fingerprint(self.root, chain(map(self.name, range(len(self))), self._notes))
 
 
 def image_names(root: str | os.PathLike) -> list[str]:

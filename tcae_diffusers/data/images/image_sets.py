@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...errors import InputError
 from ...files import sha256_of_file
+from .sample_manifest import recorded_classes, recorded_labels
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -108,6 +109,9 @@ class FolderImages:
         nested = all(parents)
         self.classes = sorted(set(parents)) if nested else None
         self.labels = [self.classes.index(parent) for parent in parents] if nested else None
+        recorded = recorded_labels(self.root, [file.relative_to(self.root).as_posix() for file in self.files])
+        if recorded is not None:
+            self.classes, self.labels = recorded
         self._shape = (resolution, resolution, 3) if resolution else self._read(self.files[0]).shape
 
     @property
@@ -168,7 +172,8 @@ class NpzImages:
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"
             )
         self.labels = labels
-        self.classes = [str(label) for label in range(max(labels) + 1)] if labels else None
+        numbers = [str(label) for label in range(max(labels) + 1)] if labels else None
+        self.classes = numbers and (recorded_classes(self.path, labels) or numbers)
 
     @property
     def fingerprint(self) -> str:

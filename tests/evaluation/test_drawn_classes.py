@@ -1,0 +1,280 @@
+"""What is drawn as a class is read as that class, whatever it is called and whatever lay there before."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+from tcae_diffusers.data.images.folder import ImageFolderSource
+from tcae_diffusers.data.images.image_sets import open_image_set
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.__main__ import main
+from tcae_diffusers.evaluation.commands.generate import class_names_of, load_pipeline
+from tcae_diffusers.evaluation.commands.measured_samples import SamplingPlan
+from tcae_diffusers.evaluation.pictures.class_folders import class_folders
+
+from .conftest import draw_images, write_folder
+
+PLAIN = ["circles", "Pepper,_bell___healthy", "tench, Tinca tinca", "food & drink", "été"]
+ODD = ["a/b", ".NET", "..", "", " x", "x.", "x" * 300, "\udcff", "con:", "back\\slash", "line\nbreak", "cat.png"]
+ALIKE = ["A", "a", "crane", "crane", "caf\u00e9", "cafe\u0301", "manifest.json", "class-3", "class-07_b"]
+NAMES = [*PLAIN, *ODD, *ALIKE]
+
+
+def generate(pipeline, output, *extra):
+    arguments = ["generate", "--pipeline", str(pipeline), "--output", str(output), "--device", "cpu"]
+    return main([*arguments, "--num_inference_steps", "1", *map(str, extra)])
+
+
+def class_folder_set(root, counts):
+    """`{class name: number of images}` as class folders."""
+    for name, count in counts.items():
+        write_folder(root, draw_images(0, count), classes=[name])
+    return root
+
+
+@pytest.fixture(scope="module")
+def oddly_named(save_pipeline):
+    return save_pipeline(NAMES)
+
+
+def test_every_class_gets_a_folder_of_its_own_and_plain_names_stay():
+    folders = class_folders(NAMES)
+    assert len({name.casefold() for name in folders}) == len(NAMES)
+    assert folders[: len(PLAIN)] == PLAIN
+    assert folders[len(PLAIN)] == "class-05_a-b" and folders[NAMES.index("")] == "class-08"
+    assert not {*folders} & {*ODD, *ALIKE}
+    assert class_folders(["only"]) == ["only"] and class_folders([]) == []
+
+
+@pytest.mark.parametrize("layout", ["folder", "flat", "npz"])
+def test_what_is_drawn_reads_back_with_the_same_labels(oddly_named, tmp_path, layout):
+    output = tmp_path / "inside" / ("set.npz" if layout == "npz" else "set")
+    count = 2 * len(NAMES)
+    assert generate(oddly_named, output, "--layout", layout, "--num_images", count) == 0
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "inside"]
+    assert {path.name for path in output.parent.iterdir()} <= {output.name, "set.json"}
+    drawn = open_image_set(output)
+    assert drawn.classes == NAMES
+    assert np.bincount(drawn.labels, minlength=len(NAMES)).tolist() == [2] * len(NAMES)
+    if layout == "npz":
+        assert drawn.labels == list(range(len(NAMES))) * 2
+        return
+    # Image i has the label i modulo the number of classes.
+    numbers = [int(str(file).rpartition("/")[2].removesuffix(".png")) for file in drawn.files]
+    assert drawn.labels == [number % len(NAMES) for number in numbers]
+    source = ImageFolderSource(output)
+    assert (source.classes, source.labels.tolist()) == (NAMES, drawn.labels)
+    # The commands that read it agree, and so does one that draws in its proportions.
+    assert generate(oddly_named, tmp_path / "again", "--labels", output, "--num_images", count) == 0
+    assert open_image_set(tmp_path / "again").labels == sorted(drawn.labels, key=class_folders(NAMES).__getitem__)
+
+
+def test_generation_names_the_classes_that_were_drawn(oddly_named, tmp_path):
+    assert generate(oddly_named, tmp_path / "set", "--num_images", 2 * len(NAMES)) == 0
+    reference = class_folder_set(tmp_path / "real", {"b": 20, "c": 40})
+    arguments = ["--samples", str(tmp_path / "set"), "--reference", str(reference), "--output", str(tmp_path / "out")]
+    assert main(["generation", *arguments, "--device", "cpu", "--no_feature_cache"]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "generation.json").read_text())["sets"]
+    assert entry["classes"] == NAMES
+    assert entry["grid_rows"] == NAMES[:16]
+
+
+def test_stock_pipelines_keep_their_whole_class_names(tmp_path):
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=4, num_embeds_ada_norm=3
+    )
+    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32, sample_size=16)
+    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    names = ["tench, Tinca tinca", "crane", "crane"]
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "id2label": dict(enumerate(names))}))
+    pipeline = load_pipeline(tmp_path)
+    assert type(pipeline) is DiTPipeline
+    assert class_names_of(pipeline) == names
+
+
+# ---------------------------------------------------------------------------------------- labels in proportion of data
+
+
+def images_per_class(output):
+    return json.loads((output / "settings.json").read_text())["images_per_class"]
+
+
+def test_labels_follow_data_by_class_name_and_not_by_position(save_pipeline, tmp_path):
+    # As folders these are sorted as text: 0, 1, 10, 11, 2, ...
+    counts = {str(label): label + 1 for label in range(12)}
+    data = class_folder_set(tmp_path / "data", counts)
+    named, unnamed = save_pipeline(sorted(counts, reverse=True)), save_pipeline([], num_classes=12)
+    for pipeline, expected in (
+        (named, [counts[name] for name in sorted(counts, reverse=True)]),
+        (unnamed, list(counts.values())),
+    ):
+        output = tmp_path / pipeline.name
+        assert generate(pipeline, output, "--labels", data, "--num_images", sum(counts.values())) == 0
+        assert images_per_class(output) == expected
+
+
+def test_synonyms_match_and_classes_without_images_stay_empty(save_pipeline, tmp_path):
+    pipeline = save_pipeline(["goldfish", "tench, Tinca tinca", "Pepper,_bell"])
+    data = class_folder_set(tmp_path / "data", {"tinca tinca": 1, "Pepper,_bell": 3})
+    assert generate(pipeline, tmp_path / "set", "--labels", data, "--num_images", 8) == 0
+    assert images_per_class(tmp_path / "set") == [0, 2, 6]
+    drawn = open_image_set(tmp_path / "set")
+    assert drawn.labels == ImageFolderSource(tmp_path / "set").labels.tolist() == [2] * 6 + [1] * 2
+    assert drawn.classes == ["goldfish", "tench, Tinca tinca", "Pepper,_bell"]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "data", "problem"),
+    [
+        (["circles", "squares"], ["cat", "dog"], "'cat', which stands for none of the 2 classes"),
+        (["circles", "squares"], ["circles", "squares", "stars"], "'stars', which stands for none of"),
+        (["A", "a", "B"], [" A"], "' A', which stands for several of the 3"),
+        (["tench, Tinca tinca", "B"], ["tench", "Tinca tinca"], "'Tinca tinca', which stands for no class of its own"),
+    ],
+)
+def test_labels_of_other_classes_are_refused(save_pipeline, tmp_path, capsys, drawn, data, problem):
+    data = class_folder_set(tmp_path / "data", dict.fromkeys(data, 2))
+    assert generate(save_pipeline(drawn), tmp_path / "set", "--labels", data, "--num_images", 8) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
+# ----------------------------------------------------------------------------------------------- what lay there before
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def drawn(pipeline_folder, tmp_path):
+    """Nine images, labelled in the proportions of a folder."""
+    class_folder_set(tmp_path / "data", {"circles": 2, "squares": 1})
+    assert generate(pipeline_folder, tmp_path / "set", "--labels", tmp_path / "data", "--num_images", 9) == 0
+    return tmp_path / "set"
+
+
+def draw_again(pipeline_folder, output, *extra):
+    return generate(pipeline_folder, output, "--labels", output.parent / "data", "--num_images", 9, *extra)
+
+
+def test_other_labels_do_not_mix_into_a_set(pipeline_folder, drawn, capsys):
+    before = files_below(drawn)
+    class_folder_set(drawn.parent / "data", {"squares": 10})
+    assert draw_again(pipeline_folder, drawn) == 2
+    assert "images_per_class[0]: 6 there, 2 now" in capsys.readouterr().err
+    assert files_below(drawn) == before
+
+
+def test_other_class_names_do_not_mix_into_a_set(save_pipeline, pipeline_folder, drawn, capsys):
+    renamed = save_pipeline(["circles", "rings"])
+    class_folder_set(drawn.parent / "rings", {"circles": 2, "rings": 1})
+    shutil.rmtree(drawn.parent / "data")
+    (drawn.parent / "rings").rename(drawn.parent / "data")
+    assert draw_again(renamed, drawn) == 2
+    assert "classes[1]: 'squares' there, 'rings' now" in capsys.readouterr().err
+
+
+def test_another_layout_does_not_mix_into_a_set(pipeline_folder, drawn, capsys):
+    assert draw_again(pipeline_folder, drawn, "--layout", "flat") == 2
+    assert "layout: 'folder' there, 'flat' now" in capsys.readouterr().err
+    assert len(list(drawn.rglob("*.png"))) == 9
+
+
+def test_a_complete_set_is_left_as_it_is(pipeline_folder, drawn, capsys):
+    before = files_below(drawn)
+    assert draw_again(pipeline_folder, drawn) == 0
+    assert "is complete already" in capsys.readouterr().out
+    assert files_below(drawn) == before
+
+
+@pytest.mark.parametrize("name", ["circles/stray.png", "stray.png", "rings/000003.png"])
+def test_images_that_were_not_drawn_are_in_nobodys_figures(pipeline_folder, drawn, capsys, name):
+    (drawn / name).parent.mkdir(exist_ok=True)
+    shutil.copy(drawn / "circles" / "000000.png", drawn / name)
+    for opened in (lambda: open_image_set(drawn), lambda: ImageFolderSource(drawn)):
+        with pytest.raises(InputError, match=f"9 samples by its manifest.json and other images .*: 1, .*'{name}'"):
+            opened()
+    assert draw_again(pipeline_folder, drawn) == 2
+    assert f"holds 1 images that are not of this set, the first is {name}" in capsys.readouterr().err
+
+
+def test_a_set_that_lost_images_is_unfinished_until_they_are_drawn_again(pipeline_folder, drawn):
+    lost = drawn / "circles" / "000000.png"
+    pixels = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(InputError, match=r"has lost some of them: 1, the first is 'circles/000000\.png'"):
+        open_image_set(drawn)
+    (drawn / "manifest.json").unlink()
+    with pytest.raises(InputError, match="an unfinished set of samples"):
+        open_image_set(drawn)
+    assert draw_again(pipeline_folder, drawn) == 0
+    assert lost.read_bytes() == pixels
+    assert len(open_image_set(drawn)) == 9
+
+
+def test_an_interrupted_set_does_not_keep_an_old_manifest(pipeline_folder, drawn, monkeypatch):
+    (drawn / "circles" / "000000.png").unlink()
+
+    def interrupted(*_args, **_kwargs):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("tcae_diffusers.evaluation.commands.generate.draw", interrupted)
+    assert draw_again(pipeline_folder, drawn) == 2
+    assert not (drawn / "manifest.json").exists()
+
+
+def test_a_complete_archive_is_compared_too(pipeline_folder, tmp_path, capsys):
+    archive = tmp_path / "set.npz"
+    settings = ["--layout", "npz", "--num_images", 4]
+    assert generate(pipeline_folder, archive, *settings) == 0
+    before = files_below(tmp_path)
+    assert generate(pipeline_folder, archive, *settings, "--seed", 1) == 2
+    assert "seed: 0 there, 1 now" in capsys.readouterr().err
+    assert generate(pipeline_folder, archive, *settings) == 0
+    assert files_below(tmp_path) == before
+    (tmp_path / "set.json").unlink()
+    assert generate(pipeline_folder, archive, *settings) == 2
+    assert "were not drawn by this command" in capsys.readouterr().err
+
+
+def test_notes_of_somebody_else_are_none_of_ours(tmp_path):
+    root = class_folder_set(tmp_path / "data", {"b": 2, "a": 1})
+    for text in ('{"files": 3}', "[]", "no json", "\udcff".encode(errors="surrogateescape").decode("latin-1")):
+        (root / "manifest.json").write_text(text)
+        (root / "settings.json").write_text(text)
+        assert open_image_set(root).classes == ImageFolderSource(root).classes == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------------------ sampling shift
+
+
+def test_a_sampling_shift_changes_the_samples_and_stands_in_the_settings(pipeline_folder, tmp_path, capsys):
+    settings = ["--num_images", 2, "--num_inference_steps", 3]
+    assert generate(pipeline_folder, tmp_path / "plain", *settings) == 0
+    assert generate(pipeline_folder, tmp_path / "shifted", *settings, "--timestep_shift", 3) == 0
+    plain, shifted = open_image_set(tmp_path / "plain"), open_image_set(tmp_path / "shifted")
+    assert any((plain[index] != shifted[index]).any() for index in range(2))
+    noted = json.loads((tmp_path / "shifted" / "manifest.json").read_text())
+    assert noted["timestep_shift"] == 3.0
+    assert noted["scheduler"]["shift"] == 1.0
+    assert generate(pipeline_folder, tmp_path / "plain", *settings, "--timestep_shift", 3) == 2
+    assert "timestep_shift: None there, 3.0 now" in capsys.readouterr().err
+
+
+def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_folder, tmp_path, capsys):
+    ddim = save_pipeline(["circles", "squares"], scheduler=DDIMScheduler(clip_sample=False))
+    assert generate(ddim, tmp_path / "set", "--num_images", 2, "--timestep_shift", 3) == 2
+    assert "needs a scheduler of flow matching" in capsys.readouterr().err
+    assert generate(pipeline_folder, tmp_path / "set", "--num_images", 2, "--timestep_shift", 0) == 2
+    assert "timestep_shift 0.0 must be above 0" in capsys.readouterr().err
+
+
+def test_plans_pass_the_shift_on():
+    assert "--timestep_shift" not in SamplingPlan("x").generate_arguments(1.0, None)
+    arguments = SamplingPlan("x", timestep_shift=2.5).generate_arguments(1.0, None)
+    assert arguments[arguments.index("--timestep_shift") + 1] == "2.5"
