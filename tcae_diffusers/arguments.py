@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -84,6 +84,12 @@ def program_name() -> str:
     return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
+def exit_with_error(message: str, prog: str | None = None) -> NoReturn:
+    """End the process with `<prog>: error: <message>` on stderr and code 2; [`program_name`] is the default."""
+    print(f"{prog or program_name()}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def parse_arguments(
     arguments_type: type[ArgumentsType], argv: Sequence[str] | None = None, prog: str | None = None
 ) -> ArgumentsType:
@@ -126,9 +132,9 @@ def save_arguments(arguments: Arguments, path: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         # The message alone: the usage before it would hide it.
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        exit_with_error(message, self.prog)
 
 
 def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: str) -> _Parser:

@@ -1,26 +1,35 @@
-"""Speed tables of this machine.
+"""Speed tables of this machine: `python -m tcae_diffusers.training.bench`, or `make bench`."""
 
-    python -m tcae_diffusers.training.bench
-
-Each benchmark is a module of `training/benchmarks/` with a `DESCRIPTION` and a `run(seconds)`.
-
-Absolute rates of a shared machine wander; whatever is compared is measured interleaved in one run and reported as a
-ratio.
-"""
-
-from __future__ import annotations
-
-import argparse
 import importlib
 import pkgutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
+from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.provenance import provenance
 from tcae_diffusers.files import write_json
 from tcae_diffusers.training import benchmarks
+
+
+@dataclass
+class BenchArguments(Arguments):
+    """
+    Measure how fast this machine is.
+
+    Each benchmark is a module of training/benchmarks/ with a DESCRIPTION and a run(seconds). Absolute rates of a
+    shared machine wander; whatever is compared is measured interleaved in one run and reported as a ratio.
+    """
+
+    group: ClassVar[str] = "Benchmarks"
+
+    names: list[str] = option([], "Benchmarks to run; all of them if none is named.", positional=True)
+    list: bool = option(False, "List the benchmarks and stop.")
+    seconds: float = option(60.0, "Time for each benchmark in seconds.")
+    output: Path | None = option(None, "File to which the tables are also written, as JSON.", metavar="FILE")
 
 
 def find_benchmarks() -> dict[str, ModuleType]:
@@ -29,42 +38,31 @@ def find_benchmarks() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", help="which benchmarks (default: all); --list shows them")
-    parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="time budget of each benchmark (default: %(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="write the tables as JSON to this file")
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+    arguments = parse_arguments(BenchArguments, argv)
     try:
-        return run(args)
+        return run(arguments)
     except InputError as error:
-        parser.error(str(error))
+        exit_with_error(str(error))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: BenchArguments) -> int:
     available = find_benchmarks()
-    unknown = [name for name in args.names if name not in available]
+    unknown = [name for name in arguments.names if name not in available]
     if unknown:
         raise InputError(f"unknown benchmark {', '.join(unknown)}; expected of {', '.join(available)}")
-    if args.list:
+    if arguments.list:
         for name, module in available.items():
             print(f"{name:24} {module.DESCRIPTION}")
         return 0
     results = {}
-    for name in args.names or available:
+    for name in arguments.names or available:
         print(f"== {name}: {available[name].DESCRIPTION}")
-        results[name] = available[name].run(args.seconds)
+        results[name] = available[name].run(arguments.seconds)
         for key, value in results[name].items():
             print(f"   {key:44} {value:.4g}" if isinstance(value, float) else f"   {key:44} {value}")
-    if args.output:
-        write_json(args.output, {"kind": "bench", "benchmarks": results, **provenance(seconds=args.seconds)})
+    if arguments.output:
+        write_json(arguments.output, {"kind": "bench", "benchmarks": results, **provenance(seconds=arguments.seconds)})
     return 0
 
 

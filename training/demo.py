@@ -1,9 +1,5 @@
-"""
-The whole path on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, cache its latents, train a
-DiT on them, draw samples, measure, and write a report. `make demo` runs it; interrupted, it goes on where it was.
-"""
+"""The whole path on OpenMoji: `make demo`."""
 
-import argparse
 import os
 import shlex
 import signal
@@ -12,11 +8,39 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
 
 # Steps for DEMO_MINUTES=10; other values scale them. What is not training takes about four minutes of the whole.
 DEFAULT_MINUTES = 10.0
 TOKENIZER_STEPS = 750
 DIT_STEPS = 850
+
+
+@dataclass
+class DemoArguments(Arguments):
+    """
+    The whole path on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, cache its latents, train
+    a DiT on them, draw samples, measure, and write a report. If interrupted, it resumes where it stopped.
+    """
+
+    group: ClassVar[str] = "Demo"
+
+    minutes: float | None = option(
+        None,
+        "Scale of the training steps: 10 takes about so many minutes on two CPU cores; that of the environment"
+        " variable DEMO_MINUTES, else 10, if unset.",
+    )
+    output_dir: Path = option(Path("demo_output"), "Folder of all that the demo makes.", metavar="FOLDER")
+    num_samples: int = option(500, "Images to draw and to compare.")
+    seed: int = option(0, "Seed of training and drawing.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minutes is None:
+            self.minutes = float(os.environ.get("DEMO_MINUTES", DEFAULT_MINUTES))
+        self._require("minutes", self.minutes > 0, "positive")
 
 
 @dataclass(frozen=True)
@@ -127,25 +151,13 @@ def run_stage(stage: Stage) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="tcae-demo", description=__doc__)
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=float(os.environ.get("DEMO_MINUTES", DEFAULT_MINUTES)),
-        help="scales the training steps; 10 (default, or the environment's DEMO_MINUTES) takes about that long",
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="default: demo_output")
-    parser.add_argument("--num_samples", type=int, default=500, help="images drawn and compared (default: 500)")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if not arguments.minutes > 0:
-        parser.error(f"--minutes {arguments.minutes} must be positive")
+    arguments = parse_arguments(DemoArguments, argv)
     # A folder per scale: a longer demo is another run, and nothing of the shorter one is touched.
     folder = arguments.output_dir / f"minutes-{arguments.minutes:g}-seed-{arguments.seed}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"output folder {folder} cannot be made: {error.strerror}")
+        exit_with_error(f"output folder {folder} cannot be made: {error.strerror}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     plan = stages(folder, arguments.minutes, arguments.num_samples, arguments.seed)

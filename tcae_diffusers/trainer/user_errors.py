@@ -1,11 +1,10 @@
 """How a training command ends when the user gave it something it cannot use: one line, exit code 2, no traceback."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..arguments import program_name
+from ..arguments import exit_with_error
 from ..data.images.training_dataset import TooManyBrokenImagesError
 from ..data.latents.format import LatentCacheError
 from .checkpoint import CheckpointError
@@ -31,8 +30,7 @@ def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS) -> Ite
     except errors as error:
         if os.environ.get("TCAE_TRACEBACK"):
             raise
-        print(f"{program_name()}: error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
+        exit_with_error(_one_line(error))
 
 
 def _one_line(error: Exception) -> str:
