@@ -39,9 +39,9 @@ from tcae_diffusers.models.adapters import (
     load_autoencoder,
 )
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
-from tcae_diffusers.trainer import StopSignal
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
+from tcae_diffusers.trainer.signals import StopSignal
 from tcae_diffusers.trainer.user_errors import exit_on_user_error
 from tcae_diffusers.training.cache_arguments import CacheArguments
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tcae_diffusers.trainer import RunArguments
+from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.trackers import require_tracker, tracker_options
 
 from ..latent_commands import home

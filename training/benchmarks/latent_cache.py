@@ -65,7 +65,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
     from tcae_diffusers.data.images.multi_crop import to_uint8
     from tcae_diffusers.data.latents.writer import LatentShardWriter
     from tcae_diffusers.models.fingerprint import TokenizerFingerprint
-    from tcae_diffusers.trainer import StopSignal
+    from tcae_diffusers.trainer.signals import StopSignal
     from tcae_diffusers.training import cache_latents
 
     on_gpu = accelerator.device.type == "cuda"
