@@ -1,48 +1,142 @@
-"""Charts as inline SVG: sharp at any size, a few kilobytes, nothing to load."""
+"""Charts as inline SVG, drawn by matplotlib: sharp at any size, a few kilobytes, nothing to load.
+
+Text and grid take the colours of the page (its CSS variables `--ink`, `--soft` and `--line`), and everything else has
+a colour that shows on light and on dark paper, so one drawing serves both.
+"""
 
 from __future__ import annotations
 
+import colorsys
+import io
 import itertools
-import math
-from collections.abc import Iterable, Sequence
-from html import escape
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from xml.etree import ElementTree
 
-PALETTE = ("#2b5c8a", "#c2542d", "#3f7f4f", "#7a5195", "#8a7a2b")
-_WIDTH, _HEIGHT = 460, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 24, 34
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
+
+# Contrast of 3 and more with white and with near-black, what WCAG 2.1 (1.4.11) asks of graphics.
+PALETTE = ("#3b7dbd", "#d2622f", "#3d8f5a", "#9a66b8", "#9c8026")
+INK, SOFT, LINE = "#1d2733", "#5b6875", "#dfe4ea"
+# What a page has colours of its own for; the values are for SVG outside a page.
+_PAGE_COLORS = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}
+_FONT = {"font-family": "'Helvetica Neue', Arial, sans-serif", "font-size": "11"}
+_STYLE = {
+    "figure.dpi": 72,  # a pixel is a unit of the SVG
+    "font.size": float(_FONT["font-size"]),
+    "text.color": INK,
+    "text.parse_math": False,  # names are text, whatever dollar signs they hold
+    "axes.prop_cycle": matplotlib.cycler(linestyle=("-", "--", ":")) * matplotlib.cycler(color=PALETTE),
+    "axes.labelcolor": SOFT,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-4, 6),
+    "axes.formatter.useoffset": False,
+    "grid.color": LINE,
+    "grid.linewidth": 1,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.handletextpad": 0.6,
+    "svg.fonttype": "none",
+}
+_ROUND_STEPS = [1, 2, 2.5, 5, 10]
 
 
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers within `[low, high]`."""
-    step = (high - low) / count
-    magnitude = 10 ** math.floor(math.log10(step))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= step)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+@contextmanager
+def _chart_style() -> Iterator[None]:
+    """matplotlib's defaults and `_STYLE`, whatever the user's matplotlibrc says; afterwards as it was."""
+    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+        # Letters are measured in a font that may lack them; the reader's browser has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
-def _label(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        mantissa, exponent = f"{value:.0e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.4g}"
+def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width / 72, height / 72), frameon=False, layout="constrained")
+    return figure, figure.add_subplot(frameon=False)
 
 
-def _text(x: float, y: float, content: str, style: str, anchor: str, fill: str | None = None) -> str:
-    color = f' fill="{fill}"' if fill else ""
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{color}>{escape(content)}</text>'
+def _new_rows(names: Sequence[str], row_height: float, axis_height: float) -> tuple[Figure, Axes]:
+    """A wide figure with a row for each name, the first on top."""
+    wrapped = [textwrap.fill(name, 40) for name in names]
+    row_height += 14 * max(name.count("\n") for name in wrapped)
+    figure, axes = _new_figure(720, row_height * len(names) + axis_height)
+    axes.set_yticks(range(len(names)), wrapped)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params("y", labelcolor=INK)
+    return figure, axes
 
 
-def smooth(values: Sequence[float], span: int) -> list[float]:
+def _to_svg(figure: Figure, description: str) -> str:
+    """
+    The figure as an `<svg>` element as wide as its place, read out as `description`.
+
+    matplotlib names parts by ids and points to them, which clashes where a page has several charts. Here there are
+    none: nothing is drawn with markers, and nothing reaches out of its axes, so that clipping can go.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg")
+    root = ElementTree.fromstring(file.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.text, element.tail = (element.text or "").strip(), None
+        for name in ("id", "clip-path"):
+            element.attrib.pop(name, None)
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        for name in {"d", "x", "y"}.intersection(element.attrib):
+            rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", element.get(name))
+            element.set(name, " ".join(rounded.split()))
+        if "style" in element.attrib:
+            # The font is that of the whole element.
+            style = "; ".join(part for part in element.get("style").split("; ") if not part.startswith("font"))
+            element.set("style", re.sub(r"#\w{6}", lambda color: _PAGE_COLORS.get(color[0], color[0]), style))
+    attributes = {"class": "chart", "role": "img", "aria-label": description, "viewBox": root.get("viewBox"), **_FONT}
+    svg = ElementTree.Element("svg", {**attributes, "stroke-linejoin": "round"})
+    svg.append(root.find("g"))
+    return ElementTree.tostring(svg, encoding="unicode")
+
+
+def _draw_dots(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, size: float) -> None:
+    """Round caps of lines without length, all in one path: each marker would point to an id."""
+    vertices = np.repeat(np.column_stack([xs, ys]), 2, axis=0)
+    path = Path(vertices, np.tile([Path.MOVETO, Path.LINETO], len(xs)))
+    path.should_simplify = False  # lines without length would be left out
+    axes.add_patch(PathPatch(path, facecolor="none", edgecolor=color, linewidth=size, capstyle="round"))
+
+
+def _add_legend(figure: Figure, handles: Sequence[Line2D], place: str, most: int, handle_length: float) -> None:
+    """A legend outside the axes, in as many columns as fit, `most` of them at most; the figure grows by its height."""
+    for columns in range(min(most, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc=f"outside {place}", ncols=columns, handlelength=handle_length)
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+
+
+def smooth(values: Sequence[float], span: int) -> np.ndarray:
     """Centred moving average over `span` points, fewer at the ends: it neither lags behind the curve nor leads."""
-    sums = [0.0, *itertools.accumulate(values)]
-    half = max(span, 1) // 2
-    out = []
-    for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)
-        first, last = index - reach, index + reach + 1
-        out.append((sums[last] - sums[first]) / (last - first))
-    return out
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(max(span, 1) // 2, np.minimum(index, index[::-1]))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
 def line_chart(
@@ -54,149 +148,126 @@ def line_chart(
 
     Args:
         series: `{name: (steps, values)}`; values that are not finite are left out.
-        intervals: `{name: half widths}`, drawn as vertical bars through the points; all values must be finite then.
+        intervals: `{name: half widths}`, drawn as vertical bars through the points; `None` where there is none.
 
     Returns:
         An `<svg>` element.
     """
-    clean = {}
+    curves = {}
     for name, (steps, values) in series.items():
-        points = [(x, y) for x, y in zip(steps, values, strict=True) if math.isfinite(y)]
-        if points:
-            clean[name] = points
-    if not clean:
+        spreads = (intervals or {}).get(name, [None] * len(steps))
+        points = np.column_stack([np.array(column, dtype=float) for column in (steps, values, spreads)])
+        if np.isfinite(points[:, 1]).any():
+            curves[name] = points[np.isfinite(points[:, 1])]
+    if not curves:
         return "<p>no finite values</p>"
-    xs = [x for points in clean.values() for x, _ in points]
-    # Early transients would press the rest of a curve flat: the axis covers the 1st to 99th percentile and its
-    # margins.
-    ys = [y for points in clean.values() for _, y in points]
-    for name, widths in (intervals or {}).items():
-        pairs = zip(series[name][1], widths, strict=True)
-        ys += [y + sign * width for y, width in pairs for sign in (-1, 1) if width is not None]
-    ys.sort()
-    low, high = (ys[int(0.01 * (len(ys) - 1))], ys[math.ceil(0.99 * (len(ys) - 1))])
+    xs = np.concatenate([points[:, 0] for points in curves.values()])
+    room = 0.5 if xs.min() == xs.max() else 0
+    limits = _value_range(np.concatenate(list(curves.values())))
+    with _chart_style():
+        figure, axes = _new_figure(460, 230)
+        lines = [_draw_curve(axes, name, curves[name], limits, is_measured=intervals is not None) for name in curves]
+        axes.set(xlim=(xs.min() - room, xs.max() + room), ylim=limits)
+        axes.set_xlabel(x_title, loc="right")
+        whole = bool((xs == xs.round()).all())
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS, integer=whole, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS))
+        axes.grid(axis="y")
+        if len(lines) > 1:
+            _add_legend(figure, lines, "upper left", len(lines), handle_length=1.4)
+        ends = "; ".join(
+            f"{name} from {first[1]:.4g} at {first[0]:g} to {last[1]:.4g} at {last[0]:g}"
+            for name, (first, last) in ((name, points[[0, -1]]) for name, points in curves.items())
+        )
+        return _to_svg(figure, f"Curves over {x_title}: {ends}")
+
+
+def _value_range(points: np.ndarray) -> tuple[float, float]:
+    """
+    Ends of the value axis for `(N, 3)` points of position, value and half width or NaN. Early transients would press
+    the rest of a curve flat: the axis covers the 1st to 99th percentile and its margins.
+    """
+    spreads = np.nan_to_num(points[:, 2])
+    values = np.concatenate([points[:, 1] - spreads, points[:, 1] + spreads])
+    low, high = np.quantile(values, 0.01, method="lower"), np.quantile(values, 0.99, method="higher")
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    low, high = low - margin, high + margin
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-
-    def place(x: float, y: float) -> str:
-        across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
-        down = _HEIGHT - _BOTTOM - (min(max(y, low), high) - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-        return f"{across:.1f},{down:.1f}"
-
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
-    for tick in _ticks(low, high):
-        y = place(x_low, tick).split(",")[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y}" dy="0.32em" text-anchor="end">{_label(tick)}</text>')
-    for tick in _ticks(x_low, x_high, 5):
-        x = place(tick, low).split(",")[0]
-        parts.append(f'<text class="tick" x="{x}" y="{_HEIGHT - 18}" text-anchor="middle">{_label(tick)}</text>')
-    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, x_title, "tick", "end"))
-    for index, (name, points) in enumerate(clean.items()):
-        color = PALETTE[index % len(PALETTE)]
-        raw = " ".join(place(x, y) for x, y in _thin(points))
-        noisy = len(points) >= 40
-        if noisy:
-            parts.append(f'<polyline class="raw" stroke="{color}" points="{raw}"/>')
-            averaged = smooth([y for _, y in points], len(points) // 20)
-            raw = " ".join(place(x, y) for x, y in _thin(list(zip((x for x, _ in points), averaged, strict=True))))
-        parts.append(f'<polyline class="curve" stroke="{color}" points="{raw}"/>')
-        for (x, y), width in zip(points, (intervals or {}).get(name, ()), strict=False):
-            across, middle = place(x, y).split(",")
-            parts.append(f'<circle cx="{across}" cy="{middle}" r="3" fill="{color}"/>')
-            if width is not None:
-                ends = [place(x, y + sign * width).split(",")[1] for sign in (-1, 1)]
-                bar = f'x1="{across}" x2="{across}" y1="{ends[0]}" y2="{ends[1]}"'
-                parts.append(f'<line {bar} stroke="{color}" stroke-width="1.5"/>')
-        if len(points) == 1:
-            x, y = raw.split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{color}"/>')
-        if len(clean) > 1:
-            parts.append(_text(_LEFT + 125 * index, 12, name, "legend", "start", color))
-    return "".join(parts) + "</svg>"
+    return low - margin, high + margin
 
 
-def _thin(points: list, limit: int = 600) -> list:
-    """At most `limit` points, evenly chosen, the last kept: more cannot be seen."""
-    if len(points) <= limit:
-        return points
-    return [points[index * (len(points) - 1) // (limit - 1)] for index in range(limit)]
+def _draw_curve(axes: Axes, name: str, points: np.ndarray, limits: tuple[float, float], is_measured: bool) -> Line2D:
+    """A curve of `(N, 3)` points; what lies beyond `limits` is drawn on the edge. Measured points are not averaged."""
+    xs, ys, spreads = points.T
+    # At most 600 points, evenly chosen, both ends kept: more cannot be seen.
+    shown = np.linspace(0, len(xs) - 1, min(len(xs), 600)).round().astype(int)
+    is_averaged = len(xs) >= 40 and not is_measured
+    bold = smooth(ys, len(ys) // 20) if is_averaged else ys
+    (line,) = axes.plot(xs[shown], bold[shown].clip(*limits), label=textwrap.fill(name, 60), zorder=3)
+    color = line.get_color()
+    if is_averaged:
+        axes.plot(xs[shown], ys[shown].clip(*limits), "-", color=color, linewidth=1, alpha=0.35)
+    if is_measured or len(xs) == 1:
+        _draw_dots(axes, xs, ys.clip(*limits), color, size=6)
+        has_bar = np.isfinite(spreads)
+        bottom, top = ((ys + sign * spreads)[has_bar].clip(*limits) for sign in (-1, 1))
+        axes.vlines(xs[has_bar], bottom, top, color=color, linewidth=1.5)
+    return line
 
 
-def _name_width(names: Iterable[str], least: int) -> int:
-    """Room for the longest name, at about 7.5 units a character, within reason."""
-    return min(max([least, *(round(7.5 * len(name)) + 14 for name in names)]), 400)
-
-
-def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None, unit: str = "") -> str:
+def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None) -> str:
     """Horizontal bars with their values; `marker` is a named dashed line, such as the floor."""
-    row, left, right = 34, _name_width(values, 150), 70
-    width, height = 720, row * len(values) + (34 if marker else 10)
-    largest = max([*values.values(), marker[1] if marker else 0.0, 1e-12])
-    scale = (width - left - right) / largest
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart bars">']
-    for index, (name, value) in enumerate(values.items()):
-        y, length = index * row + 6, max(value, 0.0) * scale
-        color = PALETTE[0] if index == 0 else "#b8c4cf"
-        parts.append(f'<text class="name" x="{left - 10}" y="{y + 15}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="22" rx="3" fill="{color}"/>')
-        parts.append(f'<text class="name" x="{left + length + 8:.1f}" y="{y + 15}">{value:.4g}{escape(unit)}</text>')
-    if marker:
-        x = left + marker[1] * scale
-        parts.append(f'<line class="marker" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
-        parts.append(_text(x, height - 8, f"{marker[0]} {marker[1]:.4g}", "tick", "middle"))
-    return "".join(parts) + "</svg>"
+    texts = [f"{value:.4g}" for value in values.values()]
+    description = "Bars: " + ", ".join(map(" ".join, zip(values, texts, strict=True)))
+    with _chart_style():
+        figure, axes = _new_rows(list(values), 30, 24 if marker else 4)
+        colors = [PALETTE[0], *[(SOFT, 0.45)] * (len(values) - 1)]
+        axes.bar_label(axes.barh(range(len(values)), values.values(), 0.68, color=colors), texts, padding=6)
+        axes.set_xticks([])
+        if marker:
+            text = f"{marker[0]} {marker[1]:.4g}"
+            axes.axvline(marker[1], color=PALETTE[1], linewidth=1.5, linestyle="--")
+            axes.set_xticks([marker[1]], [text])
+            description += f"; dashed line: {text}"
+        return _to_svg(figure, description)
 
 
 def interval_chart(values: dict[str, tuple[float, float | None]]) -> str:
     """One dot per name on a common axis, with its interval as a bar where it has one."""
-    row, left, right = 26, _name_width(values, 190), 80
-    width, height = 720, row * len(values) + 30
-    ends = [value + sign * (spread or 0.0) for value, spread in values.values() for sign in (-1, 1)]
-    margin = (max(ends) - min(ends)) * 0.06 or abs(max(ends)) * 0.1 or 1.0
-    low, high = min(ends) - margin, max(ends) + margin
-
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - right)
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="chart intervals">']
-    for tick in _ticks(low, high, 5):
-        x = place(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 24}"/>')
-        parts.append(_text(x, height - 8, _label(tick), "tick", "middle"))
-    for index, (name, (value, spread)) in enumerate(values.items()):
-        y, color = index * row + 14, PALETTE[index % len(PALETTE)]
-        parts.append(_text(left - 12, y + 5, name, "name", "end"))
-        if spread is not None:
-            bar = f'x1="{place(value - spread):.1f}" x2="{place(value + spread):.1f}" y1="{y}" y2="{y}"'
-            parts.append(f'<line {bar} stroke="{color}" stroke-width="3" stroke-linecap="round" opacity="0.45"/>')
-        parts.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{color}"/>')
-        parts.append(_text(width - right + 8, y + 5, f"{value:.4g}", "name", "start"))
-    return "".join(parts) + "</svg>"
+    texts = []
+    with _chart_style():
+        figure, axes = _new_rows(list(values), 26, 24)
+        axes.set_xlim(_value_range(np.array([(0, *pair) for pair in values.values()], dtype=float)))
+        for row, ((name, (value, spread)), color) in enumerate(
+            zip(values.items(), itertools.cycle(PALETTE), strict=False)
+        ):
+            if spread is not None:
+                axes.hlines(row, value - spread, value + spread, color, linewidth=4, alpha=0.45, capstyle="round")
+            _draw_dots(axes, [value], [row], color, size=10)
+            axes.text(1.01, row, f"{value:.4g}", va="center", transform=axes.get_yaxis_transform())
+            texts.append(f"{name} {value:.4g}" + (f" ± {spread:.2g}" if spread is not None else ""))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS))
+        axes.grid(axis="x")
+        return _to_svg(figure, f"Dots with intervals: {', '.join(texts)}")
 
 
 def scatter_chart(points: Sequence[Sequence[float]], labels: Sequence[int], classes: Sequence[str]) -> str:
     """Points `(N, 2)` coloured by class, at most 1,500 of them; no axes, for only nearness has a meaning."""
     step = -(-len(points) // 1500)
-    shown = list(zip(points, labels[: len(points)], strict=True))[::step]
-    width, height, margin, legend_row = 460, 320, 12, 18
-    lows, highs = ([extreme(point[axis] for point, _ in shown) for axis in (0, 1)] for extreme in (min, max))
-    legend_rows = -(-len(classes[:18]) // 3)
-    parts = [f'<svg viewBox="0 0 {width} {height + legend_rows * legend_row}" role="img" class="chart scatter">']
-    for point, label in shown:
-        x, y = (
-            margin + (point[axis] - lows[axis]) / ((highs[axis] - lows[axis]) or 1.0) * (side - 2 * margin)
-            for axis, side in ((0, width), (1, height))
-        )
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_class_color(label, len(classes))}"/>')
-    for index, name in enumerate(classes[:18]):
-        x, y = 10 + index % 3 * 152, height + 13 + index // 3 * legend_row
-        parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{_class_color(index, len(classes))}"/>')
-        parts.append(_text(x + 9, y, name, "legend", "start"))
-    return "".join(parts) + "</svg>"
+    shown, shown_labels = np.asarray(points, dtype=float)[::step], np.asarray(labels[: len(points)])[::step]
+    colors = [_class_color(index, len(classes)) for index in range(len(classes))]
+    with _chart_style():
+        figure, axes = _new_figure(460, 320)
+        for label in np.unique(shown_labels):
+            _draw_dots(axes, *shown[shown_labels == label].T, colors[label], size=5.5)
+        axes.update_datalim(shown)
+        axes.autoscale_view()
+        axes.set_axis_off()
+        names = [textwrap.shorten(name, 30, placeholder="…") for name in classes[:18]]
+        dot = {"linewidth": 8, "solid_capstyle": "round"}
+        handles = [Line2D([], [], color=color, label=name, **dot) for name, color in zip(names, colors, strict=False)]
+        _add_legend(figure, handles, "lower left", 3, handle_length=0.01)
+        return _to_svg(figure, f"{len(shown)} points of {len(classes)} classes, coloured by class")
 
 
-def _class_color(index: int, count: int) -> str:
+def _class_color(index: int, count: int) -> tuple[float, float, float]:
     # Equal steps of hue, alternating lightness: neighbours in the list stay apart.
-    return f"hsl({360 * index / max(count, 1):.0f} 62% {46 if index % 2 else 58}%)"
+    return colorsys.hls_to_rgb(index / count, 0.44 if index % 2 else 0.58, 0.62)

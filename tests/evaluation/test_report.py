@@ -7,7 +7,6 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.report.charts import line_chart, smooth
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 from tcae_diffusers.evaluation.results.provenance import provenance
 from tcae_diffusers.files import write_json
@@ -105,17 +104,6 @@ def test_curves_of_a_resumed_run_are_one_curve(tmp_path):
     steps, values = read_scalars(tmp_path)["loss"]
     assert steps == list(range(13))
     assert values == [1.0] * 5 + [2.0] * 8
-
-
-def test_smoothing_neither_shifts_nor_scales():
-    assert smooth([1.0] * 9, 4) == pytest.approx([1.0] * 9)
-    assert smooth([float(x) for x in range(9)], 4) == pytest.approx(list(range(9)))
-
-
-def test_a_flat_or_single_point_curve_can_be_drawn():
-    assert "<svg" in line_chart({"a": ([0], [1.0])})
-    assert "<svg" in line_chart({"a": ([0, 1], [0.0, 0.0])})
-    assert "no finite values" in line_chart({"a": ([0], [float("nan")])})
 
 
 def test_results_are_json_that_others_can_read(results):
