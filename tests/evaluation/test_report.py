@@ -1,5 +1,6 @@
 """The report: one file, everything in it, what licences and honesty ask for visible."""
 
+import itertools
 import json
 import re
 
@@ -94,6 +95,15 @@ def test_the_report_loads_nothing_from_elsewhere(html):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in html
     assert "@import" not in html
+
+
+def test_the_report_can_be_read_without_seeing_it(html):
+    assert all(re.search(r'alt="\w+', picture) for picture in re.findall("<img[^>]*>", html))
+    assert html.count("<svg ") >= 3
+    assert all(re.search(r'role="img" aria-label="[^"]{10,}"', chart) for chart in re.findall("<svg [^>]*>", html))
+    assert all("scope=" in head for head in re.findall("<th\\b[^>]*>", html))
+    levels = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_curves_of_a_resumed_run_are_one_curve(tmp_path):
