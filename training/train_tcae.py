@@ -128,9 +128,8 @@ class TokenizerTraining:
             due.append((self.arguments.heldout_steps, self.look_at_heldout_images))
         return Hooks(
             finish=self.save,
-            after_backward=self.method.after_backward,
-            after_clipping=self.norms_of_parts,
-            after_step=self.method.after_step,
+            after_backward=self.after_backward,
+            after_step=self.after_step,
             after_log=self.warn,
             due=due,
         )
@@ -138,10 +137,14 @@ class TokenizerTraining:
     def look_at_heldout_images(self, step: int) -> None:
         self.preview.log(self.run.accelerator, self.autoencoder, self.ema, step)
 
-    def norms_of_parts(self, step: int, norm: torch.Tensor) -> dict[str, torch.Tensor]:
-        if not is_log_step(step, self.arguments):
-            return {}
-        return gradient_norms(self.student, norm, self.arguments.max_grad_norm)
+    def after_backward(self, step: int) -> dict[str, torch.Tensor]:
+        self.method.after_backward(step)
+        return gradient_norms(self.student) if is_log_step(step, self.arguments) else {}
+
+    def after_step(self, step: int, skipped: torch.Tensor) -> None:
+        self.method.after_step(step, skipped)
+        if self.adversary is not None:
+            self.adversary.after_step(step, skipped)
 
     def warn(self, step: int, logged: dict[str, float]) -> None:
         if warning := self.method.warning(step, logged):

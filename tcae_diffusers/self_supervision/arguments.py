@@ -63,7 +63,7 @@ class SelfSupervisionArguments(Arguments):
         0.5, "Largest fraction of the token groups that is hidden in a masked crop.", metavar="FRACTION"
     )
     ssl_mask_shape: Literal["random", "block"] = option(
-        "random", "How hidden token groups lie: anywhere, or in rectangular blocks."
+        "block", "How hidden token groups lie: anywhere, or in rectangular blocks, as in iBOT's published runs."
     )
     ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.")
     ssl_teacher_temperature_start: float = option(0.04, "Softmax temperature of the teacher at the first step.")

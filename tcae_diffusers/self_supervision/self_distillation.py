@@ -245,8 +245,11 @@ class SelfDistillation(SelfSupervision):
 
     @property
     def mask_group_pixels(self) -> int:
-        """Side in pixels of a mask group: what a last token stands for, so that a mask survives the bottleneck."""
-        return self.adapter.token_pixels("last")
+        """
+        Side in pixels of a mask group. A last token is the least, so that a mask survives staged compression; half a
+        latent position is the least too, or the ablation without staged compression would mask in another way as well.
+        """
+        return max(self.adapter.token_pixels("last"), self.adapter.spatial_ratio // 2)
 
     @property
     def description(self) -> str:
@@ -280,7 +283,7 @@ class SelfDistillation(SelfSupervision):
         )
         if self.stochastic_depth is not None:
             local = 0 if views.local_crops is None else views.local_crops.shape[0]
-            self.stochastic_depth.draw(generators, 3 + local, device)
+            self.stochastic_depth.draw(generators, 2 + local, device)
         if "masks" in batch:
             views.token_mask, views.masked_tokens = self._token_masks(batch["masks"], device)
         return views

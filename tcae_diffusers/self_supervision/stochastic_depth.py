@@ -35,18 +35,21 @@ class StochasticDepth:
 
     def draw(self, generators: list[torch.Generator], num_views: int, device: torch.device) -> None:
         """
-        Decide for one forward pass of the student, whose encoder sees `num_views` views of each image, view by view.
+        Decide for one forward pass of the student, whose encoder sees the images to reconstruct and then `num_views`
+        views of each, view by view. Nothing is left out of the images: the decoder must learn from the latents that it
+        will get.
 
         Args:
             generators (`list[torch.Generator]`): One per image.
-            num_views (`int`): All views over all calls of the encoder.
+            num_views (`int`): Views of the method over all calls of the encoder.
             device (`torch.device`): Of the model.
         """
         shape = (num_views, len(self.rates), 2)
         uniform = torch.stack([torch.rand(shape, generator=generator) for generator in generators], dim=1)
         keep = 1.0 - torch.tensor(self.rates).view(1, 1, -1, 1)
+        scales = torch.cat([torch.ones_like(uniform[:1]), (uniform < keep) / keep])
         # (blocks, 2, views * images): the order in which the encoder sees them.
-        self._scales = ((uniform < keep) / keep).flatten(0, 1).permute(1, 2, 0).to(device, non_blocking=True)
+        self._scales = scales.flatten(0, 1).permute(1, 2, 0).to(device, non_blocking=True)
         self._next_image = 0
 
     def _start_pass(self, encoder: nn.Module, inputs: tuple) -> None:

@@ -73,6 +73,11 @@ class OptimizerArguments(Arguments):
     adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
+    grad_clipping: Literal["norm", "per_tensor"] = option(
+        "norm",
+        "What --max_grad_norm bounds: the norm of all gradients of a model together, or that of each parameter tensor,"
+        " as iBOT's release does.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

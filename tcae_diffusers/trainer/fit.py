@@ -9,7 +9,9 @@ from typing import Protocol
 
 import torch
 from accelerate.logging import get_logger
+from torch.nn.utils import clip_grad_norm_
 
+from .arguments import RunArguments
 from .averages import trained_parameters
 from .progress import TrainingProgress
 from .run import Run
@@ -62,16 +64,14 @@ class Hooks:
 
     Args:
         finish: `() -> sentence for the log`: writes the result, after the last step. All ranks call it.
-        after_backward: `(step)`: gradients are complete and not yet clipped.
-        after_clipping: `(step, norm of the first side) -> terms for the log`.
+        after_backward: `(step) -> terms for the log`: gradients are complete, unscaled and not yet clipped.
         after_step: `(step, skipped)`: `skipped` is 1.0, on the device, where the step was not finite.
         after_log: `(steps done, what was logged)`.
         due: `(every, what)` pairs: `what(steps done)` is called every so many steps and after the last one.
     """
 
     finish: Callable[[], str]
-    after_backward: Callable[[int], None] | None = None
-    after_clipping: Callable[[int, torch.Tensor], dict[str, torch.Tensor]] | None = None
+    after_backward: Callable[[int], dict[str, torch.Tensor]] | None = None
     after_step: Callable[[int, torch.Tensor], None] | None = None
     after_log: Callable[[int, dict[str, float]], None] | None = None
     due: Sequence[tuple[int, Callable[[int], None]]] = field(default_factory=list)
@@ -155,11 +155,11 @@ def take_step(
         with accelerator.accumulate(*(side.model for side in sides)):
             metrics = backward(micro_batches, step, micro_step)
             if accelerator.sync_gradients:
+                # Once for all of them: the scaler of fp16 refuses a second time.
+                accelerator.unscale_gradients([side.optimizer for side in sides])
                 if hooks.after_backward is not None:
-                    hooks.after_backward(step)
-                metrics |= {side.grad_norm: clip_gradients(run, side) for side in sides}
-                if hooks.after_clipping is not None:
-                    metrics |= hooks.after_clipping(step, metrics[sides[0].grad_norm])
+                    metrics |= hooks.after_backward(step)
+                metrics |= {side.grad_norm: clip_gradients(side, run.arguments) for side in sides}
                 # One side alone would go on against an opponent that stood still: all skip or none does.
                 skipped = run.guard.mark(
                     [side.optimizer for side in sides],
@@ -176,9 +176,18 @@ def take_step(
     return skipped
 
 
-def clip_gradients(run: Run, side: Side) -> torch.Tensor:
-    """Clip as the arguments say; the norm of all gradients before it, gathered."""
-    return whole_tensor(run.accelerator.clip_grad_norm_(trained_parameters(side.model), run.arguments.max_grad_norm))
+def clip_gradients(side: Side, arguments: RunArguments) -> torch.Tensor:
+    """
+    Clip the gradients of a side together, or each tensor by itself as iBOT's release does.
+
+    Returns:
+        `torch.Tensor` of shape `()`: the norm of all of them before it, gathered where they are sharded.
+    """
+    parameters = [parameter for parameter in trained_parameters(side.model) if parameter.grad is not None]
+    if arguments.grad_clipping == "norm":
+        return whole_tensor(clip_grad_norm_(parameters, arguments.max_grad_norm))
+    norms = [whole_tensor(clip_grad_norm_(parameter, arguments.max_grad_norm)) for parameter in parameters]
+    return torch.stack(norms).norm()
 
 
 def warn_of_skipped_steps(run: Run) -> None:
@@ -186,6 +195,6 @@ def warn_of_skipped_steps(run: Run) -> None:
         logger.warning(f"{skipped} steps so far were skipped because loss or gradient was not finite")
 
 
-def is_log_step(step: int, arguments) -> bool:
+def is_log_step(step: int, arguments: RunArguments) -> bool:
     """Whether the step that starts with `step` done ends with a log entry, which wants what is too dear for others."""
     return (step + 1) % arguments.log_steps == 0 or step + 1 == arguments.max_train_steps

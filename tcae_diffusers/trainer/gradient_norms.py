@@ -6,14 +6,13 @@ from torch import nn
 from .sharding import whole_tensor
 
 
-def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> dict[str, torch.Tensor]:
+def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
     """
-    Norm of the gradients of `encoder`, `decoder` and the rest (`head`) as they were before clipping.
+    Norm of the gradients of `encoder`, `decoder` and the rest (`head`).
 
     Args:
-        model (`nn.Module`): Unwrapped, with gradients that were clipped. All ranks must call this where it is sharded.
-        total (`torch.Tensor` of shape `()`): What `clip_grad_norm_` returned, gathered.
-        max_norm (`float`): To which it clipped.
+        model (`nn.Module`): Unwrapped, with gradients that were not clipped yet. All ranks must call this where it is
+            sharded.
 
     Returns:
         `dict`: `train/grad_norm_<part>`, tensors of shape `()` on the device.
@@ -24,8 +23,4 @@ def gradient_norms(model: nn.Module, total: torch.Tensor, max_norm: float) -> di
             # By whole words: "autoencoder" is no encoder.
             part = next((part for part in ("encoder", "decoder") if part in name.split(".")), "head")
             parts.setdefault(part, []).append(parameter.grad)
-    scale = (total / max_norm).clamp(min=1.0)
-    return {
-        f"train/grad_norm_{part}": whole_tensor(nn.utils.get_total_norm(grads)) * scale
-        for part, grads in parts.items()
-    }
+    return {f"train/grad_norm_{part}": whole_tensor(nn.utils.get_total_norm(grads)) for part, grads in parts.items()}

@@ -165,6 +165,24 @@ def test_a_frozen_feature_discriminator_trains(tmp_path):
     )
 
 
+def test_the_frozen_features_of_a_discriminator_are_in_the_precision_of_the_run(started):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    run = started(
+        discriminator="efficientnet-lite0",
+        mixed_precision="bf16",
+        adversarial_start_step=0,
+        discriminator_start_step=0,
+        discriminator_r1_weight=0,
+        train_batch_size=2,
+    )
+    (backbone,), seen = run.adversary.loss._feature_backbone, []
+    convolution = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    finetune_decoder.forward_backward(run, first_batch(run), 0, 0)
+    # The generator's reconstructions, then real images and reconstructions for the discriminator.
+    assert len(seen) >= 2 and set(seen) == {torch.bfloat16}
+
+
 def test_without_an_adversary_the_run_says_so(tmp_path):
     folder = finetune(tmp_path / "run", discriminator="none", max_train_steps=2)
     assert "without an adversarial loss" in (folder / "run.json").read_text()

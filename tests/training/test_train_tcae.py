@@ -16,12 +16,13 @@ from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.evaluation.report.training_curves import read_scalars
 from tcae_diffusers.trainer.fit import take_step
 from tcae_diffusers.trainer.image_batches import image_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import home, reset_accelerate
+from ..latent_commands import assert_same_training_state, home, reset_accelerate
 from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted
 
 
@@ -165,8 +166,84 @@ def test_drop_path_touches_the_student_in_training_alone(started):
     plain = AutoencoderTC(**json.loads(OPTIONS["autoencoder_overrides"])).eval()
     plain.load_state_dict(run.autoencoder.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(plain(images).sample, whole.reconstruction)
+        # The decoder sees the latents that it will get, whatever is dropped of the views.
+        for output in (whole, dropped, later):
+            torch.testing.assert_close(plain(images).sample, output.reconstruction)
     assert run.autoencoder.config.keys() == plain.config.keys()
+
+
+def test_frozen_networks_run_in_the_precision_of_the_student_and_their_logits_in_fp32(started):
+    run = started(mixed_precision="bf16", ssl_mask_probability=1.0)
+    seen = {}
+
+    def remember(name):
+        def hook(module, inputs, output):
+            seen.setdefault(name, output)
+
+        return hook
+
+    for name, encoder in (("student", run.autoencoder.encoder), ("teacher", run.method.teacher.encoder)):
+        encoder.first_blocks[0].attn.to_q.register_forward_hook(remember(name))
+    run.method.teacher.head.register_forward_hook(remember("logits"))
+    losses_of(run, first_batch(run))
+    assert seen["student"].dtype == seen["teacher"].dtype == torch.bfloat16
+    assert {logits.dtype for logits in seen["logits"]} == {torch.float32}
+    assert {parameter.dtype for parameter in run.method.teacher.parameters()} == {torch.float32}
+
+
+def test_masks_have_the_same_size_in_pixels_with_and_without_staged_compression(started):
+    sizes = set()
+    for staged in (True, False):
+        overrides = {**json.loads(OPTIONS["autoencoder_overrides"]), "staged_compression": staged}
+        run = started(autoencoder_overrides=json.dumps(overrides), ssl_mask_probability=1.0)
+        sizes.add(run.method.mask_group_pixels)
+        assert first_batch(run)["masks"].shape[-2:] == (4, 4)
+        loss, _ = losses_of(run, first_batch(run))
+        assert torch.isfinite(loss)
+    assert sizes == {4}
+
+
+ADVERSARY = {
+    "discriminator": "patchgan",
+    "discriminator_layers": 2,
+    "discriminator_channels": 8,
+    "discriminator_learning_rate": 1e-2,
+    "discriminator_start_step": 1,
+    "adversarial_start_step": 2,
+}
+
+
+def test_joint_training_has_an_adversarial_term_where_asked_for(started):
+    run = started(**ADVERSARY, reconstruction_weight=2.0, ssl_weight=0.5)
+    run.adversary.begin_step([], 1, run.reconstruction_loss, 2)
+    loss, metrics = losses_of(run, first_batch(run), step=2)
+    reconstruction = metrics["train/loss_rec"] + 0.75 * metrics["train/adaptive_weight"] * metrics["train/loss_gan"]
+    torch.testing.assert_close(loss, 2.0 * reconstruction + 0.5 * metrics["train/loss_ssl"])
+    assert "adaptive hinge (patchgan)" in run.describe()["losses"]
+    assert started().adversary is None
+
+
+def test_joint_training_with_a_discriminator_resumes_as_if_nothing_had_happened(tmp_path):
+    halves = {**ADVERSARY, "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    whole = train(tmp_path / "whole", **halves)
+    folder = train(tmp_path / "run", **halves, checkpoints_total_limit=9)
+    for part in ("model", "checkpoints/step-00000006"):
+        (folder / part).rename(tmp_path / part.replace("/", "-"))
+    train(folder, **halves, resume="latest")
+    assert_same_training_state(checkpoint(folder), checkpoint(whole))
+
+
+def test_the_adaptive_weight_of_accumulated_batches_is_that_of_one(tmp_path):
+    # Steps so small that the weights stay where they are; what differs is the adaptive weight alone.
+    options = {**ADVERSARY, "ssl_drop_path": 0, "learning_rate": 1e-9, "final_learning_rate": 1e-9}
+    options |= {"adversarial_start_step": 0, "log_steps": 1, "report_to": "tensorboard", "max_train_steps": 1}
+    found = []
+    for name, accumulated in (("one", 1), ("four", 4)):
+        folder = train(
+            tmp_path / name, **options, train_batch_size=4 // accumulated, gradient_accumulation_steps=accumulated
+        )
+        found.append(read_scalars(folder)["train/adaptive_weight"][1])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_compiled_blocks_drop_the_same_paths_and_are_compiled_in_the_first_step_alone(started, monkeypatch):
