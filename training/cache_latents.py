@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.multi_crop import center_crop, random_resized_crop, to_uint8
+from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.format import LatentCacheError
@@ -107,7 +108,7 @@ def without_statistics(model: torch.nn.Module) -> torch.nn.Module:
 
 def encode_views(model: torch.nn.Module, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
     """Raw latents `(B, C, h, w)` by name of view, of uint8 images `(B, 1 + passes, 3, H, W)` on the model's device."""
-    plain, *augmented = (view.float().div_(127.5).sub_(1.0) for view in images.unbind(1))
+    plain, *augmented = (to_signed(view) for view in images.unbind(1))
     latents = {"latents": encode_to_latent(model, plain)}
     if arguments.flip:
         latents["latents_flip"] = encode_to_latent(model, plain.flip(-1))

@@ -263,13 +263,3 @@ def uint8_batches(
     for start in range(0, len(indices), batch_size):
         arrays = [images[index] for index in indices[start : start + batch_size]]
         yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """The uint8 rule of every figure here: `[-1, 1]` to `round(clamp((x + 1) / 2 * 255, 0, 255))`."""
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_signed_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float in [-1, 1]: `x / 127.5 - 1`, the inverse of [`to_uint8`]."""
-    return images.float() / 127.5 - 1.0
