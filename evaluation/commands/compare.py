@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import write_json, write_text
 
 from ..results.figure_differences import comparison_table
 from ..results.provenance import provenance
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.output / "convergence.json", convergence)
         shown.append({**convergence, "folder": args.output})
     html = build_report([*shown, *results], title=args.title)
-    write_atomically(args.output / "comparison.html", html.encode())
+    write_text(args.output / "comparison.html", html)
     for row in table:
         for pair in row["differences"]:
             print(describe_difference(row, pair))

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import write_json, write_text
 
 from ..results.provenance import provenance
 from .measured_samples import add_sampling_arguments, distance_figure, measure_pipeline, plan_of, read_first_set
@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
     result = {**build_convergence(entries, baseline, args.figure), **provenance(seed=args.seed)}
     write_json(args.output / "convergence.json", result)
     html = build_report([{**result, "folder": args.output}], title="Convergence of the diffusion transformer")
-    write_atomically(args.output / "convergence.html", html.encode())
+    write_text(args.output / "convergence.html", html)
     for name, curve in result["curves"].items():
         print(f"{name}: " + ", ".join(f"{point['steps']} {point['value']:.4g}" for point in curve))
     last = result["levels"][-1]

@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         required=True,
-        help="data source (openmoji:train), folder, or ADM .npz with images and/or mu and sigma",
+        help="data source (openmoji:train), folder, or ADM .npz with images and/or mu and sigma; images of another "
+        "size than the samples' are cropped and resized to it",
     )
     parser.add_argument(
         "--extractor",
@@ -107,10 +108,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"sample sets differ in size: {', '.join(f'{n} {w}x{h}' for n, (h, w) in sizes.items())}")
     network = FeatureNetwork(args.extractor, args.extractor_weights, args.device or state.device)
     cache_folder = None if args.no_feature_cache else args.feature_cache or default_cache_folder()
-    resolution = min(next(iter(sizes.values())))
-    reference, description = open_reference(
-        args.reference, resolution, network, args.batch_size, cache_folder, args.seed
-    )
+    size = next(iter(sizes.values()))
+    reference, description = open_reference(args.reference, size, network, args.batch_size, cache_folder, args.seed)
 
     sets = []
     for name, images in opened.items():

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import write_json, write_text
 
 from ..results.provenance import provenance
 from .measured_samples import (
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     }
     write_json(args.output / "guidance_sweep.json", result)
     html = build_report([{**result, "folder": args.output}], title="Guidance sweep")
-    write_atomically(args.output / "guidance_sweep.html", html.encode())
+    write_text(args.output / "guidance_sweep.html", html)
     for point in measured:
         figure = distance_figure(point["figures"])
         start, end = point["guidance_interval"]

@@ -74,7 +74,12 @@ def run(args: argparse.Namespace) -> int:
             "picture": "latent_components.png",
             "picture_rows": rows,
             "autoencoder": {"path": args.autoencoder, "class": type(model).__name__, **model_fingerprint(model)},
-            "data": {"spec": args.data, "images": len(images), "attribution": images.attribution},
+            "data": {
+                "spec": args.data,
+                "images": len(images),
+                "fingerprint": images.fingerprint,
+                "attribution": images.attribution,
+            },
             **provenance(seed=args.seed, resolution=resolution, ranks=state.num_processes),
         },
     )

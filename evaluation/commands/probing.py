@@ -60,7 +60,13 @@ def run(args: argparse.Namespace) -> int:
             **asdict(result),
             "figures": [figure.to_json() for figure in result.figures],
             "autoencoder": {"path": args.autoencoder, "class": type(model).__name__, **model_fingerprint(model)},
-            "data": {"spec": args.test, "images": len(test), "attribution": test.attribution},
+            "data": {
+                "spec": args.test,
+                "images": len(test),
+                "fingerprint": test.fingerprint,
+                "train_fingerprint": train.fingerprint,
+                "attribution": test.attribution,
+            },
             **provenance(**settings, token_module=args.token_module, resolution=resolution, ranks=state.num_processes),
         },
     )

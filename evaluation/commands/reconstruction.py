@@ -16,7 +16,7 @@ from torch import nn
 
 from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, ImageSet, open_data_source, uint8_batches
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import write_atomically, write_json, write_text
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
 from tcae_diffusers.metrics.image_measures import IMAGE_MEASURES, ImageMeasureSettings, build_image_measures
 from tcae_diffusers.metrics.reconstruction import ReconstructionFigures, evaluate_reconstruction, reconstruct
@@ -59,7 +59,7 @@ def spread_indices(images: ImageSet, count: int) -> list[int]:
     return chosen + [left[place * len(left) // missing] for place in range(missing)]
 
 
-def per_image_csv(result: ReconstructionFigures, images: ImageSet) -> bytes:
+def per_image_csv(result: ReconstructionFigures, images: ImageSet) -> str:
     """One line per image: index, label, then every measure per image."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
@@ -67,7 +67,7 @@ def per_image_csv(result: ReconstructionFigures, images: ImageSet) -> bytes:
     for index, row in enumerate(zip(*result.per_image.values(), strict=True)):
         label = images.classes[images.labels[index]] if images.labels is not None and images.classes else ""
         writer.writerow([index, label, *(f"{value:.6f}" for value in row)])
-    return buffer.getvalue().encode()
+    return buffer.getvalue()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(args.output / "reconstruction_grid.png", comparison_sheet(model, images, grid))
     for name, indices in extremes.items():
         write_atomically(args.output / f"reconstruction_{name}.png", comparison_sheet(model, images, indices))
-    write_atomically(args.output / "per_image.csv", per_image_csv(result, images))
+    write_text(args.output / "per_image.csv", per_image_csv(result, images))
     built = {type(measure) for measure in measures}
     not_measured = {
         name: why for each in IMAGE_MEASURES if each not in built for name, why in each.if_left_out.items()

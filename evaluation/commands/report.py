@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically
+from tcae_diffusers.files import write_text
 
 from ..report.charts import bar_chart, line_chart, scatter_chart
 from ..report.comparison_charts import (
@@ -315,6 +315,6 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"file of commands {args.commands} does not exist")
         commands = [line for line in args.commands.read_text().splitlines() if line.strip()]
     html = build_report(results, runs, args.title, args.note, commands, args.credit)
-    write_atomically(args.output, html.encode())
+    write_text(args.output, html)
     print(args.output)
     return 0

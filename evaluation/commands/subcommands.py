@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 from collections.abc import Sequence
@@ -12,7 +11,10 @@ from pathlib import Path
 from accelerate import PartialState
 
 from tcae_diffusers.data.distributed import gather_in_rank_order
-from tcae_diffusers.files import write_json
+from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
+from tcae_diffusers.data.images.folder import file_names
+from tcae_diffusers.data.images.sources import build_image_source, scheme_of
+from tcae_diffusers.files import sha256_of_file, write_json
 
 
 def run_subcommand(name: str, arguments: Sequence[str]) -> int:
@@ -24,15 +26,13 @@ def run_subcommand(name: str, arguments: Sequence[str]) -> int:
 
 
 def input_fingerprint(path: str | Path) -> str:
-    """Changes whenever a file below `path` does (names, sizes, times); a Hub name or data source stands for itself."""
-    root = Path(path)
+    """Changes with the content of a file, of the files below a folder, or of a data source; else the text itself."""
+    root, scheme = Path(path), scheme_of(path)
+    if scheme is not None:
+        return build_image_source(path).fingerprint
     if not root.exists():
         return str(path)
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return sha256_of_file(root) if root.is_file() else content_fingerprint(root, file_names(root))
 
 
 def run_unless_done(name: str, arguments: Sequence[str], output: Path, result: Path, inputs: Sequence[str]) -> bool:
