@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
-import os
 import sys
 from collections.abc import Sequence
+from typing import get_type_hints
 
-# Each module has `add_arguments(parser)` and `run(args) -> int` and is imported only when it is asked for.
+from accelerate import PartialState
+
+from tcae_diffusers.arguments import parse_arguments, program_name
+from tcae_diffusers.trainer.user_errors import exit_on_user_error
+
+# Each module has `run(arguments)`, whose annotation is the dataclass that the command line is read into, and is
+# imported only when it is asked for.
 COMMANDS = {
     "reconstruction": "PSNR, SSIM and Fréchet distance of any diffusers autoencoder on images it has not seen",
     "generate": "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
@@ -29,7 +34,7 @@ def build_overview() -> argparse.ArgumentParser:
     """The parser of `--help`: lists the commands without importing any of them."""
     lines = "\n".join(f"  {name:15} {description}" for name, description in COMMANDS.items())
     return argparse.ArgumentParser(
-        prog="python -m tcae_diffusers.evaluation",
+        prog=program_name(),
         description="Measure autoencoders and the diffusion models trained on their latents.",
         usage="%(prog)s COMMAND [options]",
         epilog=f"commands:\n{lines}\n\n'%(prog)s COMMAND --help' explains one of them.",
@@ -38,45 +43,35 @@ def build_overview() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, stores its result and prints what it found.
 
     Returns:
-        0 on success, 2 on bad input, which is printed as one line without a traceback (set `TCAE_TRACEBACK=1` to see
-        it), 130 after Ctrl-C.
+        0 on success, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: With code 2 on bad input, after one line that names it (see [`exit_on_user_error`]).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A path may hold bytes that are no text, and a terminal may not know "±": neither is worth a result.
-            stream.reconfigure(errors="backslashreplace")
+    argv = list(sys.argv[1:] if argv is None else argv)
     overview = build_overview()
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         overview.print_help()
-        return 0 if arguments else 2
-    command = arguments.pop(0)
+        return 0 if argv else 2
+    command = argv.pop(0)
     if command not in COMMANDS:
         overview.error(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}")
-
-    module = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m tcae_diffusers.evaluation {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    args = parser.parse_args(arguments)
+    run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
+    arguments = parse_arguments(get_type_hints(run)["arguments"], argv, f"{program_name()} {command}")
     try:
-        return module.run(args)
+        with exit_on_user_error():
+            result = run(arguments)
+            if PartialState().is_main_process:
+                if arguments.output is not None:
+                    result.save(arguments.output)
+                print("\n".join(result.describe()))
     except KeyboardInterrupt:
         print("interrupted; what is written is complete, run the same command again to go on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
-        # What users get wrong raises InputError or the data and model code's own ValueError, OSError,
-        # ImportError.
-        if os.environ.get("TCAE_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.results.kinds.bench import BenchResult
 from tcae_diffusers.evaluation.results.provenance import provenance
-from tcae_diffusers.files import write_json
 from tcae_diffusers.training import benchmarks
 
 
@@ -29,7 +29,9 @@ class BenchArguments(Arguments):
     names: list[str] = option([], "Benchmarks to run; all of them if none is named.", positional=True)
     list: bool = option(False, "List the benchmarks and stop.")
     seconds: float = option(60.0, "Time for each benchmark in seconds.")
-    output: Path | None = option(None, "File to which the tables are also written, as JSON.", metavar="FILE")
+    output: Path | None = option(
+        None, "Folder for bench.json, or a file called .json; nothing is written if unset.", metavar="PATH"
+    )
 
 
 def find_benchmarks() -> dict[str, ModuleType]:
@@ -62,7 +64,7 @@ def run(arguments: BenchArguments) -> int:
         for key, value in results[name].items():
             print(f"   {key:44} {value:.4g}" if isinstance(value, float) else f"   {key:44} {value}")
     if arguments.output:
-        write_json(arguments.output, {"kind": "bench", "benchmarks": results, **provenance(seconds=arguments.seconds)})
+        BenchResult(benchmarks=results, **provenance(seconds=arguments.seconds)).save(arguments.output)
     return 0
 
 

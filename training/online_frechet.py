@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.distributed import gather_in_rank_order, rank_range
 from tcae_diffusers.data.sample_labels import label_sequence
-from tcae_diffusers.evaluation.commands.generate import draw
+from tcae_diffusers.evaluation.pictures.drawing import draw
 from tcae_diffusers.metrics.feature_cache import default_cache_folder
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance_of_features

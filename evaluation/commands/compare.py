@@ -1,114 +1,121 @@
-"""One table and one page from the results of several tokenizers or generators, and which differences mean something.
-
-Either merges results that are there (`--results NAME=PATH ...`, each a result file or a folder of them), or runs a
-whole comparison from a YAML file (`--config`), skipping what is done. A difference is called larger than its interval
-if zero lies outside its 95 % interval; with twenty such rows one is expected to be larger by chance. Intervals speak
-of the choice of images: that two tokenizers would keep their order with another training seed, only more runs can say.
-"""
+"""Several tokenizers or generators side by side, and which differences mean something."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import PartialState
 
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_json, write_text
 
+from ..report.page import build_report
 from ..results.figure_differences import comparison_table
+from ..results.kinds.comparison import PAGE, ComparisonResult
+from ..results.kinds.convergence import ConvergenceResult
+from ..results.kinds.generation import GenerationResult
 from ..results.provenance import provenance
-from .comparison_plan import read_plan, run_plan
-from .convergence import build_convergence, describe_speed_up
+from ..results.reading import collect_results
+from ..results.result import Result
+from .comparison_plan import MeasuredTokenizer, read_plan, run_plan
+from .convergence import build_convergence
 from .named_paths import parse_named_paths
-from .report import build_report, collect_results
 
 
-def equal_budgets(curves: dict[str, dict[int, Path]]) -> dict[str, int]:
+@dataclass
+class CompareArguments(Arguments):
+    """
+    One table and one page from the results of several tokenizers or generators, and which differences mean something.
+
+    Either merges results that are there (--results), or runs a whole comparison from a YAML file (--config), skipping
+    what is done. A difference is called larger than its interval if zero lies outside its 95 % interval; with twenty
+    such rows one is expected to be larger by chance. Intervals speak of the choice of images: that two tokenizers
+    would keep their order with another training seed, only more runs can say.
+    """
+
+    group: ClassVar[str] = "Comparison"
+
+    results: list[str] = option(
+        [], "Result files or folders of them, one for each subject, which may be named.", metavar="[NAME=]PATH"
+    )
+    config: Path | None = option(
+        None, "YAML file of a whole comparison, as docs/evaluation.md describes it.", metavar="FILE"
+    )
+    title: str = option("Comparison", "Heading of the page.")
+    output: Path = option(MISSING, "Folder for comparison.json and comparison.html.", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.results) == bool(self.config):
+            raise InputError("pass either --results, to merge results, or --config, to run a comparison")
+
+
+def run(arguments: CompareArguments) -> ComparisonResult:
+    """
+    Sets results side by side, measuring first what a plan asks for and is not done.
+
+    Raises:
+        InputError: If results or plan cannot be used, or a subject has two results for one figure.
+    """
+    if arguments.config:
+        return _compare_plan(arguments)
+    paths = parse_named_paths(arguments.results)
+    if len(paths) < 2:
+        raise InputError(f"a comparison needs at least two names, got {', '.join(paths)}")
+    return _comparison(arguments, {name: collect_results([path]) for name, path in paths.items()}, None, {})
+
+
+def _compare_plan(arguments: CompareArguments) -> ComparisonResult:
+    plan = read_plan(arguments.config)
+    state = PartialState(cpu=plan.device == "cpu")
+    measured = run_plan(plan, arguments.output)
+    settings = {"config": arguments.config, "seed": plan.seed, "ranks": state.num_processes}
+    curves = {name: tokenizer.generation for name, tokenizer in measured.items() if tokenizer.generation}
+    convergence = None
+    if any(len(points) > 1 for points in curves.values()):
+        convergence = build_convergence(curves, next(iter(curves)), **settings)
+    return _comparison(arguments, results_of_equal_budgets(measured), convergence, settings)
+
+
+def equal_budgets(curves: Mapping[str, Mapping[int, Any]]) -> dict[str, int]:
     """DiT steps at which generators are set side by side: the most that all have, else each one's own most."""
     common = set.intersection(*(set(points) for points in curves.values())) if curves else set()
     return {name: max(common or points) for name, points in curves.items()}
 
 
-def named_results(named: dict[str, list[Path]], dit_steps: dict[str, int] | None = None) -> list[dict[str, Any]]:
-    """All results below the paths of each name, each with its `subject`.
+def results_of_equal_budgets(measured: Mapping[str, MeasuredTokenizer]) -> dict[str, list[Result]]:
+    """The results of each tokenizer, and of its generators the one that was trained for as long as the others'."""
+    budgets = equal_budgets({name: entry.generation for name, entry in measured.items() if entry.generation})
+    results: dict[str, list[Result]] = {}
+    for name, entry in measured.items():
+        results[name] = list(entry.results)
+        if name in budgets:
+            drawn: GenerationResult = entry.generation[budgets[name]]
+            # Figures after different numbers of steps are not subtracted.
+            results[name].append(replace(drawn, conditions={"DiT steps": budgets[name]}))
+    return results
 
-    Args:
-        dit_steps: Per name the steps its generator was trained for; figures of different steps are not subtracted.
-    """
-    return [
-        {**result, "subject": name}
-        | ({"dit_steps": (dit_steps or {}).get(name)} if result["kind"] == "generation" else {})
-        for name, paths in named.items()
-        for result in collect_results(paths)
-        if result["kind"] in ("reconstruction", "generation", "probing", "latents")
+
+def _comparison(
+    arguments: CompareArguments,
+    results: Mapping[str, list[Result]],
+    convergence: ConvergenceResult | None,
+    settings: Mapping[str, Any],
+) -> ComparisonResult:
+    named = [
+        replace(result, subject=name) for name, parts in results.items() for result in parts if result.is_comparable
     ]
-
-
-def describe_difference(row: dict[str, Any], pair: dict[str, Any]) -> str:
-    """One line about one difference."""
-    text = f"{row['name']}: {pair['first']} - {pair['second']} = {pair['difference']:.4g}"
-    if pair["larger"] is None:
-        return f"{text}, no interval known"
-    verdict = f"{pair['better']} is better" if pair["larger"] else "not larger than its interval"
-    return f"{text} ± {pair['interval']:.2g}, {verdict}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--results", nargs="+", metavar="[NAME=]PATH", help="result files or folders, one name for each subject"
-    )
-    parser.add_argument("--config", type=Path, help="YAML file of a whole comparison (see docs/evaluation.md)")
-    parser.add_argument("--title", default="Comparison", help="heading of the page (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for comparison.json and comparison.html")
-
-
-def run(args: argparse.Namespace) -> int:
-    if bool(args.results) == bool(args.config):
-        raise InputError("pass either --results, to merge results, or --config, to run a comparison")
-    convergence, settings, budgets = None, {}, {}
-    if args.config:
-        plan = read_plan(args.config)
-        state = PartialState(cpu=plan.device == "cpu")
-        done = run_plan(plan, args.output)
-        state.wait_for_everyone()
-        settings = {"config": args.config, "seed": plan.seed, "ranks": state.num_processes}
-        curves = {name: entry["generation"] for name, entry in done.items() if entry["generation"]}
-        budgets = equal_budgets(curves)
-        drawn = {name: [points[budgets[name]]] for name, points in curves.items()}
-        paths = {name: [*entry["results"], *drawn.get(name, [])] for name, entry in done.items()}
-        if any(len(points) > 1 for points in curves.values()):
-            convergence = build_convergence(curves, next(iter(curves)), None)
-    else:
-        state = PartialState()
-        paths = {name: [Path(path)] for name, path in parse_named_paths(args.results).items()}
-    if not state.is_main_process:
-        return 0
-    if len(paths) < 2 and not args.config:
-        raise InputError(f"a comparison needs at least two names, got {', '.join(paths)}")
-    results = named_results(paths, budgets)
-    table = comparison_table(results)
-    comparison = {
-        "kind": "comparison",
-        "subjects": list(paths),
-        "sources": {name: [str(path) for path in parts] for name, parts in paths.items()},
-        "rows": table,
+    comparison = ComparisonResult(
+        subjects=list(results),
+        sources={name: [str(result.path) for result in parts] for name, parts in results.items()},
+        rows=comparison_table(named),
+        convergence=convergence,
         **provenance(**settings),
-    }
-    write_json(args.output / "comparison.json", comparison)
-    shown = [{**comparison, "folder": args.output}]
-    if convergence:
-        convergence |= provenance(**settings)
-        write_json(args.output / "convergence.json", convergence)
-        shown.append({**convergence, "folder": args.output})
-    html = build_report([*shown, *results], title=args.title)
-    write_text(args.output / "comparison.html", html)
-    for row in table:
-        for pair in row["differences"]:
-            print(describe_difference(row, pair))
-    for level in convergence["levels"][-1:] if convergence else []:
-        for name, outcome in level["curves"].items():
-            print(describe_speed_up(name, outcome, level["level"]))
-    print(args.output / "comparison.html")
-    return 0
+    )
+    if PartialState().is_main_process:
+        summaries = [comparison] if convergence is None else [comparison, convergence]
+        comparison.files[PAGE] = build_report([*summaries, *named], title=arguments.title).encode()
+    return comparison

@@ -12,8 +12,17 @@ import yaml
 
 from tcae_diffusers.errors import InputError
 
-from .measured_samples import SamplingPlan, measure_pipeline
-from .subcommands import run_unless_done
+from ..results.kinds.generation import GenerationResult
+from ..results.kinds.latents import LatentsResult
+from ..results.kinds.probing import ProbingResult
+from ..results.kinds.reconstruction import ReconstructionResult
+from ..results.result import Result
+from ..results.resumption import run_unless_done
+from . import latents, probing, reconstruction
+from .latents import LatentsArguments
+from .measured_samples import SamplingArguments, measure_pipeline
+from .probing import ProbingArguments
+from .reconstruction import ReconstructionArguments
 
 MEASURES = ("reconstruction", "latents", "probing", "generation")
 
@@ -69,10 +78,38 @@ class ComparisonPlan:
     timestep_shift: float | None = None
     labels: str = "balanced"
 
-    def sampling(self) -> SamplingPlan:
-        names = [entry.name for entry in dataclasses.fields(SamplingPlan) if entry.init]
-        plan = {name: getattr(self, name) for name in names}
-        return SamplingPlan(**{**plan, "reference": self.reference or self.train})
+    def shared(self) -> dict[str, Any]:
+        """Arguments that all commands have."""
+        return {"batch_size": self.batch_size, "device": self.device}
+
+    def features(self) -> dict[str, Any]:
+        """Arguments of commands that measure distances."""
+        weights = None if self.extractor_weights is None else Path(self.extractor_weights)
+        return {"extractor": self.extractor, "extractor_weights": weights}
+
+    def sampling(self) -> SamplingArguments:
+        names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "seed")
+        return SamplingArguments(
+            reference=self.reference or self.train,
+            feature_cache=None if self.feature_cache is None else Path(self.feature_cache),
+            **{name: getattr(self, name) for name in names},
+            **self.features(),
+            **self.shared(),
+        )
+
+
+@dataclass
+class MeasuredTokenizer:
+    """
+    What a plan knows of a tokenizer.
+
+    Args:
+        results (`list[Result]`): Of the autoencoder.
+        generation (`dict[int, GenerationResult]`): Of its pipelines, by DiT steps.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    generation: dict[int, GenerationResult] = field(default_factory=dict)
 
 
 def _checked(cls, content: Any, where: str):
@@ -126,50 +163,50 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "tokenizer"
 
 
-def run_plan(plan: ComparisonPlan, output: Path) -> dict[str, dict[str, Any]]:
-    """Runs whatever is not done yet.
+def run_plan(plan: ComparisonPlan, output: Path) -> dict[str, MeasuredTokenizer]:
+    """Measures whatever is not done yet; returns everything by the tokenizers' names.
 
-    Returns:
-        Per tokenizer `results`, the result files in order, and `generation`, `{DiT steps: generation.json}`.
+    Raises:
+        InputError: If two tokenizers would share a folder, or something cannot be measured.
     """
     folders = [folder_name(name) for name in plan.tokenizers]
     if len(set(folders)) < len(folders):
         raise InputError(f"two tokenizers would share a folder: {', '.join(folders)}; choose clearer names")
     return {
-        name: _run_tokenizer(plan, entry, name, output / folder)
+        name: _measure_tokenizer(plan, entry, name, output / folder)
         for (name, entry), folder in zip(plan.tokenizers.items(), folders, strict=True)
     }
 
 
-def _run_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, folder: Path) -> dict[str, Any]:
-    common = ["--autoencoder", entry.autoencoder, "--batch_size", str(plan.batch_size)]
-    if plan.device:
-        common += ["--device", plan.device]
-    if plan.resolution:
-        common += ["--resolution", str(plan.resolution)]
-    on_images = [*common, "--data", plan.test, "--extractor", plan.extractor]
-    if plan.extractor_weights:
-        on_images += ["--extractor_weights", str(plan.extractor_weights)]
-    if plan.max_images:
-        on_images += ["--max_images", str(plan.max_images)]
-    probing = [*common, "--train", plan.train, "--test", plan.test, "--epochs", str(plan.epochs)]
-    probing += ["--seed", str(plan.seed)]
-    if entry.token_module:
-        probing += ["--token_module", entry.token_module]
-    commands = {
-        "reconstruction": on_images,
-        "latents": [*on_images, "--seed", str(plan.seed)],
-        "probing": probing,
-    }
-    results = []
-    for measure, arguments in commands.items():
-        if measure in plan.measures:
-            result = folder / measure / f"{measure}.json"
-            run_unless_done(measure, arguments, folder / measure, result, [entry.autoencoder, plan.train, plan.test])
-            results.append(result)
-    generation = {}
+def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, folder: Path) -> MeasuredTokenizer:
+    common = {"autoencoder": entry.autoencoder, "resolution": plan.resolution, **plan.shared()}
+    on_images = {**common, "data": plan.test, "max_images": plan.max_images, **plan.features()}
+    measured = MeasuredTokenizer()
+    if "reconstruction" in plan.measures:
+        arguments = ReconstructionArguments(**on_images, output=folder / "reconstruction")
+        measured.results.append(run_unless_done(reconstruction.run, arguments, ReconstructionResult))
+    if "latents" in plan.measures:
+        arguments = LatentsArguments(**on_images, seed=plan.seed, output=folder / "latents")
+        measured.results.append(run_unless_done(latents.run, arguments, LatentsResult))
+    if "probing" in plan.measures:
+        arguments = ProbingArguments(
+            **common,
+            train=plan.train,
+            test=plan.test,
+            token_module=entry.token_module,
+            epochs=plan.epochs,
+            seed=plan.seed,
+            output=folder / "probing",
+        )
+        measured.results.append(run_unless_done(probing.run, arguments, ProbingResult))
     if "generation" in plan.measures:
         for steps, pipeline in entry.pipelines.items():
-            place = folder / "generation" / str(steps)
-            generation[steps] = measure_pipeline(pipeline, place, f"{name} after {steps} steps", plan.sampling())
-    return {"results": results, "generation": generation}
+            measured.generation[steps] = measure_pipeline(
+                pipeline,
+                folder / "generation" / str(steps),
+                f"{name} after {steps} steps",
+                plan.sampling(),
+                plan.guidance_scale,
+                None if plan.guidance_interval is None else tuple(plan.guidance_interval),
+            )
+    return measured

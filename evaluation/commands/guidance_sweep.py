@@ -1,54 +1,58 @@
-"""How do samples change with classifier-free guidance? Draws and measures at every scale and interval of a grid.
-
-An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point of a
-sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed before
-publishing it.
-"""
+"""How do samples change with classifier-free guidance?"""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from accelerate import PartialState
-
+from tcae_diffusers.arguments import option
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_json, write_text
 
+from ..report.page import build_report
+from ..results.kinds.generation import distance_figure
+from ..results.kinds.guidance_sweep import GuidanceSweepResult, SweepPoint
 from ..results.provenance import provenance
-from .measured_samples import (
-    SamplingPlan,
-    add_sampling_arguments,
-    distance_figure,
-    measure_pipeline,
-    plan_of,
-    read_first_set,
-)
+from .measured_samples import SamplingArguments, measure_pipeline
 
 WHOLE = (0.0, 1.0)
+
+
+@dataclass
+class GuidanceSweepArguments(SamplingArguments):
+    """
+    How do samples change with classifier-free guidance? Draw and measure at every scale and interval of a grid.
+
+    An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point
+    of a sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed
+    before publishing it.
+    """
+
+    group: ClassVar[str] = "Sweep"
+
+    pipeline: str = option(MISSING, "Pipeline folder or Hub name.", metavar="PATH")
+    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 is no guidance.")
+    intervals: list[str] = option(
+        ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
+    )
+    reference: str = option(
+        MISSING, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
+    )
+    output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.points()
+
+    def points(self) -> list[tuple[float, tuple[float, float]]]:
+        """Every `(scale, interval)` to measure."""
+        return sweep_points(self.scales, [parse_interval(text) for text in self.intervals])
 
 
 def sweep_points(scales: list[float], intervals: list[tuple[float, float]]) -> list[tuple[float, tuple[float, float]]]:
     """Every `(scale, interval)`, each once; without guidance (scale 1) the interval does not matter and is whole."""
     points = [(scale, WHOLE if scale == 1 else interval) for interval in intervals for scale in sorted(scales)]
     return list(dict.fromkeys(points))
-
-
-def sweep(pipeline: str, points, plan: SamplingPlan, output: Path) -> list[dict[str, Any]]:
-    """Measures every point; returns `guidance_scale`, `guidance_interval` and `figures` of each."""
-    measured = []
-    for scale, interval in points:
-        name = f"scale-{scale:g}_interval-{interval[0]:g}-{interval[1]:g}"
-        # Without an interval, pipelines that know none (diffusers' DiTPipeline) can be swept too.
-        passed = None if interval == WHOLE else interval
-        result = measure_pipeline(pipeline, output / name, name, plan, scale, passed)
-        PartialState().wait_for_everyone()
-        entry = read_first_set(result)
-        measured.append(
-            {"guidance_scale": scale, "guidance_interval": list(interval), "figures": entry["figures"], "folder": name}
-        )
-    return measured
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -62,41 +66,30 @@ def parse_interval(text: str) -> tuple[float, float]:
     return start, end
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pipeline", required=True, help="pipeline folder or Hub name")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0], help="default: %(default)s")
-    parser.add_argument(
-        "--intervals", nargs="+", default=["0:1"], metavar="FROM:TO", help="guided parts (default: %(default)s)"
+def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:
+    """
+    Draws and measures every point that is not done.
+
+    Raises:
+        InputError: If the pipeline or the reference cannot be used.
+    """
+    state = arguments.process_state()
+    points = []
+    for scale, interval in arguments.points():
+        name = f"scale-{scale:g}_interval-{interval[0]:g}-{interval[1]:g}"
+        # Without an interval, pipelines that know none (diffusers' DiTPipeline) can be swept too.
+        guided = None if interval == WHOLE else interval
+        found = measure_pipeline(arguments.pipeline, arguments.output / name, name, arguments, scale, guided)
+        figures = found.sets[0].figures
+        points.append(SweepPoint(guidance_scale=scale, guidance_interval=interval, figures=figures, folder=name))
+    best = min(points, key=lambda point: distance_figure(point.figures).value)
+    result = GuidanceSweepResult(
+        pipeline=arguments.pipeline,
+        points=points,
+        best={"guidance_scale": best.guidance_scale, "guidance_interval": best.guidance_interval},
+        reference={"spec": arguments.reference},
+        **provenance(num_images=arguments.num_images, steps=arguments.num_inference_steps, seed=arguments.seed),
     )
-    add_sampling_arguments(parser, reference_required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for guidance_sweep.json and .html, samples")
-
-
-def run(args: argparse.Namespace) -> int:
-    from .report import build_report
-
-    points = sweep_points(args.scales, [parse_interval(text) for text in args.intervals])
-    state = PartialState(cpu=args.device == "cpu")
-    plan = plan_of(args)
-    measured = sweep(args.pipeline, points, plan, args.output)
-    if not state.is_main_process:
-        return 0
-    best = min(measured, key=lambda point: distance_figure(point["figures"])["value"])
-    result = {
-        "kind": "guidance_sweep",
-        "pipeline": args.pipeline,
-        "points": measured,
-        "best": {key: best[key] for key in ("guidance_scale", "guidance_interval")},
-        "reference": {"spec": args.reference},
-        **provenance(num_images=args.num_images, steps=args.num_inference_steps, seed=args.seed),
-    }
-    write_json(args.output / "guidance_sweep.json", result)
-    html = build_report([{**result, "folder": args.output}], title="Guidance sweep")
-    write_text(args.output / "guidance_sweep.html", html)
-    for point in measured:
-        figure = distance_figure(point["figures"])
-        start, end = point["guidance_interval"]
-        spread = f" ± {figure['interval']:.2g}" if "interval" in figure else ""
-        setting = f"scale {point['guidance_scale']:g} in {start:g}:{end:g}"
-        print(f"{setting}: {figure['name']} {figure['value']:.4f}{spread}{'  <- lowest' if point is best else ''}")
-    return 0
+    if state.is_main_process:
+        result.files["guidance_sweep.html"] = build_report([result], title="Guidance sweep").encode()
+    return result

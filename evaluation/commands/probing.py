@@ -1,78 +1,96 @@
-"""What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
-
-A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; `1 - A2 / A1` is what
-the paper calls structure loss. Features are averaged over positions (global average pooling), standardised, and probed
-with a learning-rate sweep; k-NN stands beside it because it trains nothing. Any diffusers autoencoder has a latent;
-tokens are known for AutoencoderTC, and for others by `--token_module`, the name of a submodule of the encoder.
-"""
+"""What the tokens know about the class, and how much of it survives in the latent."""
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from accelerate import PartialState
-
+from tcae_diffusers.arguments import option
 from tcae_diffusers.data.images.image_sets import open_data_source
-from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_json
 from tcae_diffusers.metrics.probing import evaluate_probing
 from tcae_diffusers.models.adapters import image_size, load_autoencoder
-from tcae_diffusers.models.fingerprint import model_fingerprint
 
+from ..results.kinds.autoencoder import describe_autoencoder, describe_images
+from ..results.kinds.probing import ProbingResult
 from ..results.provenance import provenance
+from ..results.resumption import folder_content, source_content
+from .argument_groups import AutoencoderArguments
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--autoencoder", required=True, help="saved folder, pipeline folder or Hub name")
-    parser.add_argument("--train", default="openmoji:train", help="labelled images to fit (default: %(default)s)")
-    parser.add_argument("--test", default="openmoji:heldout", help="labelled images to judge (default: %(default)s)")
-    parser.add_argument("--resolution", type=int, help="image side in pixels (default: the model's sample_size)")
-    parser.add_argument(
-        "--token_module", help="submodule whose output is the tokens, for other models than AutoencoderTC"
+@dataclass
+class ProbingArguments(AutoencoderArguments):
+    """
+    What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
+
+    A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
+    what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
+    and for others by --token_module.
+    """
+
+    group: ClassVar[str] = "Probing"
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "autoencoder": folder_content,
+        "train": source_content,
+        "test": source_content,
+    }
+
+    train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
+    test: str = option("openmoji:heldout", "Labelled images that the probes are judged on.", metavar="SOURCE")
+    resolution: int | None = option(
+        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
     )
-    parser.add_argument("--tsne", action="store_true", help="also a t-SNE picture of each depth (needs scikit-learn)")
-    parser.add_argument("--epochs", type=int, default=50, help="passes of the linear probe (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", help="cpu, cuda, ... (default: what accelerate finds)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for probing.json")
+    token_module: str | None = option(
+        None,
+        "Submodule of the encoder whose output is the tokens, for other models than AutoencoderTC.",
+        metavar="NAME",
+    )
+    tsne: bool = option(False, "Draw a t-SNE picture of each depth too, which needs scikit-learn.")
+    epochs: int = option(50, "Passes of the linear probe over the training images.")
+    seed: int = option(0, "Seed of the linear probe and of t-SNE.")
+    output: Path = option(MISSING, "Folder for probing.json.", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("epochs", self.epochs >= 1, "at least 1")
 
 
-def run(args: argparse.Namespace) -> int:
-    if args.epochs < 1 or args.batch_size < 1:
-        raise InputError(f"--epochs {args.epochs} and --batch_size {args.batch_size} must be at least 1")
-    state = PartialState(cpu=args.device == "cpu")
-    model = load_autoencoder(args.autoencoder, args.device or state.device)
-    resolution = args.resolution or image_size(model)
-    train, test = open_data_source(args.train, resolution), open_data_source(args.test, resolution)
-    result = evaluate_probing(
-        model, train, test, args.batch_size, args.token_module, args.epochs, args.seed, tsne=args.tsne
+def run(arguments: ProbingArguments) -> ProbingResult:
+    """
+    Probes an autoencoder.
+
+    Raises:
+        InputError: If the model or the images cannot be used; the message says why.
+    """
+    state = arguments.process_state()
+    model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
+    resolution = arguments.resolution or image_size(model)
+    train, test = (open_data_source(spec, resolution) for spec in (arguments.train, arguments.test))
+    found = evaluate_probing(
+        model,
+        train,
+        test,
+        arguments.batch_size,
+        arguments.token_module,
+        arguments.epochs,
+        arguments.seed,
+        tsne=arguments.tsne,
     )
-    if not state.is_main_process:
-        return 0
-    settings = {"train": args.train, "test": args.test, "epochs": args.epochs, "seed": args.seed}
-    write_json(
-        args.output / "probing.json",
-        {
-            "kind": "probing",
-            **asdict(result),
-            "figures": [figure.to_json() for figure in result.figures],
-            "autoencoder": {"path": args.autoencoder, "class": type(model).__name__, **model_fingerprint(model)},
-            "data": {
-                "spec": args.test,
-                "images": len(test),
-                "fingerprint": test.fingerprint,
-                "train_fingerprint": train.fingerprint,
-                "attribution": test.attribution,
-            },
-            **provenance(**settings, token_module=args.token_module, resolution=resolution, ranks=state.num_processes),
-        },
+    return ProbingResult(
+        figures=found.figures,
+        autoencoder=describe_autoencoder(arguments.autoencoder, model),
+        data=describe_images(arguments.test, test),
+        pictures=found.pictures,
+        labels=found.labels,
+        classes=found.classes,
+        **provenance(
+            train=arguments.train,
+            test=arguments.test,
+            epochs=arguments.epochs,
+            seed=arguments.seed,
+            token_module=arguments.token_module,
+            resolution=resolution,
+            ranks=state.num_processes,
+        ),
     )
-    for figure in result.figures:
-        line = f"{figure.name}: {figure.value:.4f} ± {figure.interval:.4f} over {figure.samples} images"
-        if rate := figure.details.get("learning_rate"):
-            line += f", learning rate {rate:g}"
-        print(f"{line}  ({figure.baseline.name}: {figure.baseline.value:.4f})" if figure.baseline else line)
-    return 0

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.metrics.figure import Baseline, Figure
+
+from .result import Result
+
+PER_IMAGE_FILE = "per_image.csv"
 
 
 @dataclass
@@ -25,7 +31,7 @@ class ComparedFigure:
             taken image by image.
         per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
         sources (`dict[str, Path]`): Per subject the folder of the result.
-        baseline (`dict`, *optional*): What no model would score (`name`, `value`), where the results say so.
+        baseline ([`Baseline`], *optional*): What no model would score, where the results say so.
     """
 
     name: str
@@ -35,17 +41,21 @@ class ComparedFigure:
     column: str | None = None
     per_image: dict[str, Path] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
-    baseline: dict[str, Any] | None = None
+    baseline: Baseline | None = None
+
+    def add(self, subject: str, figure: Figure, folder: Path) -> None:
+        """Takes in the figure of a subject, whose result lies in `folder`."""
+        self.sources[subject] = folder
+        self.baseline = self.baseline or figure.baseline
+        kept = {"value": figure.value, "interval": figure.interval, "interval_method": figure.interval_method}
+        self.values[subject] = {name: value for name, value in kept.items() if value is not None}
+        self.column = figure.per_image
+        if self.column and (folder / PER_IMAGE_FILE).is_file():
+            self.per_image[subject] = folder / PER_IMAGE_FILE
 
 
-def _named_figures(result: dict[str, Any]) -> list[tuple[str | None, list[dict[str, Any]]]]:
-    if result["kind"] == "generation":
-        return [(entry["name"] if len(result["sets"]) > 1 else None, entry["figures"]) for entry in result["sets"]]
-    return [(None, result.get("figures", []))]
-
-
-def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
-    """Figures by name and conditions; results carry their `subject` and `folder`.
+def align_figures(results: Sequence[Result]) -> list[ComparedFigure]:
+    """Figures by name and conditions; results have their `subject`.
 
     Figures of one name under different conditions (data, number of images, feature network) stay apart.
 
@@ -54,33 +64,30 @@ def align_figures(results: list[dict[str, Any]]) -> list[ComparedFigure]:
     """
     aligned: dict[tuple, ComparedFigure] = {}
     for result in results:
-        data = result.get("data") or result.get("reference") or {}
-        for set_name, figures in _named_figures(result):
-            subject = result["subject"] if set_name is None else f"{result['subject']}: {set_name}"
+        for subject, figures in result.compared_figures().items():
             for figure in figures:
-                conditions = {
-                    "data": data.get("spec"),
-                    "fingerprint": data.get("fingerprint"),
-                    "images": figure["samples"],
-                    "reference images": figure.get("reference_images"),
-                    "DiT steps": result.get("dit_steps"),
-                    "features": figure.get("extractor", {}).get("weights_sha256"),
-                }
-                key = (result["kind"], figure["name"], *map(str, conditions.values()))
-                row = aligned.setdefault(key, ComparedFigure(figure["name"], figure["better"], conditions))
+                conditions = _conditions(result, figure)
+                key = (result.kind, figure.name, *map(str, conditions.values()))
+                row = aligned.setdefault(key, ComparedFigure(figure.name, figure.better, conditions))
                 if subject in row.sources:
                     raise InputError(
-                        f"{subject} has two results for {figure['name']}: {row.sources[subject]} and"
-                        f" {result['folder']}; name the one that is meant, or give each a name of its own"
+                        f"{subject} has two results for {figure.name}: {row.sources[subject]} and"
+                        f" {result.folder}; name the one that is meant, or give each a name of its own"
                     )
-                row.sources[subject] = result["folder"]
-                row.baseline = row.baseline or figure.get("baseline")
-                kept = ("value", "interval", "interval_method")
-                row.values[subject] = {name: figure[name] for name in kept if name in figure}
-                row.column = figure.get("per_image")
-                if row.column and (result["folder"] / "per_image.csv").is_file():
-                    row.per_image[subject] = result["folder"] / "per_image.csv"
+                row.add(subject, figure, result.folder)
     return list(aligned.values())
+
+
+def _conditions(result: Result, figure: Figure) -> dict[str, Any]:
+    data = result.measured_on()
+    return {
+        "data": data.get("spec"),
+        "fingerprint": data.get("fingerprint"),
+        "images": figure.samples,
+        "reference images": figure.reference_images,
+        "features": (figure.extractor or {}).get("weights_sha256"),
+        **result.conditions,
+    }
 
 
 def _per_image_values(path: Path, column: str) -> np.ndarray | None:
@@ -133,7 +140,7 @@ def differences(row: ComparedFigure) -> list[dict[str, Any]]:
     return pairs
 
 
-def comparison_table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def comparison_table(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Rows for the result file and the report: a figure, its conditions, its value per subject, its differences."""
     return [
         {
@@ -141,7 +148,7 @@ def comparison_table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "better": row.better,
             "conditions": row.conditions,
             "values": row.values,
-            "baseline": row.baseline,
+            "baseline": row.baseline and asdict(row.baseline),
             "differences": differences(row),
         }
         for row in align_figures(results)

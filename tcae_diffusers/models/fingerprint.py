@@ -36,13 +36,18 @@ class TokenizerFingerprint:
     @classmethod
     def of(cls, model: torch.nn.Module) -> "TokenizerFingerprint":
         """Fingerprint of a diffusers autoencoder (or any module with a `config` mapping). Hashes about 1 GB/s."""
-        calibrated = is_calibrated(model)
+        mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
+        calibrated = (
+            isinstance(mean, torch.Tensor)
+            and isinstance(std, torch.Tensor)
+            and not (bool((mean == 0).all()) and bool((std == 1).all()))
+        )
         return cls(
             class_name=type(model).__name__,
             config_sha256=config_sha256(model.config),
             weights_sha256=weights_sha256(model.state_dict()),
-            latent_mean=tuple(model.latent_mean.double().tolist()) if calibrated else None,
-            latent_std=tuple(model.latent_std.double().tolist()) if calibrated else None,
+            latent_mean=tuple(mean.double().tolist()) if calibrated else None,
+            latent_std=tuple(std.double().tolist()) if calibrated else None,
         )
 
     @classmethod
@@ -61,14 +66,6 @@ class TokenizerFingerprint:
             if mine != theirs:
                 return f"{name} {mine[:16]} is not {theirs[:16]}"
         return None
-
-
-def is_calibrated(model: torch.nn.Module) -> bool | None:
-    """Whether statistics of the latent were set, or `None` for a model that has no place for them."""
-    mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
-    if not (isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor)):
-        return None
-    return not (bool((mean == 0).all()) and bool((std == 1).all()))
 
 
 def config_sha256(config) -> str:

@@ -16,6 +16,16 @@ TINY_AUTOENCODER = {
 }
 
 
+def evaluate(*arguments) -> int:
+    """The exit code of `python -m tcae_diffusers.evaluation ...`."""
+    from tcae_diffusers.evaluation.__main__ import main
+
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return ended.code
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)

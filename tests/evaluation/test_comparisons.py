@@ -8,12 +8,15 @@ import pytest
 import yaml
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.evaluation.commands.compare import equal_budgets
-from tcae_diffusers.evaluation.commands.convergence import compare_curves, speed_up, steps_to_reach
 from tcae_diffusers.evaluation.commands.guidance_sweep import sweep_points
 from tcae_diffusers.evaluation.results.figure_differences import comparison_table
+from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
+from tcae_diffusers.evaluation.results.reading import collect_results
+from tcae_diffusers.evaluation.results.speed_up import compare_curves, speed_up, steps_to_reach
 from tcae_diffusers.files import write_json
+
+from .conftest import evaluate
 
 SMALL = ["--num_images", "24", "--num_inference_steps", "2", "--device", "cpu"]
 
@@ -49,7 +52,7 @@ def test_speed_up_is_the_ratio_of_steps_at_equal_quality_or_says_that_there_is_n
     assert uncertain["factor_range"][1] > uncertain["factor"]
 
 
-def result(folder, subject, figures, kind="reconstruction", per_image=None, spec="openmoji:heldout"):
+def result(folder, subject, figures, per_image=None, spec="openmoji:heldout"):
     folder.mkdir(exist_ok=True)
     if per_image is not None:
         with open(folder / "per_image.csv", "w", newline="") as handle:
@@ -57,7 +60,8 @@ def result(folder, subject, figures, kind="reconstruction", per_image=None, spec
             writer.writerow(["index", "psnr"])
             writer.writerows(enumerate(per_image))
     data = {"spec": spec, "fingerprint": "x", "images": 50}
-    return {"kind": kind, "subject": subject, "folder": folder, "data": data, "figures": figures}
+    path = folder / "reconstruction.json"
+    return ReconstructionResult(figures=figures, autoencoder={}, data=data, subject=subject, path=path)
 
 
 def figure(value, interval=None, name="PSNR (dB)", better="higher", samples=50):
@@ -124,7 +128,7 @@ def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder
     output = tmp_path / "sweep"
     command = ["guidance_sweep", "--pipeline", str(pipeline_folder), "--scales", "1", "2", "--intervals", "0.1:0.8"]
     command += ["--reference", str(image_folder), "--feature_cache", str(tmp_path / "cache"), *SMALL]
-    assert main([*command, "--output", str(output)]) == 0
+    assert evaluate(*command, "--output", str(output)) == 0
     result = json.loads((output / "guidance_sweep.json").read_text())
     settings = [(point["guidance_scale"], point["guidance_interval"]) for point in result["points"]]
     assert settings == [(1.0, [0.0, 1.0]), (2.0, [0.1, 0.8])]
@@ -132,10 +136,10 @@ def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder
     files = [output / point["folder"] / "results" / "generation.json" for point in result["points"]]
     times = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
-    assert main([*command, "--output", str(output)]) == 0
+    assert evaluate(*command, "--output", str(output)) == 0
     assert files[0].stat().st_mtime_ns == times[0]
     assert json.loads((output / "guidance_sweep.json").read_text())["points"] == result["points"]
-    assert main([*command, "--intervals", "0.8:0.1", "--output", str(output)]) == 2
+    assert evaluate(*command, "--intervals", "0.8:0.1", "--output", str(output)) == 2
     assert "'0.8:0.1'" in capsys.readouterr().err
 
 
@@ -159,7 +163,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     command = ["compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
-    assert main(command) == 0
+    assert evaluate(*command) == 0
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     rows = {row["name"]: row for row in comparison["rows"]}
     assert {"PSNR (dB)", "gFD-efficientnet-lite0", "linear probe, latent", "isotropy of the latent"} <= set(rows)
@@ -184,27 +188,30 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     ):
         assert content in html
 
+    for stored in collect_results([tmp_path / "out"]):
+        assert stored.to_json() == json.loads(stored.path.read_text())
+
     measured = tmp_path / "out" / "first-one" / "probing" / "probing.json"
     before = measured.stat().st_mtime_ns
     (tmp_path / "out" / "second" / "latents" / "latents.json").unlink()
-    assert main(command) == 0
+    assert evaluate(*command) == 0
     assert measured.stat().st_mtime_ns == before
     assert (tmp_path / "out" / "second" / "latents" / "latents.json").is_file()
 
     folders = {"x": tmp_path / "out" / "first-one", "y": tmp_path / "out" / "second"}
     merged = [f"{name}={folder / 'reconstruction'}" for name, folder in folders.items()]
-    assert main(["compare", "--results", *merged, "--output", str(tmp_path / "merged")]) == 0
+    assert evaluate("compare", "--results", *merged, "--output", str(tmp_path / "merged")) == 0
     assert "paired" in (tmp_path / "merged" / "comparison.json").read_text()
 
     capsys.readouterr()
     # The first one has samples after 100 and after 200 steps: which are meant is not for us to choose.
     merged = [f"{name}={folder}" for name, folder in folders.items()]
-    assert main(["compare", "--results", *merged, "--output", str(tmp_path / "ambiguous")]) == 2
+    assert evaluate("compare", "--results", *merged, "--output", str(tmp_path / "ambiguous")) == 2
     assert "x has two results for gFD" in capsys.readouterr().err
 
     generated = tmp_path / "out" / "second" / "generation" / "100" / "results" / "generation.json"
     curves = ["--curve", "a", f"100={generated}", "--curve", "b", f"50={generated.parent}", f"100={generated}"]
-    assert main(["convergence", *curves, "--output", str(tmp_path / "curves")]) == 0
+    assert evaluate("convergence", *curves, "--output", str(tmp_path / "curves")) == 0
     assert "b reaches" in (output := capsys.readouterr().out) and "after 50 steps: 2.00x" in output
 
 
@@ -223,7 +230,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
 )
 def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):
     (tmp_path / "plan.yaml").write_text(content)
-    assert main(["compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert evaluate("compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -237,7 +244,7 @@ def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
 
     first, second = generation("few", 500), generation("many", 800)
     command = ["convergence", "--output", str(tmp_path / "out"), "--curve", "a"]
-    assert main([*command, f"10={first}", f"20={second}"]) == 2
+    assert evaluate(*command, f"10={first}", f"20={second}") == 2
     assert "samples 800 and 500" in capsys.readouterr().err
     for points, message in (
         (["10"], "not STEPS=PATH"),
@@ -245,5 +252,5 @@ def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
         ([f"10={tmp_path}"], "neither a generation.json nor a pipeline"),
         ([], "has no points"),
     ):
-        assert main([*command, *points]) == 2
+        assert evaluate(*command, *points) == 2
         assert message in capsys.readouterr().err

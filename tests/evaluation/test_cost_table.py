@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.metrics.activation_memory import peak_inference_bytes, saved_training_bytes
 from tcae_diffusers.metrics.latency import measure_latency
 from tcae_diffusers.metrics.model_cost import autoencoder_cost, transformer_cost
 from tcae_diffusers.models.named_models import build_named_autoencoder, build_transformer
+
+from .conftest import evaluate
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -71,17 +72,17 @@ def test_transformers_are_counted_by_name_and_from_a_folder(pipeline_folder, tmp
     assert ours.parameters == pytest.approx(stock.parameters, rel=0.1)
     command = ["cost", "tc-ae-xs-f8c32", "--height", "32", "--width", "32", "--latency", "--batch_size", "2"]
     command += ["--transformer", str(pipeline_folder), "--latent_shape", "4", "4", "4"]
-    assert main([*command, "--output", str(tmp_path / "cost.json")]) == 0
+    assert evaluate(*command, "--output", str(tmp_path / "cost.json")) == 0
     result = json.loads((tmp_path / "cost.json").read_text())
     assert result["transformers"][str(pipeline_folder)]["macs"] > 0
     latency = result["autoencoders"]["tc-ae-xs-f8c32"]["latency"]
     assert latency["encode_images_per_second"] == pytest.approx(2 / latency["encode_s"])
     assert {"command", "versions", "machine"} <= set(result)
-    assert main(["report", "--results", str(tmp_path / "cost.json"), "--output", str(tmp_path / "r.html")]) == 0
+    assert evaluate("report", "--results", str(tmp_path / "cost.json"), "--output", str(tmp_path / "r.html")) == 0
     assert "kept for training" in (tmp_path / "r.html").read_text()
-    assert main(["cost", "kl-f8", "--transformer", str(pipeline_folder)]) == 2
+    assert evaluate("cost", "kl-f8", "--transformer", str(pipeline_folder)) == 2
     assert "takes 4 channels, --latent_shape has 128" in capsys.readouterr().err
-    assert main(["cost", "kl-f8", "--transformer", "nothing"]) == 2
+    assert evaluate("cost", "kl-f8", "--transformer", "nothing") == 2
     assert "unknown transformer 'nothing'" in capsys.readouterr().err
 
 

@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from tcae_diffusers.data.images.folder import ImageFolderSource
 from tcae_diffusers.data.images.image_sets import open_image_set
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.generate import class_names_of, load_pipeline
-from tcae_diffusers.evaluation.commands.measured_samples import SamplingPlan
+from tcae_diffusers.evaluation.commands import measured_samples
+from tcae_diffusers.evaluation.commands.measured_samples import SamplingArguments, measure_pipeline
 from tcae_diffusers.evaluation.pictures.class_folders import class_folders
+from tcae_diffusers.evaluation.pictures.drawing import class_names_of, load_pipeline
 
-from .conftest import draw_images, write_folder
+from .conftest import draw_images, evaluate, write_folder
 
 PLAIN = ["circles", "Pepper,_bell___healthy", "tench, Tinca tinca", "food & drink", "été"]
 ODD = ["a/b", ".NET", "..", "", " x", "x.", "x" * 300, "\udcff", "con:", "back\\slash", "line\nbreak", "cat.png"]
@@ -25,7 +25,7 @@ NAMES = [*PLAIN, *ODD, *ALIKE]
 
 def generate(pipeline, output, *extra):
     arguments = ["generate", "--pipeline", str(pipeline), "--output", str(output), "--device", "cpu"]
-    return main([*arguments, "--num_inference_steps", "1", *map(str, extra)])
+    return evaluate(*arguments, "--num_inference_steps", "1", *map(str, extra))
 
 
 def class_folder_set(root, counts):
@@ -76,7 +76,7 @@ def test_generation_names_the_classes_that_were_drawn(oddly_named, tmp_path):
     assert generate(oddly_named, tmp_path / "set", "--num_images", 2 * len(NAMES)) == 0
     reference = class_folder_set(tmp_path / "real", {"b": 20, "c": 40})
     arguments = ["--samples", str(tmp_path / "set"), "--reference", str(reference), "--output", str(tmp_path / "out")]
-    assert main(["generation", *arguments, "--device", "cpu", "--no_feature_cache"]) == 0
+    assert evaluate("generation", *arguments, "--device", "cpu", "--no_feature_cache") == 0
     (entry,) = json.loads((tmp_path / "out" / "generation.json").read_text())["sets"]
     assert entry["classes"] == NAMES
     assert entry["grid_rows"] == NAMES[:16]
@@ -223,7 +223,7 @@ def test_an_interrupted_set_does_not_keep_an_old_manifest(pipeline_folder, drawn
     def interrupted(*_args, **_kwargs):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("tcae_diffusers.evaluation.commands.generate.draw", interrupted)
+    monkeypatch.setattr("tcae_diffusers.evaluation.pictures.drawing.draw", interrupted)
     assert draw_again(pipeline_folder, drawn) == 2
     assert not (drawn / "manifest.json").exists()
 
@@ -274,7 +274,10 @@ def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_fo
     assert "timestep_shift 0.0 must be above 0" in capsys.readouterr().err
 
 
-def test_plans_pass_the_shift_on():
-    assert "--timestep_shift" not in SamplingPlan("x").generate_arguments(1.0, None)
-    arguments = SamplingPlan("x", timestep_shift=2.5).generate_arguments(1.0, None)
-    assert arguments[arguments.index("--timestep_shift") + 1] == "2.5"
+def test_plans_pass_the_shift_on(monkeypatch, tmp_path):
+    passed = []
+    monkeypatch.setattr(measured_samples, "run_unless_done", lambda run, arguments, kind: passed.append(arguments))
+    for shift in (None, 2.5):
+        measure_pipeline("pipeline", tmp_path, "name", SamplingArguments(reference="x", timestep_shift=shift))
+    assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]
+    assert "timestep_shift" not in passed[0].sampling() and passed[2].sampling()["timestep_shift"] == 2.5

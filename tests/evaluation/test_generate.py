@@ -9,8 +9,9 @@ from PIL import Image
 from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages
 from tcae_diffusers.data.sample_labels import image_seed, label_sequence
-from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.generate import class_names_of, draw, load_pipeline
+from tcae_diffusers.evaluation.pictures.drawing import class_names_of, draw, load_pipeline
+
+from .conftest import evaluate
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.5}
 
@@ -22,7 +23,7 @@ def pipeline(pipeline_folder):
 
 def generate(pipeline_folder, output, *extra):
     arguments = ["generate", "--pipeline", str(pipeline_folder), "--output", str(output), "--num_images", "7"]
-    return main([*arguments, "--num_inference_steps", "2", "--device", "cpu", *map(str, extra)])
+    return evaluate(*arguments, "--num_inference_steps", "2", "--device", "cpu", *map(str, extra))
 
 
 def test_an_image_depends_on_its_index_and_not_on_its_batch(pipeline):

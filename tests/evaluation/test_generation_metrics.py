@@ -11,7 +11,6 @@ from torch_fidelity.registry import register_feature_extractor
 
 from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.metrics.feature_cache import features_of
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import FrechetStatistics
@@ -19,6 +18,8 @@ from tcae_diffusers.metrics.generation import evaluate_generation
 from tcae_diffusers.metrics.reference import Reference, open_reference
 from tcae_diffusers.metrics.set_measures import SampleFeatures
 from tcae_diffusers.metrics.set_measures.kernel_distance import kid
+
+from .conftest import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_compressed_and_plain_archives_are_read_alike(tmp_path, image_folder):
 def test_the_command_compares_several_sets(image_folder, other_folder, tmp_path):
     arguments = ["generation", "--samples", f"good={image_folder}", f"same={image_folder}", "--device", "cpu"]
     arguments += ["--reference", str(other_folder), "--feature_cache", str(tmp_path / "cache")]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert evaluate(*arguments, "--output", str(tmp_path / "out")) == 0
     result = json.loads((tmp_path / "out" / "generation.json").read_text())
     assert [entry["name"] for entry in result["sets"]] == ["good", "same"]
     assert result["sets"][0]["figures"][0]["value"] == result["sets"][1]["figures"][0]["value"]
@@ -199,7 +200,7 @@ def test_with_inception_all_figures_equal_torch_fidelity(inception_weights, make
         make_image_folder(tmp_path / name, seed, 10)
     arguments = ["generation", "--samples", str(tmp_path / "samples"), "--reference", str(tmp_path / "real")]
     arguments += ["--extractor", "inception", "--extractor_weights", str(inception_weights), "--no_feature_cache"]
-    assert main([*arguments, "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
+    assert evaluate(*arguments, "--device", "cpu", "--output", str(tmp_path / "out")) == 0
     result = json.loads((tmp_path / "out" / "generation.json").read_text())
     figures = {figure["name"]: figure["value"] for figure in result["sets"][0]["figures"]}
     theirs = torch_fidelity.calculate_metrics(

@@ -9,7 +9,6 @@ import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
 from tcae_diffusers.data.images.image_sets import open_data_source
-from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.metrics.component_colours import component_colours, feature_maps
 from tcae_diffusers.metrics.frechet import FrechetStatistics
 from tcae_diffusers.metrics.latent_diagnostics import evaluate_latents
@@ -22,6 +21,8 @@ from tcae_diffusers.metrics.linear_probe import (
     standardise,
     structure_loss,
 )
+
+from .conftest import evaluate
 
 
 def clusters(seed, count, distance, dimensions=16, classes=4):
@@ -167,12 +168,12 @@ def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_pa
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     common = ["--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
     data = ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "2"]
-    assert main(["probing", *common, *data]) == 0
+    assert evaluate("probing", *common, *data) == 0
     probing = json.loads((tmp_path / "probing.json").read_text())
     names = [figure["name"] for figure in probing["figures"]]
     assert {"linear probe, tokens", "linear probe, latent", "structure loss 1 - A2/A1"} <= set(names)
     assert len(probing["pictures"]["latent"]["points"]) == 30
-    assert main(["latents", *common, "--data", str(image_folder), "--extractor", "none"]) == 0
+    assert evaluate("latents", *common, "--data", str(image_folder), "--extractor", "none") == 0
     latents = json.loads((tmp_path / "latents.json").read_text())
     assert latents["channels"]["channels"] == 4
     assert latents["figures"][0]["value"] == latents["channels"]["effective_rank"]
@@ -190,10 +191,10 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
     ).save_pretrained(tmp_path / "vae")
     arguments = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
     arguments += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--token_module"]
-    assert main([*arguments, "encoder.mid_block"]) == 0
-    assert main([*arguments, "encoder.nothing"]) == 2
+    assert evaluate(*arguments, "encoder.mid_block") == 0
+    assert evaluate(*arguments, "encoder.nothing") == 2
     assert "has no module 'encoder.nothing'" in capsys.readouterr().err
-    assert main([*arguments, "decoder.mid_block"]) == 2
+    assert evaluate(*arguments, "decoder.mid_block") == 2
     assert "did not run while encoding" in capsys.readouterr().err
 
 
@@ -233,11 +234,11 @@ def test_tsne_is_an_option_that_says_what_it_needs(monkeypatch, tiny_autoencoder
     command = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
     command += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--tsne"]
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    assert main(command) == 2
+    assert evaluate(*command) == 2
     assert "--tsne needs scikit-learn" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "sklearn.manifold")
     pytest.importorskip("sklearn")
-    assert main(command) == 0
+    assert evaluate(*command) == 0
     picture = json.loads((tmp_path / "probing.json").read_text())["pictures"]["latent"]
     assert np.isfinite(picture["tsne"]).all()
     assert len(picture["tsne"]) == 30

@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.metrics.figure import Estimate
 from tcae_diffusers.metrics.image_measures import IMAGE_MEASURES, ImageMeasure
 from tcae_diffusers.metrics.set_measures import SET_MEASURES, SetMeasure
+
+from .conftest import evaluate
 
 
 class LargestError(ImageMeasure):
@@ -43,9 +44,9 @@ def test_new_measures_reach_results_and_report(registered, tiny_autoencoder, ima
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     common = ["--device", "cpu", "--output", str(tmp_path / "out")]
     reconstruction = ["--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder), "--extractor", "none"]
-    assert main(["reconstruction", *reconstruction, *common]) == 0
+    assert evaluate("reconstruction", *reconstruction, *common) == 0
     samples = ["--samples", str(image_folder), "--reference", str(other_folder), "--no_feature_cache"]
-    assert main(["generation", *samples, *common]) == 0
+    assert evaluate("generation", *samples, *common) == 0
 
     results = {
         kind: json.loads((tmp_path / "out" / f"{kind}.json").read_text()) for kind in ("reconstruction", "generation")
@@ -59,7 +60,7 @@ def test_new_measures_reach_results_and_report(registered, tiny_autoencoder, ima
     assert gap["name"] == "mean gap-efficientnet-lite0"
     assert gap["value"] > 0 and gap["floor"]["value"] > 0
 
-    assert main(["report", "--results", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")]) == 0
+    assert evaluate("report", "--results", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")) == 0
     table = (tmp_path / "report.html").read_text().split("All figures")[1]
     assert "largest error of 32x32 ↓" in table
     assert "mean gap-efficientnet-lite0 ↓" in table

@@ -10,8 +10,7 @@ import torch
 from accelerate import PartialState
 
 from tcae_diffusers.data.images.image_sets import open_data_source
-from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.reconstruction import spread_indices
+from tcae_diffusers.evaluation.pictures.chosen_images import spread_indices
 from tcae_diffusers.metrics.confidence import jackknife_interval, random_groups
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance_of_features
@@ -19,6 +18,8 @@ from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.models.adapters import encode_to_latent, spatial_ratio
 from tcae_diffusers.models.fingerprint import model_fingerprint
+
+from .conftest import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_the_command_writes_figures_counts_hashes_and_pictures(tiny_autoencoder,
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     output = tmp_path / "out"
     arguments = ["--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder), "--output", str(output)]
-    assert main(["reconstruction", *arguments, "--extractor", "none", "--device", "cpu"]) == 0
+    assert evaluate("reconstruction", *arguments, "--extractor", "none", "--device", "cpu") == 0
     result = json.loads((output / "reconstruction.json").read_text())
     assert result["data"]["images"] == 30
     assert result["figures"][0]["samples"] == 30
@@ -149,7 +150,7 @@ def test_lpips_equals_the_package_per_image_and_is_named_when_missing(
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     arguments = ["reconstruction", "--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder)]
     arguments += ["--extractor", "none", "--device", "cpu", "--output", str(tmp_path / "out"), "--lpips", "squeeze"]
-    assert main([*arguments, "--lpips_weights", str(tmp_path / "squeeze.pth"), "--max_images", "5"]) == 0
+    assert evaluate(*arguments, "--lpips_weights", str(tmp_path / "squeeze.pth"), "--max_images", "5") == 0
     result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
     figure = next(figure for figure in result["figures"] if figure["name"] == "LPIPS-SQUEEZE")
 
@@ -163,7 +164,7 @@ def test_lpips_equals_the_package_per_image_and_is_named_when_missing(
         expected = theirs(output / 127.5 - 1, pixels / 127.5 - 1).mean().item()
     assert figure["value"] == pytest.approx(expected, rel=1e-4)
     assert figure["better"] == "lower"
-    assert main([*arguments, "--lpips_weights", str(tmp_path / "nowhere.pth")]) == 2
+    assert evaluate(*arguments, "--lpips_weights", str(tmp_path / "nowhere.pth")) == 2
     assert "nowhere.pth" in capsys.readouterr().err
 
 
@@ -171,7 +172,7 @@ def test_tiles_are_used_where_the_model_has_them(tiny_autoencoder, image_folder,
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     arguments = ["reconstruction", "--autoencoder", str(tmp_path / "vae"), "--data", str(image_folder), "--tiling"]
     arguments += ["--extractor", "none", "--device", "cpu", "--max_images", "3", "--output", str(tmp_path / "out")]
-    assert main(arguments) == 0
+    assert evaluate(*arguments) == 0
     assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["settings"]["tiling"] is True
 
 

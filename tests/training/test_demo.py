@@ -1,7 +1,7 @@
 """The demo's plan: commands that exist, in an order that works, resumed where they stopped. The run is `make demo`."""
 
-import argparse
 import importlib
+from typing import get_type_hints
 
 import pytest
 
@@ -21,9 +21,7 @@ def test_every_command_of_the_demo_is_understood_by_its_program(tmp_path):
             parse_arguments(ARGUMENTS[stage.module], stage.arguments)
         else:
             command = importlib.import_module(f"tcae_diffusers.{stage.module}.commands.{stage.arguments[0]}")
-            parser = argparse.ArgumentParser()
-            command.add_arguments(parser)
-            parser.parse_args(stage.arguments[1:])
+            parse_arguments(get_type_hints(command.run)["arguments"], stage.arguments[1:])
 
 
 def test_minutes_scale_the_training_steps_and_nothing_else(tmp_path):

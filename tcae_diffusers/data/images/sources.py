@@ -5,12 +5,9 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from ...existing_paths import split_before_path
 from .decoding import BrokenImageError
 
-__all__ = ["BrokenImageError", "ImageSource", "build_image_source", "scheme_of"]
-
-SCHEMES = ("openmoji", "datasets", "webdataset")
+__all__ = ["BrokenImageError", "ImageSource", "build_image_source"]
 
 
 @runtime_checkable
@@ -40,12 +37,6 @@ class ImageSource(Protocol):
         ...
 
 
-def scheme_of(spec: str | os.PathLike) -> str | None:
-    """Which of [`SCHEMES`] names the source; `None` for a path, and for a path that exists whatever its name."""
-    scheme, _ = split_before_path(os.fspath(spec), ":")
-    return scheme if scheme in SCHEMES else None
-
-
 def build_image_source(
     spec: str | os.PathLike, resolution: int | None = None, cache_dir: str | os.PathLike | None = None
 ) -> ImageSource:
@@ -70,13 +61,13 @@ def build_image_source(
         ImportError: `openmoji:` without the `demo` extra.
     """
     spec = os.fspath(spec)
-    scheme, rest = scheme_of(spec), spec.partition(":")[2]
+    scheme, separator, rest = spec.partition(":")
     # Imports are local so that OpenMoji's extra and `datasets` load only for those who ask for them.
-    if scheme == "openmoji":
+    if separator and scheme == "openmoji":
         from .openmoji import OpenMojiSource
 
         return OpenMojiSource(rest, resolution=64 if resolution is None else resolution, cache_dir=cache_dir)
-    if scheme is not None:
+    if separator and scheme in ("datasets", "webdataset"):
         from .hf_datasets import HuggingFaceDatasetSource
 
         if scheme == "webdataset":

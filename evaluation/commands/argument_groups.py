@@ -1,0 +1,116 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from tcae_diffusers.arguments import option
+from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, ImageSet, open_data_source
+from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
+from tcae_diffusers.models.adapters import image_size
+
+from ..results.resumption import MeasuringArguments
+
+
+@dataclass
+class MachineArguments(MeasuringArguments):
+    """Where and how fast."""
+
+    group: ClassVar[str] = "Speed and memory"
+
+    batch_size: int = option(32, "Images in one forward pass; figures do not depend on it.")
+    device: str | None = option(
+        None, "Device to run on, such as cpu or cuda; the one that accelerate finds if unset.", metavar="DEVICE"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+
+    def process_state(self) -> PartialState:
+        """The ranks of this process, on the CPU if that is the device."""
+        return PartialState(cpu=self.device == "cpu")
+
+    def chosen_device(self) -> str | torch.device:
+        """Where to run."""
+        return self.device or self.process_state().device
+
+
+@dataclass
+class AutoencoderArguments(MachineArguments):
+    """What is measured."""
+
+    group: ClassVar[str] = "Autoencoder"
+
+    autoencoder: str = option(
+        MISSING,
+        "Any autoencoder of diffusers: a saved folder, a pipeline folder, or a Hub name.",
+        metavar="PATH",
+    )
+
+
+@dataclass
+class ImageArguments(AutoencoderArguments):
+    """What it is measured on."""
+
+    group: ClassVar[str] = "Images"
+
+    data: str = option(
+        MISSING,
+        "Images to encode: openmoji:SPLIT, datasets:NAME[:SPLIT], or a folder of root/class/img.png.",
+        metavar="SOURCE",
+    )
+    resolution: int | None = option(
+        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
+    )
+    max_images: int | None = option(
+        None, "Number of images to use, evenly spaced in the source; all of them if unset.", metavar="IMAGES"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("max_images", self.max_images is None or self.max_images >= 2, "at least 2")
+
+    def open_images(self, model: nn.Module) -> ImageSet:
+        """The images, of the size that the model is made for unless another was asked for."""
+        images: ImageSet = open_data_source(self.data, self.resolution or image_size(model))
+        if self.max_images and self.max_images < len(images):
+            images = EvenlySpacedImages(images, self.max_images)
+        return images
+
+
+@dataclass
+class FeatureNetworkArguments(MachineArguments):
+    """In which features distances are measured."""
+
+    group: ClassVar[str] = "Feature network"
+
+    extractor: str = option(
+        EFFICIENTNET_LITE0,
+        "Feature network of the Fréchet distance and the like; only inception gives an FID.",
+        choices=tuple(EXTRACTORS),
+    )
+    extractor_weights: Path | None = option(
+        None, "Weights of the feature network; installed or downloaded ones if unset."
+    )
+
+    def feature_network(self) -> FeatureNetwork | None:
+        """The network; `None` for `--extractor none`, where a command has that choice."""
+        if self.extractor == "none":
+            return None
+        return FeatureNetwork(self.extractor, self.extractor_weights, self.chosen_device())
+
+
+@dataclass
+class FeatureCacheArguments(FeatureNetworkArguments):
+    """Whether computed features are kept."""
+
+    feature_cache: Path | None = option(
+        None, "Folder in which computed features are kept; the package's cache folder if unset.", metavar="FOLDER"
+    )

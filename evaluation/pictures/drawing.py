@@ -1,0 +1,153 @@
+"""
+Draws images from class-conditional pipelines.
+
+Image `i` depends on (pipeline, seed, i, sampling settings) only: it has its own generator, so batch size, number of
+ranks and interruptions change nothing (beyond the float rounding of batched matrix products, which can move a pixel by
+one level).
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from tcae_diffusers.data.distributed import rank_range
+from tcae_diffusers.data.images.image_sets import SourceImages
+from tcae_diffusers.data.sample_labels import image_seed
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.pipelines.class_names import ClassNames
+
+from .sample_store import SampleStore
+
+
+def load_pipeline(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
+    """Loads a class-conditional pipeline (TCDiTPipeline or diffusers' DiTPipeline) from a folder or the Hub.
+
+    Raises:
+        InputError: If there is no pipeline, or it does not take `class_labels`.
+    """
+    from diffusers import DiffusionPipeline
+
+    import tcae_diffusers  # noqa: F401  registers the classes of this package
+
+    if (Path(path).exists() or str(path).startswith((".", "/"))) and not (Path(path) / "model_index.json").is_file():
+        raise InputError(f"no pipeline at {path}: {Path(path) / 'model_index.json'} does not exist")
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(str(path), **({"dtype": dtype} if dtype else {}))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the pipeline {path}: {error}") from error
+    if "class_labels" not in inspect.signature(pipeline.__call__).parameters:
+        raise InputError(
+            f"{type(pipeline).__name__} at {path} takes no class_labels; expected a class-conditional pipeline"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def class_names_of(pipeline) -> list[str]:
+    """Class names in the order of their ids, synonyms included; the id itself where a class has no name."""
+    id2label = getattr(pipeline, "id2label", None)
+    if id2label is None:
+        # diffusers' DiTPipeline keeps single synonyms only, and not even those that two classes have.
+        id2label = pipeline.load_config(pipeline.name_or_path).get("id2label") or {}
+    names = {int(class_id): str(name) for class_id, name in id2label.items()}
+    count = (
+        getattr(pipeline, "num_classes", None) or pipeline.transformer.config.get("num_embeds_ada_norm") or len(names)
+    )
+    return [names.get(index, str(index)) for index in range(count)]
+
+
+def class_counts_by_name(data: SourceImages, class_names: list[str]) -> list[int]:
+    """
+    How many images of each of `class_names` there are in `data`, by name; 0 for a class that it does not have.
+
+    Raises:
+        InputError: If `data` has a class that is none of `class_names`, or may be several of them.
+    """
+    counts = data.class_counts()
+    if data.classes == class_names:
+        return counts
+    names = ClassNames(dict(enumerate(class_names)))
+    found = [names.ids_of(name) for name in data.classes]
+    for name, labels in zip(data.classes, found, strict=True):
+        if len(labels) != 1 or found.count(labels) > 1:
+            problem = "none of" if not labels else "several of" if len(labels) > 1 else "no class of its own among"
+            few = ", ".join([*map(repr, class_names[:5]), *(["..."] if len(class_names) > 5 else [])])
+            raise InputError(
+                f"--labels {data.name} has the class {name!r}, which stands for {problem} the {len(class_names)} "
+                f"classes that are drawn ({few}); classes are matched by name"
+            )
+    by_label = dict(zip((label for (label,) in found), counts, strict=True))
+    return [by_label.get(label, 0) for label in range(len(class_names))]
+
+
+def reset_transformer(pipeline, seed: int) -> None:
+    """Replaces the transformer's weights by fresh random ones: the baseline that shows what training gave."""
+    parameter = next(pipeline.transformer.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(pipeline.transformer).from_config(pipeline.transformer.config)
+    pipeline.transformer.load_state_dict(fresh.to(parameter).state_dict())
+
+
+def draw(pipeline, labels: list[int], indices: list[int], seed: int, **sampling: Any) -> np.ndarray:
+    """Draws the images of `indices`: uint8 `(len(indices), H, W, 3)`.
+
+    Args:
+        pipeline: A class-conditional pipeline.
+        labels: Class of every image of the set; image `i` gets `labels[i]` and the generator of `image_seed(seed, i)`.
+        sampling: `guidance_scale`, `num_inference_steps`, `guidance_interval`, `timestep_shift`.
+
+    Raises:
+        InputError: If the pipeline does not take one of them, or draws NaN or infinity.
+    """
+    # CPU generators give the same noise on every device.
+    generators = [torch.Generator("cpu").manual_seed(image_seed(seed, index)) for index in indices]
+    known = inspect.signature(pipeline.__call__).parameters
+    unknown = [name for name in sampling if name not in known]
+    if unknown:
+        raise InputError(f"{type(pipeline).__name__} does not take {', '.join(unknown)}")
+    output = pipeline(
+        class_labels=[labels[index] for index in indices], generator=generators, output_type="np", **sampling
+    )
+    images = np.asarray(output.images)
+    if not np.isfinite(images).all():
+        raise InputError("the pipeline drew NaN or infinity; train longer, lower the guidance scale or use float32")
+    return (images * 255.0).round().clip(0, 255).astype(np.uint8)
+
+
+def generate(
+    pipeline, store: SampleStore, seed: int, batch_size: int = 32, progress: bool = True, **sampling: Any
+) -> None:
+    """Draws every image of `store` that is not there yet; each rank its own range."""
+    state = PartialState()
+    indices = rank_range(len(store.labels), state.process_index, state.num_processes)
+    missing = store.missing(indices)
+    hidden, done = not (progress and state.is_main_process), len(indices) - len(missing)
+    with tqdm(total=len(indices), initial=done, desc="generate", unit="image", disable=hidden) as bar:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            for index, pixels in zip(batch, draw(pipeline, store.labels, batch, seed, **sampling), strict=True):
+                store.write(index, pixels)
+            bar.update(len(batch))
+    state.wait_for_everyone()
+
+
+def class_mean_images(images: SourceImages) -> np.ndarray:
+    """Pixelwise mean of each class: uint8 `(classes, H, W, 3)`. One pass, one image in memory."""
+    height, width = images[0].shape[:2]
+    total = np.zeros((len(images.classes), height, width, 3))
+    counts = np.zeros(len(images.classes), dtype=np.int64)
+    for index in range(len(images)):
+        pixels, label = images.labelled(index)
+        total[label] += pixels
+        counts[label] += 1
+    if (counts == 0).any():
+        raise InputError(f"{images.name}: class {images.classes[int(np.argmin(counts))]!r} has no images")
+    return (total / counts[:, None, None, None]).round().astype(np.uint8)

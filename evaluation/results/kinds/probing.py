@@ -1,0 +1,47 @@
+"""What the tokens and the latent of an autoencoder know about the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...report.charts import scatter_chart
+from ..figure_text import describe_figure
+from .autoencoder import AutoencoderResult
+
+_PICTURED = ("tokens", "latent")
+
+
+@dataclass(kw_only=True)
+class ProbingResult(AutoencoderResult):
+    """Result of `probing`.
+
+    Args:
+        pictures, labels, classes: See [`ProbingFigures`].
+    """
+
+    kind: ClassVar[str] = "probing"
+    template: ClassVar[str] = "probing.html"
+
+    pictures: dict[str, dict[str, Any]]
+    labels: list[int]
+    classes: list[str]
+
+    def describe(self) -> list[str]:
+        lines = []
+        for figure in self.figures:
+            rate = figure.details.get("learning_rate")
+            lines.append(describe_figure(figure) + (f", learning rate {rate:g}" if rate else ""))
+        return lines
+
+    def shown(self) -> dict[str, Any]:
+        pictured = {name: picture for name, picture in self.pictures.items() if name in _PICTURED}
+
+        def charts(points: str) -> dict[str, str]:
+            return {
+                name: scatter_chart(picture[points], self.labels, self.classes)
+                for name, picture in pictured.items()
+                if points in picture
+            }
+
+        return {"charts": charts("points"), "neighbour_charts": charts("tsne")}

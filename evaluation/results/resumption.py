@@ -1,0 +1,104 @@
+"""
+Runs a command inside a larger one, unless its result is there already.
+
+A result is what was wanted if it was measured with the same arguments on the same content: it records both. Content is
+what files hold, not what they are called or dated, and links are followed; the hashes are remembered by the state of
+each file ([`content_fingerprint`]), so asking again is cheap. A Hub name stands for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from accelerate import PartialState
+
+from tcae_diffusers.arguments import Arguments
+from tcae_diffusers.data.distributed import gather_in_rank_order
+from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
+from tcae_diffusers.data.images.image_sets import open_data_source, open_image_set
+from tcae_diffusers.files import sha256_of_file
+from tcae_diffusers.metrics.reference import open_reference_content
+
+from .reading import read_result
+from .result import Result
+
+ResultType = TypeVar("ResultType", bound=Result)
+
+
+@dataclass
+class MeasuringArguments(Arguments):
+    """
+    Arguments of a command that stores a result in `output`.
+
+    Attributes:
+        content (`Mapping[str, Callable]`): The arguments that name models or data, each with the function that gives
+            a fingerprint of what is there.
+    """
+
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+
+    def inputs(self) -> dict[str, Any]:
+        """What decides the result, JSON-ready: every argument but `output`, and the content that they name."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "output"}
+        content = {name: of(given[name]) for name, of in self.content.items() if given[name] is not None}
+        return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
+
+
+def folder_content(path: str | Path) -> str:
+    """Of a saved model or pipeline: a hash of all its files but hidden ones; a Hub name stands for itself."""
+    root = Path(path)
+    if root.is_file():
+        return sha256_of_file(root)
+    if not root.is_dir():
+        return str(path)
+    walk = os.walk(root, followlinks=True)
+    files = [Path(folder, name).relative_to(root) for folder, _, names in walk for name in names]
+    visible = [str(file) for file in files if not any(part.startswith(".") for part in file.parts)]
+    return content_fingerprint(root, sorted(visible))
+
+
+def source_content(spec: str) -> str:
+    """Of a data source."""
+    return open_data_source(spec).fingerprint
+
+
+def reference_content(spec: str) -> str:
+    """Of real images to compare with, or of an archive that may hold statistics of them."""
+    if spec.endswith(".npz"):
+        return sha256_of_file(spec)
+    images, _ = open_reference_content(spec)
+    return images.fingerprint
+
+
+def sample_sets_content(paths: list[str]) -> str:
+    """Of sets of generated images, `NAME=PATH` each."""
+    return " ".join(open_image_set(path.partition("=")[2] or path).fingerprint for path in paths)
+
+
+def run_unless_done(
+    run: Callable[[Any], ResultType], arguments: MeasuringArguments, kind: type[ResultType]
+) -> ResultType:
+    """
+    The result of `run(arguments)`, read from `arguments.output` if it is there, else measured and stored there.
+
+    Raises:
+        InputError: As `run` does, or if data that the arguments name cannot be read.
+    """
+    state = PartialState()
+    inputs = arguments.inputs()
+    path = kind.path_in(arguments.output)
+    stored = read_result(path, kind) if path.is_file() else None
+    # All ranks do the same, whatever each of them sees of a shared file system.
+    if all(gather_in_rank_order(stored is not None and stored.inputs == inputs, state)):
+        return stored
+    result = run(arguments)
+    result.inputs, result.path = inputs, path
+    if state.is_main_process:
+        result.save(arguments.output)
+    state.wait_for_everyone()
+    return result
