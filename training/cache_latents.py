@@ -32,12 +32,7 @@ from tcae_diffusers.data.latents.format import LatentCacheError
 from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.models import AutoencoderTC
-from tcae_diffusers.models.adapters import (
-    check_image_size,
-    encode_to_latent,
-    image_size,
-    load_autoencoder,
-)
+from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
@@ -108,11 +103,11 @@ def without_statistics(model: torch.nn.Module) -> torch.nn.Module:
 def encode_views(model: torch.nn.Module, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
     """Raw latents `(B, C, h, w)` by name of view, of uint8 images `(B, 1 + passes, 3, H, W)` on the model's device."""
     plain, *augmented = (view.float().div_(127.5).sub_(1.0) for view in images.unbind(1))
-    latents = {"latents": encode_to_latent(model, plain)}
+    latents = {"latents": adapt(model).encode(plain)}
     if arguments.flip:
-        latents["latents_flip"] = encode_to_latent(model, plain.flip(-1))
+        latents["latents_flip"] = adapt(model).encode(plain.flip(-1))
     for name, view in zip(arguments.augmented_views, augmented, strict=True):
-        latents[name] = encode_to_latent(model, view)
+        latents[name] = adapt(model).encode(view)
     return latents
 
 
@@ -216,7 +211,7 @@ def open_writer(
     """The writer of this job. Everything that changes a latent is part of its description."""
     example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
     with torch.no_grad():
-        latent_shape = tuple(encode_to_latent(model, example).shape[1:])
+        latent_shape = tuple(adapt(model).encode(example).shape[1:])
     transform = {"resolution": arguments.resolution, "crop": "center", "data": arguments.data}
     if arguments.augmented_passes:
         transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
@@ -259,11 +254,11 @@ def cache_latents(arguments: CacheArguments) -> None:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
     model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))
-    arguments.resolution = arguments.resolution or image_size(model)
+    arguments.resolution = arguments.resolution or adapt(model).image_size
     if not isinstance(arguments.resolution, int):
         raise ValueError(f"--resolution is missing, and {type(model).__name__} does not name a sample_size.")
     arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
-    check_image_size(model, arguments.resolution, arguments.resolution)
+    adapt(model).check_image_size(arguments.resolution, arguments.resolution)
     statistics_folder = tokenizer_folder(arguments, model) if arguments.write_statistics else None
     source = build_image_source(arguments.data, resolution=arguments.data_resolution)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tcae_diffusers.arguments import option
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.metrics.probing import evaluate_probing
-from tcae_diffusers.models.adapters import image_size, load_autoencoder
+from tcae_diffusers.models.adapters import adapt, load_autoencoder
 
 from ..results.kinds.autoencoder import describe_autoencoder, describe_images
 from ..results.kinds.probing import ProbingResult
@@ -65,7 +65,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     """
     state = arguments.process_state()
     model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
-    resolution = arguments.resolution or image_size(model)
+    resolution = arguments.resolution or adapt(model).image_size
     train, test = (open_data_source(spec, resolution) for spec in (arguments.train, arguments.test))
     found = evaluate_probing(
         model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..models.adapters import encode_to_latent
+from ..models.adapters import adapt
 from ..models.autoencoder_tc import tokens_to_map
 
 
@@ -22,12 +22,14 @@ def feature_maps(
         latent (`torch.Tensor`, *optional*): Of these images, where it is known already.
     """
     maps: dict[str, torch.Tensor] = {}
-    if hasattr(model, "forward_features"):
-        features = model.forward_features(images)
-        if model.config.staged_compression:
+    adapter = adapt(model)
+    encoder = adapter.token_encoder()
+    if encoder is not None:
+        features = encoder(images)
+        if features.first_stage is not None and features.first_stage_grid != features.last_grid:
             maps["first-stage tokens"] = tokens_to_map(features.first_stage, tuple(features.first_stage_grid))
         maps["last tokens"] = tokens_to_map(features.last, tuple(features.last_grid))
-    maps["latent"] = encode_to_latent(model, images) if latent is None else latent
+    maps["latent"] = adapter.encode(images) if latent is None else latent
     return {name: values.float().cpu() for name, values in maps.items()}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..data.images.image_sets import ImageSet, uint8_batches
 from ..data.images.pixel_range import to_signed
-from ..models.adapters import encode_to_latent, spatial_ratio
+from ..models.adapters import adapt
 
 
 def latent_motions(ratio: int) -> dict[str, tuple[Any, Any]]:
@@ -42,12 +42,12 @@ def equivariance(model: nn.Module, images: ImageSet, batch_size: int = 32, noise
         images whose latent finds its own pair among all others.
     """
     parameter = next(model.parameters())
-    motions = latent_motions(spatial_ratio(model))
+    motions = latent_motions(adapt(model).spatial_ratio)
     generator = torch.Generator().manual_seed(0)
     pairs: dict[str, tuple[list, list]] = {name: ([], []) for name in [*motions, f"pixel noise {noise}"]}
 
     def encode(pixels):
-        latent = encode_to_latent(model, pixels.to(parameter.device, parameter.dtype))
+        latent = adapt(model).encode(pixels.to(parameter.device, parameter.dtype))
         return latent.float().cpu()
 
     for batch in uint8_batches(images, batch_size):

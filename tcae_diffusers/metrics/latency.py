@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from ..models.adapters import decode_latent, encode_to_latent
+from ..models.adapters import adapt
 
 
 def measure_latency(
@@ -39,8 +39,8 @@ def measure_latency(
 
     with torch.inference_mode():
         for _ in range(repeats + 1):
-            latent = timed("encode_s", encode_to_latent, model, images)
-            timed("decode_s", decode_latent, model, latent)
+            latent = timed("encode_s", adapt(model).encode, images)
+            timed("decode_s", adapt(model).decode, latent)
     result = {name: statistics.median(values[1:]) for name, values in times.items()}
     for part in ("encode", "decode"):
         result[f"{part}_images_per_second"] = batch_size / result[f"{part}_s"]

@@ -20,7 +20,7 @@ from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import EvenlySpacedImages, ImageSet, uint8_batches
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
-from ..models.adapters import check_image_size, encode_to_latent
+from ..models.adapters import adapt
 from .equivariance import equivariance
 from .features import FeatureNetwork
 from .figure import Figure
@@ -72,7 +72,7 @@ def evaluate_latents(
     """
     if len(images) < 2:
         raise InputError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
-    check_image_size(model, *images[0].shape[:2])
+    adapt(model).check_image_size(*images[0].shape[:2])
     channels = channel_figures(latent_moments(model, images, batch_size, progress))
     std = torch.tensor(channels["channel_std"])
     noise = noise_curve(model, images, std, noise_levels, network, batch_size, seed, progress)
@@ -91,7 +91,7 @@ def latent_moments(
     moments: FrechetStatistics | None = None
     with tqdm(total=len(indices), desc="latent statistics", unit="image", disable=hidden) as bar:
         for batch in uint8_batches(images, batch_size, indices):
-            latent = encode_to_latent(model, to_signed(batch, parameter.device).to(parameter.dtype))
+            latent = adapt(model).encode(to_signed(batch, parameter.device).to(parameter.dtype))
             moments = moments or FrechetStatistics(latent.shape[1])
             moments.update(latent.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy())
             bar.update(len(batch))

@@ -15,7 +15,7 @@ from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import ImageSet, uint8_batches
 from ..data.images.pixel_range import from_signed, to_signed
 from ..data.sample_labels import image_seed
-from ..models.adapters import decode_latent, encode_to_latent
+from ..models.adapters import adapt
 from .features import FeatureNetwork
 from .grouped_moments import StreamedFrechet
 from .image_measures.psnr import psnr
@@ -57,13 +57,13 @@ def noise_curve(
             chosen = indices[start : start + batch_size]
             (originals,) = uint8_batches(images, batch_size, chosen)
             originals = originals.to(parameter.device)
-            latent = encode_to_latent(model, to_signed(originals).to(parameter.dtype))
+            latent = adapt(model).encode(to_signed(originals).to(parameter.dtype))
             generators = [torch.Generator().manual_seed(image_seed(seed, index)) for index in chosen]
             noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in generators])
             noise = (noise * channel_std.view(-1, 1, 1)).to(latent)
             features = network(originals)["features"].numpy() if network else None
             for level_index, level in enumerate(noise_levels):
-                output = from_signed(decode_latent(model, latent + level * noise))
+                output = from_signed(adapt(model).decode(latent + level * noise))
                 totals[level_index] += psnr(originals, output).sum().item()
                 if network:
                     streams[level_index].update(features, network(output)["features"].numpy(), chosen)

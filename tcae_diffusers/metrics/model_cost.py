@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..models.adapters import check_image_size, decode_latent, encode_to_latent
+from ..models.adapters import adapt
 from .activation_memory import peak_inference_bytes, saved_training_bytes
 from .mac_counter import count_macs
 
@@ -63,17 +63,17 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
     Raises:
         InputError: If the size does not fit the compression ratio.
     """
-    check_image_size(model, height, width)
+    adapt(model).check_image_size(height, width)
     twin = on_meta_device(model)
     dtype = next(twin.parameters()).dtype
     images = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
     with torch.no_grad():
-        latent = encode_to_latent(twin, images)
-    encode = count_macs(encode_to_latent, twin, images)
-    decode = count_macs(decode_latent, twin, latent)
+        latent = adapt(twin).encode(images)
+    encode = count_macs(adapt(twin).encode, images)
+    decode = count_macs(adapt(twin).decode, latent)
 
     def both(pixels):
-        return decode_latent(twin, encode_to_latent(twin, pixels))
+        return adapt(twin).decode(adapt(twin).encode(pixels))
 
     return AutoencoderCost(
         height=height,
@@ -84,8 +84,8 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
         decode_by_operator=decode.by_operator,
         parameters=sum(parameter.numel() for parameter in twin.parameters()),
         latent_shape=tuple(latent.shape[1:]),
-        encode_peak_bytes=peak_inference_bytes(twin, lambda x: encode_to_latent(twin, x), images),
-        decode_peak_bytes=peak_inference_bytes(twin, lambda z: decode_latent(twin, z), latent),
+        encode_peak_bytes=peak_inference_bytes(twin, lambda x: adapt(twin).encode(x), images),
+        decode_peak_bytes=peak_inference_bytes(twin, lambda z: adapt(twin).decode(z), latent),
         saved_training_bytes=saved_training_bytes(twin, both, images),
     )
 

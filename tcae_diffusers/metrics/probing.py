@@ -22,7 +22,7 @@ from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import SourceImages
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
-from ..models.adapters import check_image_size, encode_to_latent
+from ..models.adapters import adapt
 from .figure import Baseline, Figure
 from .linear_probe import ProbeResult, linear_probe, nearest_neighbours, standardise, structure_loss
 
@@ -46,15 +46,18 @@ def representations(
 
     Args:
         model: Any diffusers autoencoder. pixels: `(B, 3, H, W)` in [-1, 1].
-        token_module: Name of the submodule whose output counts as tokens, for models other than AutoencoderTC.
+        token_module: Name of the submodule whose output counts as tokens, for classes whose adapter names none.
     """
     found: dict[str, torch.Tensor] = {}
-    if token_module is None and hasattr(model, "forward_features"):
-        features = model.forward_features(pixels)
-        found["first stage"] = pool_positions(features.first_stage)
+    adapter = adapt(model)
+    encoder = adapter.token_encoder()
+    if token_module is None and encoder is not None:
+        features = encoder(pixels)
+        if features.first_stage is not None:
+            found["first stage"] = pool_positions(features.first_stage)
         found[TOKENS] = pool_positions(features.last)
         found["class token"] = features.class_token
-        found[LATENT] = pool_positions(features.latent)
+        found[LATENT] = pool_positions(adapter.training_latent(features.latent)[0])
     else:
         handle = None
         if token_module is not None:
@@ -69,7 +72,7 @@ def representations(
 
             handle = submodule.register_forward_hook(keep)
         try:
-            found[LATENT] = pool_positions(encode_to_latent(model, pixels))
+            found[LATENT] = pool_positions(adapt(model).encode(pixels))
         finally:
             if handle is not None:
                 handle.remove()
@@ -173,7 +176,7 @@ def evaluate_probing(
     """
     if train.classes != test.classes:
         raise InputError(f"{train.name} and {test.name} have different classes; the probe needs the same ones")
-    check_image_size(model, *train[0].shape[:2])
+    adapt(model).check_image_size(*train[0].shape[:2])
     train_features, train_labels = extract(model, train, batch_size, token_module, progress)
     test_features, test_labels = extract(model, test, batch_size, token_module, progress)
     classes = len(train.classes)

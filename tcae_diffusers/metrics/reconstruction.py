@@ -20,7 +20,7 @@ from ..data.distributed import gather_in_rank_order, rank_range
 from ..data.images.image_sets import ImageSet, uint8_batches
 from ..data.images.pixel_range import from_signed, to_signed
 from ..errors import InputError
-from ..models.adapters import check_image_size, decode_latent, encode_to_latent
+from ..models.adapters import adapt
 from .confidence import JACKKNIFE, MEAN_OF_IMAGES, mean_interval
 from .features import FeatureNetwork
 from .figure import Estimate, Figure
@@ -54,8 +54,8 @@ def reconstruct(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
     """
     parameter = next(model.parameters())
     pixels = to_signed(images, parameter.device).to(parameter.dtype)
-    latent = encode_to_latent(model, pixels)
-    sample = decode_latent(model, latent)
+    latent = adapt(model).encode(pixels)
+    sample = adapt(model).decode(latent)
     if sample.shape[-2:] != images.shape[-2:]:
         raise InputError(
             f"{type(model).__name__} returned {sample.shape[-1]}x{sample.shape[-2]} pixels for images of "
@@ -89,7 +89,7 @@ def evaluate_reconstruction(
     if len(images) < 2:
         raise InputError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
     height, width = images[0].shape[:2]
-    check_image_size(model, height, width)
+    adapt(model).check_image_size(height, width)
     measures = build_image_measures() if measures is None else measures
     state = PartialState()
     indices = rank_range(len(images), state.process_index, state.num_processes)

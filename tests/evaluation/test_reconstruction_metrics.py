@@ -16,7 +16,7 @@ from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance_of_features
 from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
-from tcae_diffusers.models.adapters import encode_to_latent, spatial_ratio
+from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.fingerprint import model_fingerprint
 
 from .conftest import evaluate
@@ -71,9 +71,9 @@ def test_every_dialect_of_diffusers_is_understood(class_name, image_folder):
     images = open_data_source(str(image_folder), 32)
     result = evaluate_reconstruction(model, images, batch_size=16, progress=False)
     assert len(result.per_image["psnr"]) == 30
-    assert result.latent_shape[-1] == 32 // spatial_ratio(model)
-    first = encode_to_latent(model, torch.zeros(1, 3, 32, 32))
-    assert torch.equal(first, encode_to_latent(model, torch.zeros(1, 3, 32, 32)))
+    assert result.latent_shape[-1] == 32 // adapt(model).spatial_ratio
+    first = adapt(model).encode(torch.zeros(1, 3, 32, 32))
+    assert torch.equal(first, adapt(model).encode(torch.zeros(1, 3, 32, 32)))
 
 
 def test_the_result_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder, network):

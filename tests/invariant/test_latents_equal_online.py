@@ -10,7 +10,7 @@ from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.images.folder import ImageFolderSource
 from tcae_diffusers.data.images.multi_crop import center_crop, to_uint8
 from tcae_diffusers.data.latents.cache import LatentCache
-from tcae_diffusers.models.adapters import encode_to_latent, load_autoencoder
+from tcae_diffusers.models.adapters import adapt, load_autoencoder
 
 from ..latent_commands import CLASSES, FOREIGN, NUM_IMAGES, cache, calibrated, home, weights
 
@@ -24,7 +24,7 @@ def encode_in_batches_of_the_command(model, images):
     """The same forward passes: shards of 8 images in batches of 3."""
     parts = [part for shard in images.split(8) for part in shard.split(3)]
     with torch.no_grad():
-        return torch.cat([encode_to_latent(model, part.float() / 127.5 - 1) for part in parts])
+        return torch.cat([adapt(model).encode(part.float() / 127.5 - 1) for part in parts])
 
 
 def test_cached_latents_equal_online_ones_bit_for_bit():

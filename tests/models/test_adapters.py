@@ -1,13 +1,18 @@
 """Any autoencoder of diffusers answers through its adapter, and a new class needs one adapter and nothing else."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.metrics.component_colours import feature_maps
+from tcae_diffusers.metrics.probing import representations
 from tcae_diffusers.models.adapters import ADAPTERS, AutoencoderAdapter, adapt
 
 from ..latent_commands import FOREIGN
+from ..tokenizer_commands import train
 
 # Pixels per latent position, and what pipelines scale with.
 EXPECTED = {
@@ -88,3 +93,16 @@ def test_a_subclass_has_the_adapter_of_its_base_and_a_new_class_enters_itself(mo
         spatial_ratio = 7
 
     assert adapt(Mine(norm_num_groups=4, block_out_channels=(8,))).spatial_ratio == 7
+
+
+def test_an_adapter_with_tokens_is_all_that_probes_and_pictures_and_dino_need(tmp_path):
+    config = {"_class_name": "AutoencoderKL", **dict(FOREIGN["AutoencoderKL"]().config)}
+    (tmp_path / "kl.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k == "_class_name" or k[0] != "_"})
+    )
+    options = {"autoencoder": tmp_path / "kl.json", "autoencoder_overrides": "{}", "ssl_drop_path": 0}
+    folder = train(tmp_path / "run", **options, ssl="dino", resolution=16, max_train_steps=2)
+    model = AutoencoderKL.from_pretrained(folder / "model").eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert list(representations(model, images)) == ["tokens", "class token", "latent"]
+    assert list(feature_maps(model, images)) == ["last tokens", "latent"]

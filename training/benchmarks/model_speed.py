@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
-from tcae_diffusers.models.adapters import decode_latent, encode_to_latent
+from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128
 from tcae_diffusers.models.token_linear import disable_fast_cpu_linear, enable_fast_cpu_linear
 
@@ -102,9 +102,7 @@ def run(seconds: float, threads: int = 2) -> dict[str, Any]:
                 for name, (model_name, context, memory_format) in variants.items():
                     model, pixels = models[model_name], images.to(memory_format=memory_format)
                     with context():
-                        times[name].append(
-                            _seconds(lambda m=model, p=pixels: decode_latent(m, encode_to_latent(m, p)))
-                        )
+                        times[name].append(_seconds(lambda m=model, p=pixels: adapt(m).decode(adapt(m).encode(p))))
                 rounds += 1
     finally:
         torch.set_num_threads(threads_before)

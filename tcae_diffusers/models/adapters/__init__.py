@@ -16,27 +16,3 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["ADAPTERS", "AutoencoderAdapter", "adapt", "load_autoencoder"]
-
-
-def encode_to_latent(model, images):
-    return adapt(model).encode(images)
-
-
-def decode_latent(model, latent):
-    return adapt(model).decode(latent)
-
-
-def pipeline_scaling(model):
-    return adapt(model).pipeline_scaling
-
-
-def image_size(model):
-    return adapt(model).image_size
-
-
-def spatial_ratio(model):
-    return adapt(model).spatial_ratio
-
-
-def check_image_size(model, height, width):
-    adapt(model).check_image_size(height, width)
