@@ -13,7 +13,7 @@ from torch import nn
 from tcae_diffusers.arguments import option
 from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, ImageSet, open_data_source
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from tcae_diffusers.models.adapters import image_size
+from tcae_diffusers.models.adapters import adapt
 
 from ..results.resumption import MeasuringArguments
 
@@ -79,7 +79,7 @@ class ImageArguments(AutoencoderArguments):
 
     def open_images(self, model: nn.Module) -> ImageSet:
         """The images, of the size that the model is made for unless another was asked for."""
-        images: ImageSet = open_data_source(self.data, self.resolution or image_size(model))
+        images: ImageSet = open_data_source(self.data, self.resolution or adapt(model).image_size)
         if self.max_images and self.max_images < len(images):
             images = EvenlySpacedImages(images, self.max_images)
         return images
