@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def provenance(**settings: Any) -> dict[str, Any]:
     """The block that every result file carries: `command`, `date`, `settings`, `versions`, `machine`."""
     return {
         "command": command_line(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
         "versions": library_versions(),
         "machine": describe_machine(),
