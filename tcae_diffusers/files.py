@@ -27,7 +27,7 @@ def sha256_of_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, 
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # numpy knows no bfloat16; bytes are bytes.
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ class StepIndexedBatchSampler:
         self.num_steps = num_steps
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self._cached_epoch = -1
-        self._cached_order: np.ndarray | None = None
+        self._cached_order = np.empty(0, dtype=np.int64)
 
     @property
     def global_batch_size(self) -> int:

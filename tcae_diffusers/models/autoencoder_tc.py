@@ -6,6 +6,7 @@ and tiles."""
 import difflib
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,10 @@ class AutoencoderTCAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = AutoencoderTCAttnProcessor
     _available_processors = (AutoencoderTCAttnProcessor,)
     use_bias = True
+    # Of the mixin: a type checker finds `nn.Module.__getattr__` first.
+    set_processor: Callable[[AutoencoderTCAttnProcessor], None]
+    processor: AutoencoderTCAttnProcessor
+    to_qkv: nn.Linear
 
     def __init__(self, dim: int, heads: int, eps: float):
         super().__init__()
@@ -260,6 +265,8 @@ class AutoencoderTCEncoder(nn.Module):
     """Patch embedding -> M blocks -> intermediate bottleneck -> N' blocks -> final bottleneck (paper, section 3)."""
 
     num_class_tokens = 1
+    # Set by `ModelMixin.enable_gradient_checkpointing`.
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -296,7 +303,7 @@ class AutoencoderTCEncoder(nn.Module):
         hidden_map = self.patch_embed(sample)
         grid = (hidden_map.shape[2], hidden_map.shape[3])
         hidden_states = map_to_tokens(hidden_map)
-        if token_mask is not None:
+        if token_mask is not None and mask_token is not None:
             # The embedding is replaced, so nothing of a masked patch is left in the sequence.
             hidden_states = torch.where(token_mask.flatten(1)[..., None], mask_token.to(hidden_states), hidden_states)
         hidden_states = torch.cat([self.class_token.expand(hidden_states.shape[0], -1, -1), hidden_states], dim=1)
@@ -324,7 +331,12 @@ class AutoencoderTCEncoder(nn.Module):
             latent=self.to_latent(last[:, 1:], last_grid),
         )
 
-    def _run_blocks(self, blocks: nn.ModuleList, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def _run_blocks(
+        self: "AutoencoderTCEncoder | AutoencoderTCDecoder",
+        blocks: nn.ModuleList,
+        hidden_states: torch.Tensor,
+        grid: tuple[int, int],
+    ) -> torch.Tensor:
         rotary_embedding = axial_rotary_embedding(
             *grid, self.head_dim, self.rope_theta, hidden_states.device, num_leading=self.num_class_tokens
         )
@@ -340,6 +352,7 @@ class AutoencoderTCDecoder(nn.Module):
     """Mirror of [`AutoencoderTCEncoder`], without a class token."""
 
     num_class_tokens = 0
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -377,7 +390,7 @@ class AutoencoderTCDecoder(nn.Module):
 
         hidden_states = self._run_blocks(self.first_blocks, hidden_states, grid)
 
-        if self.token_expansion is not None:
+        if self.token_expansion is not None and self.first_norm is not None:
             hidden_states = self.token_expansion(self.first_norm(hidden_states), grid)
             grid = (grid[0] * 2, grid[1] * 2)
 
@@ -497,7 +510,7 @@ class AutoencoderTC(
                 " normalised inside encode and decode; call set_latent_statistics() to change the normalisation."
             )
         if decoder_num_layers is None:
-            decoder_num_layers = tuple(reversed(encoder_num_layers))
+            decoder_num_layers = (encoder_num_layers[1], encoder_num_layers[0])
 
         block_channels = (hidden_size,) * (int(math.log2(spatial_compression_ratio)) + 1)
         for name, given in (
@@ -515,7 +528,7 @@ class AutoencoderTC(
             encoder_block_out_channels=tuple(encoder_block_out_channels or block_channels),
         )
 
-        shared = {
+        shared: dict[str, Any] = {
             "latent_channels": latent_channels,
             "patch_size": patch_size,
             "dim": hidden_size,
@@ -549,7 +562,8 @@ class AutoencoderTC(
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "AutoencoderTC":

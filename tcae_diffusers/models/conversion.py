@@ -153,7 +153,7 @@ def read_checkpoint(path: str | os.PathLike, state_dict_key: str | None = None) 
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
     try:
         if path.suffix == ".safetensors":
-            state_dict = safetensors.torch.load_file(path)
+            state_dict: Any = safetensors.torch.load_file(path)
         else:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

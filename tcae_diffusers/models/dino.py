@@ -48,6 +48,9 @@ class DINO(FrozenNetwork):
         InputError: no model in the folder, and no download; or a `resolution` that the patches do not divide.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         pretrained_model_name_or_path: str | Path,

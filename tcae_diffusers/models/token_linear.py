@@ -51,7 +51,7 @@ class TokenLinear(nn.Linear):
             and hidden_states.dtype == self.weight.dtype == torch.float32
             and not torch.compiler.is_compiling()
             and _ONEDNN_HAS_FASTER_LINEAR
-            and torch.backends.mkldnn.enabled
+            and bool(torch.backends.mkldnn.enabled)
             and hidden_states.ndim == 3
             and type(self.weight) is nn.Parameter
             and not torch.is_autocast_enabled("cpu")
@@ -74,4 +74,4 @@ def disable_fast_cpu_linear(model: nn.Module) -> None:
     """Undo [`enable_fast_cpu_linear`]."""
     for module in model.modules():
         if type(module) is TokenLinear:
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]

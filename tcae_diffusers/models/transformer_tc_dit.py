@@ -4,6 +4,7 @@ LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm and 2D rotary position
 offers too but trains without. The model is in this file and reads from top to bottom, but for rotary positions."""
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,6 +82,10 @@ class TCDiTAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = TCDiTAttnProcessor
     _available_processors = (TCDiTAttnProcessor,)
     use_bias = True
+    # Of the mixin: a type checker finds `nn.Module.__getattr__` first.
+    set_processor: Callable[[TCDiTAttnProcessor], None]
+    processor: TCDiTAttnProcessor
+    to_qkv: nn.Linear
 
     def __init__(self, dim: int, heads: int, eps: float):
         super().__init__()
@@ -228,7 +233,8 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
                 nn.init.zeros_(module.bias)
         for layer in (self.time_embed.linear_1, self.time_embed.linear_2, self.class_embed):
             nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.transformer_blocks), self.modulation_out, self.proj_out):
+        modulations = [module.modulation for module in self.modules() if isinstance(module, TCDiTBlock)]
+        for layer in (*modulations, self.modulation_out, self.proj_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

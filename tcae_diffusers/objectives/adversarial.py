@@ -67,7 +67,9 @@ def adaptive_weight(
     return (norms[0] / (norms[1] + eps)).clamp(0.0, maximum)
 
 
-def _gradients(reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, reference: torch.Tensor):
+def _gradients(
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, reference: torch.Tensor
+) -> torch.Tensor:
     return torch.stack(
         [
             torch.autograd.grad(loss, reference, retain_graph=True)[0].detach().float().flatten()
@@ -163,6 +165,10 @@ class AdversarialLoss(nn.Module):
     Raises:
         ValueError: an unknown loss or policy, a negative weight, an interval below 1.
     """
+
+    lecam_logits: torch.Tensor
+    lecam_updates: torch.Tensor
+    pending: torch.Tensor
 
     def __init__(
         self,
@@ -362,7 +368,7 @@ class AdversarialLoss(nn.Module):
         backbone = self._feature_backbone[0]
         return images if backbone is None else backbone(images)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AdversarialLoss":
         super()._apply(fn, recurse)
         if self._feature_backbone[0] is not None:
             self._feature_backbone[0]._apply(fn)

@@ -18,7 +18,9 @@ def _draw(batch: int, generator: torch.Generator | list[torch.Generator], device
     return torch.stack([torch.rand(7, generator=g, device=g.device) for g in generator], dim=1).to(device)
 
 
-def _color(images: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor):
+def _color(
+    images: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor
+) -> torch.Tensor:
     brightness, saturation, contrast = (u.view(-1, 1, 1, 1) for u in (brightness, saturation, contrast))
     images = images + brightness - 0.5
     grey = images.mean(dim=1, keepdim=True)

@@ -6,6 +6,8 @@ Every backbone takes images `(B, 3, H, W)` in [-1, 1], returns a list of feature
 first, and has `name` and `feature_channels`. Another network becomes a backbone by offering the same three.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -93,7 +95,7 @@ class DINOFeatures(FrozenNetwork):
         return self.network.feature_maps(images, self.layers)
 
 
-def build_feature_backbone(name: str, path: str | None = None, **options) -> FrozenNetwork:
+def build_feature_backbone(name: str, path: str | None = None, **options: Any) -> FrozenNetwork:
     """
     Args:
         name (`str`): `"efficientnet-lite0"` (offline) or `"dino"`.

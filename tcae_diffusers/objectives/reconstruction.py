@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..models.frozen_network import FrozenNetwork
+
 PIXEL_LOSSES = ("l1", "charbonnier", "mse")
 
 
@@ -53,7 +55,7 @@ class ReconstructionLoss(nn.Module):
         pixel_weight (`float`, defaults to 1.0).
         mse_weight (`float`, defaults to 0.0):
             An MSE beside an L1 helps short runs: the first thing that L1 alone learns is the median, often all white.
-        perceptual (`nn.Module`, *optional*): from [`perceptual.build_perceptual_loss`].
+        perceptual (`FrozenNetwork`, *optional*): from [`perceptual.build_perceptual_loss`].
         perceptual_weight (`float`, defaults to 1.0): lambda_p (RAE).
 
     Raises:
@@ -65,7 +67,7 @@ class ReconstructionLoss(nn.Module):
         pixel_loss: str = "l1",
         pixel_weight: float = 1.0,
         mse_weight: float = 0.0,
-        perceptual: nn.Module | None = None,
+        perceptual: FrozenNetwork | None = None,
         perceptual_weight: float = 1.0,
     ):
         super().__init__()
@@ -98,7 +100,8 @@ class ReconstructionLoss(nn.Module):
         terms = {name: pixel_distance(name, sample, target) for name in self.weights if name in PIXEL_LOSSES}
         if self.perceptual is not None:
             terms[self.perceptual.name] = self.perceptual(sample, target)
-        return ReconstructionOutput(sum(self.weights[name] * term for name, term in terms.items()), terms)
+        weighted = [self.weights[name] * term for name, term in terms.items()]
+        return ReconstructionOutput(sum(weighted, start=sample.new_zeros(())), terms)
 
     @property
     def description(self) -> str:

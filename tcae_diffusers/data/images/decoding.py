@@ -37,7 +37,7 @@ class BrokenImageError(InputError):
         self.path = str(path)
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
         # Exceptions cross process borders from DataLoader workers; the default would pass one argument only.
         return type(self), (self.path, self.reason)
 
@@ -98,7 +98,7 @@ def _upright(image: Image.Image) -> Image.Image:
     `ImageOps.exif_transpose` would also write the EXIF data anew, which fails for some that can be read.
     """
     try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
     # Malformed data raise as many types as damaged files do, but the pixels are there.

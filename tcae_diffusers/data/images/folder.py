@@ -49,10 +49,10 @@ class ImageFolderSource:
         else:
             names = [name for name in names if "/" in name]
             self.classes, labels = self._labels_by_folder(names)
-        names = [os.fsencode(name) for name in names]
+        encoded = [os.fsencode(name) for name in names]
         self.labels = np.asarray(labels, dtype=np.int64)
-        self._name_ends = np.cumsum([len(name) for name in names])
-        self._name_bytes = np.frombuffer(b"".join(names), dtype=np.uint8)
+        self._name_ends = np.cumsum([len(name) for name in encoded])
+        self._name_bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
 
     def _labels_by_folder(self, names: list[str]) -> tuple[list[str], list[int]]:
         classes = sorted(

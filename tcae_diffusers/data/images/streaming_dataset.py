@@ -1,5 +1,6 @@
 """Training views from a stream: Hub data sets and tar shards that are read as they come, split by node."""
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ class StreamingTrainingDataset(IterableDataset):
         for epoch, row in rows:
             encoded = row[self.image_column]
             try:
-                image = decode_row(encoded, lambda row=row: str(row.get("__key__", "a row of the stream")))
+                image = decode_row(encoded, functools.partial(_name_of_row, row))
             except BrokenImageError as error:
                 broken, owed = broken + 1, owed + 1
                 if broken > self.max_broken_images:
@@ -118,3 +119,7 @@ class StreamingTrainingDataset(IterableDataset):
                 yield epoch, row
             if empty:
                 raise ValueError("the stream has no rows on this rank")
+
+
+def _name_of_row(row: dict) -> str:
+    return str(row.get("__key__", "a row of the stream"))

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers.utils import logging
+from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from ..sample_randomness import sample_generator
@@ -66,7 +67,7 @@ class TokenizerTrainingDataset(Dataset):
         views = self.transform(image, sample_generator(self.seed, epoch, index))
         return {**views, "labels": label, "indices": used}
 
-    def _load(self, index: int):
+    def _load(self, index: int) -> tuple[Image.Image, int, int]:
         for offset in range(len(self.source)):
             candidate = (index + offset) % len(self.source)
             if self._broken[candidate]:

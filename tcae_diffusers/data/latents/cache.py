@@ -175,12 +175,14 @@ class LatentCache(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, epochs=0) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(
+        self, indices: Sequence[int] | np.ndarray | torch.Tensor, epochs: int | np.ndarray = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read a batch.
 
         Args:
             indices (sequence of `int`): Indices `(B,)` of images, in any order, repeats allowed.
-            epochs (`int` or sequence of `int`, defaults to 0): For the choice of views, one for all or one each.
+            epochs (`int` or `np.ndarray`, defaults to 0): For the choice of views, one for all or one each.
 
         Returns:
             `(latents, labels)`: float32 `(B, C, h, w)` and int64 `(B,)`.
@@ -206,7 +208,7 @@ class LatentCache(torch.utils.data.Dataset):
             shard, view = divmod(key, len(self.views))
             source = self._map(shard).tensor(self.views[view])
             latents[torch.from_numpy(places)] = source[torch.from_numpy(rows[places])].float()
-        if self._shift is not None:
+        if self._shift is not None and self._scale is not None:
             # In place, and in the order of `encode`: the same bits.
             latents.sub_(self._shift).div_(self._scale)
         return latents, self.labels[torch.from_numpy(indices)]

@@ -90,5 +90,5 @@ def explain_write_error(error: OSError, path: Path, size: int) -> OSError:
         errno.ENOSPC: f"the disk is full and {size / 2**20:.1f} MiB are needed; free some space and run again",
         errno.EDQUOT: f"the quota is used up and {size / 2**20:.1f} MiB are needed; free some space and run again",
     }
-    hint = hints.get(error.errno, f"{error.strerror}; choose a folder that can be written")
+    hint = hints.get(error.errno or 0, f"{error.strerror}; choose a folder that can be written")
     return OSError(error.errno, f"cannot write the latent cache: {hint}", str(path))

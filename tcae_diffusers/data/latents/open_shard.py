@@ -1,6 +1,6 @@
 """The shard that is being filled: what it accepts, and when it counts as whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,12 @@ class OpenShard:
     def __enter__(self) -> "OpenShard":
         return self
 
-    def add(self, indices, latents: dict[str, torch.Tensor], labels) -> None:
+    def add(
+        self,
+        indices: Sequence[int] | torch.Tensor,
+        latents: dict[str, torch.Tensor],
+        labels: Sequence[int] | torch.Tensor,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -83,7 +88,7 @@ class OpenShard:
         self._labels[rows] = labels
         self._seen[rows] = True
 
-    def __exit__(self, exception_type, exception, traceback) -> None:
+    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
         if exception_type is not None:
             return
         if not self._seen.all():

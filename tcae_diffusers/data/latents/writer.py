@@ -12,9 +12,11 @@ The reader is [`LatentCache`].
 """
 
 import errno
+import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -76,7 +78,7 @@ class LatentShardWriter:
 
     def __init__(
         self,
-        path,
+        path: str | os.PathLike,
         num_samples: int,
         latent_shape: tuple[int, int, int],
         tokenizer: TokenizerFingerprint,
@@ -200,10 +202,9 @@ class LatentShardWriter:
     def _write(self, shard: LatentShard, latents: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         dtype = DTYPES[self.job["dtype"]]
         tensors = {"labels": labels, "index": torch.arange(shard.start, shard.stop)}
-        statistics, largest, squared = None, 0.0, 0.0
+        statistics = functools.reduce(ChannelStatistics.merge, map(ChannelStatistics.of, latents.values()))
+        largest, squared = 0.0, 0.0
         for view, values in latents.items():
-            of_view = ChannelStatistics.of(values)
-            statistics = of_view if statistics is None else statistics.merge(of_view)
             tensors[view] = values.to(dtype)
             if not is_finite(tensors[view]):
                 raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
@@ -21,7 +22,7 @@ class AutoencoderAdapter:
     Make it with [`adapt`], which chooses the class; it holds no state and costs nothing.
 
     Args:
-        model (`nn.Module`): Any autoencoder of diffusers.
+        model (`ModelMixin`): Any autoencoder of diffusers.
     """
 
     # Classes that an adapter is for.
@@ -33,7 +34,7 @@ class AutoencoderAdapter:
     # Whether patches can be hidden from the token encoder, as masked image modelling asks.
     hides_patches: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: ModelMixin):
         self.model = model
 
     def __init_subclass__(cls) -> None:

@@ -1,5 +1,7 @@
 """AutoencoderKL: its tokens are the positions of the map behind the encoder's mid block."""
 
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
@@ -27,20 +29,22 @@ class MidBlockEncoder(nn.Module):
         """`latent` holds the moments `(B, 2 * latent_channels, h, w)` of the posterior."""
         if token_mask is not None:
             raise ValueError("patches cannot be hidden from a convolutional encoder")
-        seen = []
-        handle = self.encoder.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        seen: list[torch.Tensor] = []
+        mid_block = self.encoder.get_submodule("mid_block")
+        handle = mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
         try:
             moments = self.encoder(images)
         finally:
             handle.remove()
         tokens = map_to_tokens(seen[0])
+        # It has one stage, which `token_places` says: nobody asks for a first.
         return AutoencoderTCFeatures(
-            first_stage=None,
-            first_stage_class_token=None,
-            first_stage_grid=None,
+            first_stage=None,  # type: ignore[arg-type]
+            first_stage_class_token=None,  # type: ignore[arg-type]
+            first_stage_grid=None,  # type: ignore[arg-type]
             last=tokens,
             class_token=tokens.mean(dim=1),
-            last_grid=tuple(seen[0].shape[-2:]),
+            last_grid=(seen[0].shape[-2], seen[0].shape[-1]),
             latent=moments if self.quant_conv is None else self.quant_conv(moments),
         )
 
@@ -50,7 +54,9 @@ class KLAdapter(AutoencoderAdapter):
 
     model_classes = ("AutoencoderKL",)
 
-    def training_latent(self, encoded, generators: list[torch.Generator] | None = None):
+    def training_latent(
+        self, encoded: Any, generators: list[torch.Generator] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if isinstance(encoded, torch.Tensor):
             return sampled_latent(DiagonalGaussianDistribution(encoded), generators)
         return super().training_latent(encoded, generators)

@@ -1,5 +1,7 @@
 """AutoencoderRAE works on [0, 1], resizes what it encodes, and scales its latent itself."""
 
+from typing import Any
+
 import torch
 
 from .adapter import AutoencoderAdapter, latent_of
@@ -16,7 +18,7 @@ class RAEAdapter(AutoencoderAdapter):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return latent_of(self.training_encode(images))
 
-    def training_encode(self, images: torch.Tensor):
+    def training_encode(self, images: torch.Tensor) -> Any:
         return self.model.encode(images * 0.5 + 0.5)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
