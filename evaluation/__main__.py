@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import get_type_hints
@@ -52,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With code 2 on bad input, after one line that names it (see [`exit_on_user_error`]).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A path may hold bytes that are no text, and a terminal may not know "±": neither is worth a result.
+            stream.reconfigure(errors="backslashreplace")
     overview = build_overview()
     if not argv or argv[0] in ("-h", "--help"):
         overview.print_help()

@@ -85,8 +85,9 @@ def program_name() -> str:
 
 
 def exit_with_error(message: str, prog: str | None = None) -> NoReturn:
-    """End the process with `<prog>: error: <message>` on stderr and code 2; [`program_name`] is the default."""
-    print(f"{prog or program_name()}: error: {message}", file=sys.stderr)
+    """End the process with one line, `<prog>: error: <message>`, on stderr and code 2; see [`parse_arguments`]."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"{prog or program_name()}: error: {line}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -127,8 +128,11 @@ def parse_arguments(
 
 
 def save_arguments(arguments: Arguments, path: Path) -> None:
-    """Write the resolved arguments as a YAML file that `--config` reads again."""
-    path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False))
+    """Write the resolved arguments, in the order of `--help`, as a YAML file that `--config` reads again."""
+    values = asdict(arguments)
+    names = [each.name for members in _options_by_group(type(arguments)).values() for each in members]
+    plain = {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,16 +143,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: str) -> _Parser:
     groups = _options_by_group(arguments_type)
-    options = [each for group in groups.values() for each in group]
-    positional = [f"[{each.name} ...]" for each in options if each.metadata["positional"]]
-    required = [
-        f"--{each.name} {_as_text(each.metadata['metavar'] or each.name.upper())}"
-        for each in options
-        if _is_required(each) and not each.metadata["positional"]
-    ]
     parser = _Parser(
         prog=prog,
-        usage=" ".join(["%(prog)s", *positional, *required, "[options]"]),
+        usage=_usage([each for members in groups.values() for each in members], hints),
         description=inspect.getdoc(arguments_type),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -161,6 +158,19 @@ def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: 
         for each in members:
             _add_option(group, each, _type_of_value(hints[each.name]))
     return parser
+
+
+def _usage(options: list[Field], hints: dict[str, Any]) -> str:
+    """What must be given, and what goes without a name; a line of all options would be a page."""
+    positional, named = [], []
+    for each in options:
+        required = _is_required(each)
+        if each.metadata["positional"]:
+            words = each.name + (" ..." if get_origin(hints[each.name]) is list else "")
+            positional.append(words if required else f"[{words}]")
+        elif required:
+            named.append(f"--{each.name} {_as_text(each.metadata['metavar'] or each.name.upper())}")
+    return " ".join(["%(prog)s", *positional, *named, "[options]"])
 
 
 def _options_by_group(arguments_type: type[Arguments]) -> dict[str, list[Field]]:

@@ -68,6 +68,11 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8, see [`write_atomically`]; bytes of a file name that are none are written out, as `\\udcff`."""
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write indented JSON, see [`write_atomically`]; what JSON does not know (a path) becomes text."""
-    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")

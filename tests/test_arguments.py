@@ -1,7 +1,7 @@
 """Command lines as dataclasses: what is read, what `--help` shows, and what is refused with which words."""
 
 import sys
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar, Literal
@@ -176,16 +176,32 @@ def test_only_what_wants_a_config_has_one(capsys):
 
 
 def test_saved_arguments_are_a_config(tmp_path):
-    @dataclass
-    class Saved(Picture):
-        """Saved."""
-
-        presets: ClassVar[str] = "tcae_diffusers.training.configs"
-
-    arguments = parse_arguments(Saved, ["--width", "3", "--no_smooth"], prog="saved")
+    arguments = draw("--width", "3", "--no_smooth", "--size", "1", "2", "--extra", '{"a": 1}', "one")
     save_arguments(arguments, tmp_path / "arguments.yaml")
-    again = parse_arguments(Saved, ["--config", str(tmp_path / "arguments.yaml")], prog="saved")
-    assert again == arguments and asdict(again)["width"] == 3
+    again = parse_arguments(Draw, ["--config", str(tmp_path / "arguments.yaml")], prog="draw")
+    assert again == arguments and again.width == 3
+    names = [line.partition(":")[0] for line in (tmp_path / "arguments.yaml").read_text().splitlines() if ":" in line]
+    assert names[0] == "colour" and names[-1] == "names" and names.index("tiled") < names.index("output")
+
+
+def test_positional_arguments_and_a_config_of_ones_own_are_read(capsys):
+    @dataclass
+    class Copy(Arguments):
+        """Copy."""
+
+        source: Path = option(MISSING, "File to copy.", positional=True)
+        target: str = option(MISSING, "Where to copy it.", positional=True)
+        config: str = option(MISSING, "Configuration of the copy.", metavar="NAME")
+
+    read = parse_arguments(Copy, ["a", "b", "--config", "c"], prog="copy")
+    assert read == Copy(source=Path("a"), target="b", config="c")
+    for argv, words in ((["a"], "required: target, --config"), (["a", "b", "c"], "unknown argument c")):
+        with pytest.raises(SystemExit):
+            parse_arguments(Copy, argv, prog="copy")
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_arguments(Copy, ["--help"], prog="copy")
+    assert capsys.readouterr().out.startswith("usage: copy source target --config NAME [options]")
 
 
 def test_help_shows_groups_from_the_base_up_with_defaults(capsys):

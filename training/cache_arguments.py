@@ -18,10 +18,10 @@ class CacheFolderArguments(Arguments):
     )
     shard_size: int = option(4096, "Images per shard.", metavar="IMAGES")
     verify: bool = option(False, "Read the finished cache once more and compare every shard with its sha256.")
-    write_statistics: bool = option(
-        False,
+    write_statistics: bool | None = option(
+        None,
         "Write the mean and deviation of each latent channel into the saved tokenizer, so that its latents have unit"
-        " variance.",
+        " variance. If unset, an AutoencoderTC without such statistics gets them, and others stay as they are.",
     )
     dataset_dir: str | None = option(
         None,

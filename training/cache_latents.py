@@ -2,7 +2,7 @@
 Encode a data set once: latents, latents of the mirrored images and labels, in sharded safetensors with a manifest.
 
     accelerate launch training/cache_latents.py --tokenizer runs/tokenizer/model --data openmoji:train \
-        --output_dir runs/latents --write_statistics
+        --output_dir runs/latents
 
 Works with any diffusers autoencoder and any number of ranks; the files are the same for every number. Interrupted,
 also by `kill -9`, the same command goes on with the shards that are missing.
@@ -25,15 +25,18 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from tcae_diffusers.arguments import parse_arguments
-from tcae_diffusers.data.images.multi_crop import center_crop, random_resized_crop, to_uint8
+from tcae_diffusers.data.images.center_crop import center_crop
+from tcae_diffusers.data.images.multi_crop import random_resized_crop, to_uint8
+from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
-from tcae_diffusers.data.latents.format import LatentCacheError
+from tcae_diffusers.data.latents.calibration import write_statistics
 from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import sample_generator
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.models import AutoencoderTC
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
-from tcae_diffusers.models.fingerprint import TokenizerFingerprint
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint, is_calibrated
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.signals import StopSignal
@@ -93,16 +96,15 @@ class CachingStopped(Exception):
     """A signal came; the shard that was being filled is given up."""
 
 
-def without_statistics(model: torch.nn.Module) -> torch.nn.Module:
+def without_statistics(model: torch.nn.Module) -> None:
     """Make `encode` return raw latents: what is stored must not depend on an earlier calibration."""
     if isinstance(model, AutoencoderTC):
         model.set_latent_statistics(torch.zeros_like(model.latent_mean), torch.ones_like(model.latent_std))
-    return model
 
 
 def encode_views(model: torch.nn.Module, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
     """Raw latents `(B, C, h, w)` by name of view, of uint8 images `(B, 1 + passes, 3, H, W)` on the model's device."""
-    plain, *augmented = (view.float().div_(127.5).sub_(1.0) for view in images.unbind(1))
+    plain, *augmented = (to_signed(view) for view in images.unbind(1))
     latents = {"latents": adapt(model).encode(plain)}
     if arguments.flip:
         latents["latents_flip"] = adapt(model).encode(plain.flip(-1))
@@ -153,44 +155,32 @@ def encode_shards(
             out.add(*waiting)
 
 
-def tokenizer_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path:
+def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path | None:
     """
-    Where `--write_statistics` writes.
+    Where the statistics of the cache are to be written, or `None`. Unless `--write_statistics` asks for them they go
+    into an AutoencoderTC that has none; where it cannot take them, the log says so.
 
     Raises:
-        ValueError: for an autoencoder that has no place for statistics, or that does not lie in a local folder.
+        InputError: `--write_statistics` for a tokenizer that cannot take them.
     """
+    if arguments.write_statistics is False:
+        return None
     folder = Path(arguments.tokenizer)
+    folder = folder / "vae" if (folder / "model_index.json").is_file() else folder
+    problem = None
     if not isinstance(model, AutoencoderTC):
-        raise ValueError(
-            f"{type(model).__name__} in {folder} keeps no per-channel statistics; only AutoencoderTC does. Leave out "
-            "--write_statistics."
-        )
-    if not folder.is_dir():
-        raise ValueError(f"--write_statistics needs a local folder, and {folder} is none; download it first.")
-    return folder / "vae" if (folder / "model_index.json").is_file() else folder
-
-
-def write_statistics(cache: LatentCache, folder: Path) -> None:
-    """
-    Store the cache's statistics in the tokenizer saved in `folder`; other files there stay as they are.
-
-    Raises:
-        LatentCacheError: if a channel is dead.
-    """
-    dead = (cache.latent_std <= 0).nonzero().flatten().tolist()
-    if dead:
-        raise LatentCacheError(
-            f"channels {dead} of the latent never vary; the tokenizer has collapsed, train it longer."
-        )
-    model = load_autoencoder(folder)
-    if torch.equal(model.latent_mean, cache.latent_mean) and torch.equal(model.latent_std, cache.latent_std):
-        return
-    model.set_latent_statistics(cache.latent_mean, cache.latent_std)
-    with tempfile.TemporaryDirectory(prefix=".statistics-", dir=folder) as temporary:
-        model.save_pretrained(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, folder / file.name)
+        problem = f"{type(model).__name__} in {folder} keeps no per-channel statistics; only AutoencoderTC does"
+    elif not folder.is_dir():
+        problem = f"{folder} is no local folder; download the tokenizer and name its folder"
+    elif not os.access(folder, os.W_OK):
+        problem = f"the tokenizer's folder {folder} cannot be written; copy the tokenizer to one that can"
+    if arguments.write_statistics and problem:
+        raise InputError(f"--write_statistics: {problem}.")
+    if isinstance(model, AutoencoderTC) and not is_calibrated(model):
+        if problem is None:
+            return folder
+        logger.warning(f"no per-channel statistics will be written: {problem}. Its latents have no unit without them.")
+    return folder if arguments.write_statistics else None
 
 
 def export_dataset(cache: LatentCache, folder: Path) -> None:
@@ -212,7 +202,7 @@ def open_writer(
     example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
     with torch.no_grad():
         latent_shape = tuple(adapt(model).encode(example).shape[1:])
-    transform = {"resolution": arguments.resolution, "crop": "center", "data": arguments.data}
+    transform = {"resolution": arguments.resolution, "crop": "center, as ADM's"}
     if arguments.augmented_passes:
         transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
     if arguments.mixed_precision != "no":
@@ -231,7 +221,12 @@ def open_writer(
     )
 
 
-def finish(arguments: CacheArguments, writer: LatentShardWriter, statistics_folder: Path | None) -> None:
+def finish(
+    arguments: CacheArguments,
+    writer: LatentShardWriter,
+    tokenizer: TokenizerFingerprint,
+    calibrated_folder: Path | None,
+) -> None:
     """The manifest, and what was asked for beyond it. Called by one rank."""
     writer.finalize()
     cache = LatentCache(arguments.output_dir, verify="sha256" if arguments.verify else "size")
@@ -241,9 +236,11 @@ def finish(arguments: CacheArguments, writer: LatentShardWriter, statistics_fold
         f" {arguments.output_dir}; rounding error {rounding['rms']:.3g} rms, {rounding['max_abs']:.3g} at most"
         + ("; every sha256 verified" if arguments.verify else "")
     )
-    if statistics_folder is not None:
-        write_statistics(cache, statistics_folder)
-        logger.info(f"per-channel statistics written into {statistics_folder}")
+    if calibrated_folder is not None:
+        write_statistics(cache, calibrated_folder)
+        logger.info(f"per-channel statistics written into {calibrated_folder}")
+    elif difference := cache.difference_of_statistics(tokenizer):
+        logger.warning(difference)
     if arguments.dataset_dir:
         export_dataset(cache, Path(arguments.dataset_dir))
         logger.info(f"dataset written to {arguments.dataset_dir}")
@@ -253,13 +250,15 @@ def cache_latents(arguments: CacheArguments) -> None:
     refuse_deepspeed()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
-    model = without_statistics(load_autoencoder(arguments.tokenizer, accelerator.device))
+    model = load_autoencoder(arguments.tokenizer, accelerator.device)
     arguments.resolution = arguments.resolution or adapt(model).image_size
     if not isinstance(arguments.resolution, int):
         raise ValueError(f"--resolution is missing, and {type(model).__name__} does not name a sample_size.")
     arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
     adapt(model).check_image_size(arguments.resolution, arguments.resolution)
-    statistics_folder = tokenizer_folder(arguments, model) if arguments.write_statistics else None
+    calibrated_folder = statistics_folder(arguments, model)
+    tokenizer = TokenizerFingerprint.of(model)
+    without_statistics(model)
     source = build_image_source(arguments.data, resolution=arguments.data_resolution)
 
     writer = open_writer(arguments, model, source, accelerator.device)
@@ -285,7 +284,7 @@ def cache_latents(arguments: CacheArguments) -> None:
     logger.info(f"{total / max(time.perf_counter() - started, 1e-9):.0f} images/s in this process")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(arguments, writer, statistics_folder)
+        finish(arguments, writer, tokenizer, calibrated_folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

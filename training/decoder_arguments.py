@@ -17,7 +17,8 @@ class DecoderArguments(AdversarialArguments):
     latent_noise: float = option(
         0.0,
         "Deviation of noise on the latents, so that imperfect samples decode well: each image draws its own from"
-        " |N(0, x^2)| (RAE: 0.8).",
+        " |N(0, x^2)| (RAE: 0.8). Calibrate the autoencoder first, with cache_latents, so that 1 is the latents' own"
+        " deviation.",
     )
     perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
         "lpips-vgg",

@@ -94,8 +94,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
         Stage(
             "encode the training images once, and calibrate the latent",
             "training.cache_latents",
-            ["--tokenizer", str(model), "--data", "openmoji:train", "--output_dir", str(latents)]
-            + ["--write_statistics"],
+            ["--tokenizer", str(model), "--data", "openmoji:train", "--output_dir", str(latents)],
             latents / "manifest.json",
         ),
         Stage(

@@ -23,6 +23,7 @@ from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
+from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
@@ -145,6 +146,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     resolve_sizes(arguments, autoencoder)
     encoder_sha256 = frozen_fingerprint(autoencoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
+    warn_of_noise_without_unit(autoencoder, arguments.latent_noise)
     transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip)
     dataset = build_training_images(arguments, transform)
     preview = build_preview(arguments, folder)

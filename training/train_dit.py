@@ -18,6 +18,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.data.latents.calibration import warn_of_latents_without_unit
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.pipelines import TCDiTPipeline
@@ -173,6 +174,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
     check_sharding(accelerator)
+    warn_of_latents_without_unit(cache)
     transformer = build_transformer(
         arguments.transformer,
         cache.latent_shape,

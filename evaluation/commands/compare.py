@@ -117,5 +117,5 @@ def _comparison(
     )
     if PartialState().is_main_process:
         summaries = [comparison] if convergence is None else [comparison, convergence]
-        comparison.files[PAGE] = build_report([*summaries, *named], title=arguments.title).encode()
+        comparison.files[PAGE] = build_report([*summaries, *named], title=arguments.title)
     return comparison

@@ -150,5 +150,5 @@ def run(arguments: ConvergenceArguments) -> ConvergenceResult:
     result = build_convergence(points, baseline, arguments.figure, seed=arguments.seed)
     if state.is_main_process:
         page = build_report([result], title="Convergence of the diffusion transformer")
-        result.files["convergence.html"] = page.encode()
+        result.files["convergence.html"] = page
     return result

@@ -50,7 +50,8 @@ class GenerationArguments(FeatureCacheArguments):
     )
     reference: str = option(
         MISSING,
-        "Real images: a data source such as openmoji:train, a folder, or an ADM .npz with images, or mu and sigma.",
+        "Real images: a data source such as openmoji:train, a folder, or an ADM .npz with images, or mu and sigma."
+        " Images of another size than the samples' are cropped and resized to it.",
         metavar="SOURCE",
     )
     reference_count: str = option(
@@ -84,9 +85,9 @@ def run(arguments: GenerationArguments) -> GenerationResult:
         raise InputError(f"sample sets differ in size: {listed}; compare sets of one size")
     network = arguments.feature_network()
     cache = None if arguments.no_feature_cache else arguments.feature_cache or default_cache_folder()
-    resolution = min(next(iter(sizes.values())))
+    size = next(iter(sizes.values()))
     reference, description = open_reference(
-        arguments.reference, resolution, network, arguments.batch_size, cache, arguments.seed
+        arguments.reference, size, network, arguments.batch_size, cache, arguments.seed
     )
     sets, files = [], {}
     for name, images in opened.items():

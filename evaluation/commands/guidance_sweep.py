@@ -91,5 +91,5 @@ def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:
         **provenance(num_images=arguments.num_images, steps=arguments.num_inference_steps, seed=arguments.seed),
     )
     if state.is_main_process:
-        result.files["guidance_sweep.html"] = build_report([result], title="Guidance sweep").encode()
+        result.files["guidance_sweep.html"] = build_report([result], title="Guidance sweep")
     return result

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from tcae_diffusers.data.images.folder import printable_name
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.existing_paths import split_before_path
 
 
 def parse_named_paths(arguments: list[str]) -> dict[str, str]:
-    """`name=path` or `path` (whose last part becomes the name) to `{name: path}`.
+    """`name=path` or `path`, which is then called by its last part, to `{name: path}`.
 
     Names and paths may hold `=` themselves: what is there decides where a path begins.
 
     Raises:
-        InputError: If two have one name.
+        InputError: Two paths of one name, or a name that holds a `/` (files are named after it) or is empty.
     """
     paths: dict[str, str] = {}
     for argument in arguments:
-        name, path = _name_and_path(argument)
+        name, path = split_before_path(argument, "=")
+        # Names are drawn into charts, whose fonts know no bytes.
+        name = printable_name(_last_part(path) if name is None else name)
+        if not name or "/" in name:
+            raise InputError(f"{argument} does not exist, nor is it NAME=PATH: {name!r} is no name")
         if name in paths:
             raise InputError(f"two paths are called {name!r}; give them names, as in trained=runs/a/samples")
         paths[name] = path
     return paths
 
 
-def _name_and_path(argument: str) -> tuple[str, str]:
-    if "=" not in argument or Path(argument).exists():
-        return Path(argument).stem, argument
-    parts = argument.split("=")
-    splits = [("=".join(parts[:place]), "=".join(parts[place:])) for place in range(1, len(parts))]
-    return next((split for split in splits if Path(split[1]).exists()), splits[0])
+def _last_part(path: str) -> str:
+    """The name of a folder, or that of a file without its ending."""
+    place = Path(os.path.abspath(path))
+    return place.name if place.is_dir() else place.stem

@@ -128,4 +128,4 @@ def per_image_csv(found: ReconstructionFigures, images: ImageSet) -> bytes:
     for index, row in enumerate(zip(*found.per_image.values(), strict=True)):
         label = images.classes[images.labels[index]] if images.labels is not None and images.classes else ""
         writer.writerow([index, label, *(f"{value:.6f}" for value in row)])
-    return buffer.getvalue().encode()
+    return buffer.getvalue()

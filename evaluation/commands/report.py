@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically
+from tcae_diffusers.files import write_text
 
 from ..report.page import DEFAULT_TITLE, build_report
 from ..report.training_curves import read_scalars
@@ -46,7 +46,7 @@ class ReportPage:
     path: Path
 
     def save(self, output: Path) -> None:
-        write_atomically(output, self.html.encode())
+        write_text(output, self.html)
 
     def describe(self) -> list[str]:
         return [str(self.path)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
+from tcae_diffusers.charts import Chart
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.self_supervision import method_charts
 
 from .charts import line_chart
 
@@ -38,81 +40,140 @@ def read_scalars(run_folder: str | Path) -> dict[str, Curve]:
     return {tag: (sorted(values), [values[step] for step in sorted(values)]) for tag, values in points.items()}
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Curves that belong together: `{tag: legend}`, what to look for, and whether they are about the run's health."""
-
-    title: str
-    tags: dict[str, str]
-    caption: str
-    is_health: bool = False
-
-
-_CHARTS = [
-    Chart("Loss", {"train/loss": "loss"}, "The sum that is minimised. It falls and flattens; its value says little."),
+_LEARNING = (
+    Chart(
+        "Loss",
+        {"train/loss": "loss"},
+        "What is minimised. It should fall and then level off; its value says little, since it depends on which terms "
+        "are in it.",
+    ),
     Chart(
         "Reconstruction loss",
-        {"train/loss_rec": "sum", "train/loss_pixel": "pixel", "train/loss_l1": "L1", "train/loss_mse": "MSE"},
-        "Distance between image and reconstruction on the training images.",
+        {"train/loss_rec": "weighted sum", "train/loss_(l1|charbonnier|mse)": r"\1"},
+        "Distance between the pixels of images and their reconstructions, on training images. Terms are shown without "
+        "their weights; the sum has all of them, a perceptual one included.",
     ),
     Chart(
-        "iBOT losses",
-        {"train/loss_ssl": "sum", "train/loss_mim": "masked tokens", "train/loss_cls": "across views"},
-        "Cross-entropy of the student with its own slow average, on masked tokens and across views. Falling means "
-        "that hidden parts become predictable. The target moves too, so a rise early on is normal.",
+        "Perceptual loss",
+        {"train/loss_((?:lpips|efficientnet)-.+)": r"\1"},
+        "Distance between images and reconstructions in the features of a pretrained network, which notices blur and "
+        "false texture that pixels hardly show.",
     ),
     Chart(
-        "Is the teacher alive? Class token",
-        {
-            "ssl/teacher_class_entropy": "single outputs",
-            "ssl/teacher_class_mean_entropy": "their mean",
-            "ssl/teacher_entropy": "single outputs",
-            "ssl/teacher_mean_entropy": "their mean",
-        },
-        "Entropy of single teacher outputs, and of their mean. Healthy: the mean stays high (all prototypes in "
-        "use) while single outputs sharpen below it. Both at the maximum, or both at zero, would be collapse.",
+        "KL divergence",
+        {"train/loss_kl": "KL"},
+        "How far the encoder's distribution is from a standard normal one, per pixel value and without its weight. It "
+        "settles where reconstruction is worth more than closeness; growth without end means too small a weight.",
     ),
     Chart(
-        "Is the teacher alive? Patch tokens",
-        {"ssl/teacher_patch_entropy": "single outputs", "ssl/teacher_patch_mean_entropy": "their mean"},
-        "The same for the tokens of patches, which the masked tokens have to predict.",
+        "Adversarial losses",
+        {"train/loss_gan": "decoder", "train/loss_discriminator": "discriminator"},
+        "Two opponents, so neither has to fall. With the hinge loss the discriminator is at 1 when it cannot tell "
+        "reconstructions from images and at 0 when it always can.",
     ),
     Chart(
-        "Held-out PSNR",
-        {"heldout/psnr": "PSNR (dB)"},
-        "Reconstruction of images that were never trained on, in dB; one dB more is a fifth less squared error.",
+        "Discriminator outputs",
+        {"discriminator/logits_real": "images", "discriminator/logits_fake": "reconstructions"},
+        "Mean outputs of the discriminator. If they stay far apart, it has won and teaches the decoder little.",
     ),
     Chart(
-        "Spread of the latent", {"latent/std": "deviation"}, "Standard deviation of the raw latent; zero is collapse."
+        "Adaptive weight",
+        {"train/adaptive_weight": "weight"},
+        "Factor that makes the adversarial gradient as large as that of the reconstruction. Sudden growth means that "
+        "the adversarial gradient vanishes.",
     ),
+    Chart(
+        "Flow matching loss",
+        {"train/velocity_loss": "velocity", "train/direction_loss": "direction"},
+        "Squared error of the predicted velocity, and one minus the cosine between the predicted and the true one, "
+        "both without weights.",
+    ),
+    Chart(
+        "Held-out PSNR (dB)",
+        {"heldout/psnr": "PSNR"},
+        "Reconstruction of images that were never trained on, by the averaged weights. One dB more is a fifth less "
+        "squared error.",
+    ),
+    Chart(
+        "Held-out SSIM",
+        {"heldout/ssim": "SSIM"},
+        "Similarity of local structure between the same images and their reconstructions; 1 is identity.",
+    ),
+    Chart(
+        "Held-out distance",
+        {"heldout/(rF.+)": r"\1"},
+        "Fréchet distance between the same images and their reconstructions; lower is better. With few images it is "
+        "biased upwards, so compare the points of one curve only.",
+    ),
+    Chart(
+        "Spread of the latent channels",
+        {"latent/channel_std": "mean", "latent/min_channel_std": "smallest"},
+        "Standard deviation of the latent's channels before normalisation. A channel at 0 is dead.",
+    ),
+    Chart(
+        "Effective rank of the latent",
+        {"latent/effective_rank": "rank"},
+        "How many directions of the latent are in use, at most its number of channels. A fall towards 1 is collapse.",
+    ),
+    Chart(
+        "Online distance",
+        {r"online/(g.+ of \d+ samples)": r"\1"},
+        "Fréchet distance between samples drawn during training and real images; lower is better. So few samples show "
+        "a trend, not a result.",
+    ),
+)
+_HEALTH = (
     Chart("Learning rate", {"train/learning_rate": "rate"}, "Warm-up, then decay.", is_health=True),
     Chart(
         "Gradient norm",
-        {"train/grad_norm": "norm"},
-        "Before clipping. Single spikes are clipped away.",
+        {"train/grad_norm": "all", "train/grad_norm_(encoder|decoder|head)": r"\1"},
+        "Before clipping. Single spikes are harmless, since they are clipped; steady growth is not.",
+        is_health=True,
+    ),
+    Chart(
+        "Gradient norm of the discriminator",
+        {"train/grad_norm_discriminator": "norm"},
+        "Before clipping. Near 0, the discriminator has nothing left to learn.",
         is_health=True,
     ),
     Chart(
         "Speed",
         {"train/images_per_second": "images/s"},
-        "Images per second; dips are held-out checks, checkpoints, or a busy machine.",
+        "Images per second, without the time for evaluation and checkpoints. Dips mean a busy machine or slow data.",
         is_health=True,
     ),
     Chart(
-        "Waiting for data", {"train/data_wait_share": "share"}, "Share of the time without work to do.", is_health=True
+        "Waiting for data",
+        {"train/data_wait_share": "share"},
+        "Fraction of the time spent waiting for the next batch. Much above 0, more loader workers help.",
+        is_health=True,
     ),
-    Chart("Memory", {"train/memory_gib": "GiB"}, "Peak memory of the process in GiB.", is_health=True),
-]
+    Chart(
+        "Memory (GiB)",
+        {"train/memory_gib": "GiB"},
+        "Highest so far: of the GPU where there is one, else of the process. It should stay level.",
+        is_health=True,
+    ),
+)
+
+
+def all_charts() -> list[Chart]:
+    """Charts of everything that the training commands log, those of the self-supervised methods among them."""
+    return [*_LEARNING[:4], *method_charts(), *_LEARNING[4:], *_HEALTH]
 
 
 def run_charts(scalars: dict[str, Curve]) -> dict[str, list[dict[str, str]]]:
     """Charts of a run: `main` for what was learned, `health` for how it ran and for tags that are not known."""
-    known = {tag for chart in _CHARTS for tag in chart.tags}
-    others = [Chart(tag, {tag: tag}, "", is_health=True) for tag in scalars if tag not in known]
+    charts = all_charts()
+    known = {tag for chart in charts for tag in chart.select({tag: tag for tag in scalars}).values()}
+    others = [Chart(tag, {re.escape(tag): "value"}, "", is_health=True) for tag in scalars if tag not in known]
     result: dict[str, list[dict[str, str]]] = {"main": [], "health": []}
-    for chart in [*_CHARTS, *others]:
-        series = {legend: scalars[tag] for tag, legend in chart.tags.items() if tag in scalars}
-        if series:
-            drawn = {"title": chart.title, "caption": chart.caption, "svg": line_chart(series)}
+    for chart in [*charts, *others]:
+        if curves := chart.select(scalars):
+            title = chart.title
+            if len(curves) == 1 and not curves.keys() & set(chart.tags.values()):
+                # There is no legend to name what the pattern of the tag has found.
+                title = f"{title}: {next(iter(curves))}"
+            drawn = {"title": title, "caption": chart.caption, "svg": line_chart(curves)}
             result["health" if chart.is_health else "main"].append(drawn)
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import write_atomically, write_json, write_text
 from tcae_diffusers.metrics.figure import Figure
 
 # What a result knows while it is in memory, and its file does not hold.
@@ -42,7 +42,7 @@ class Result:
         subject (`str`, *optional*): What a comparison calls the thing that was measured.
         conditions (`dict`): What a comparison requires to agree besides data, features and numbers of images.
         path (`Path`, *optional*): The file that it was read from or saved to.
-        files (`dict[str, bytes]`): Pictures and tables that are written beside it.
+        files (`dict[str, bytes | str]`): Pictures and tables that are written beside it.
     """
 
     kind: ClassVar[str]
@@ -60,7 +60,7 @@ class Result:
     subject: str | None = field(default=None, metadata=UNSTORED)
     conditions: dict[str, Any] = field(default_factory=dict, metadata=UNSTORED)
     path: Path | None = field(default=None, metadata=UNSTORED)
-    files: dict[str, bytes] = field(default_factory=dict, metadata=UNSTORED, repr=False)
+    files: dict[str, bytes | str] = field(default_factory=dict, metadata=UNSTORED, repr=False)
 
     @classmethod
     def file_name(cls) -> str:
@@ -104,7 +104,7 @@ class Result:
         """Writes the files beside it, then its own, to [`path_in`] of `output`."""
         path = self.path_in(output)
         for name, content in self.files.items():
-            write_atomically(path.parent / name, content)
+            (write_text if isinstance(content, str) else write_atomically)(path.parent / name, content)
         write_json(path, self.to_json())
         self.path = path
 

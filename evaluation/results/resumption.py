@@ -9,7 +9,6 @@ each file ([`content_fingerprint`]), so asking again is cheap. A Hub name stands
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +19,9 @@ from accelerate import PartialState
 from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
-from tcae_diffusers.data.images.image_sets import open_data_source, open_image_set
+from tcae_diffusers.data.images.folder import file_names
+from tcae_diffusers.data.images.image_sets import is_archive, open_data_source, open_image_set
+from tcae_diffusers.existing_paths import split_before_path
 from tcae_diffusers.files import sha256_of_file
 from tcae_diffusers.metrics.reference import open_reference_content
 
@@ -56,10 +57,7 @@ def folder_content(path: str | Path) -> str:
         return sha256_of_file(root)
     if not root.is_dir():
         return str(path)
-    walk = os.walk(root, followlinks=True)
-    files = [Path(folder, name).relative_to(root) for folder, _, names in walk for name in names]
-    visible = [str(file) for file in files if not any(part.startswith(".") for part in file.parts)]
-    return content_fingerprint(root, sorted(visible))
+    return content_fingerprint(root, file_names(root))
 
 
 def source_content(spec: str) -> str:
@@ -69,7 +67,7 @@ def source_content(spec: str) -> str:
 
 def reference_content(spec: str) -> str:
     """Of real images to compare with, or of an archive that may hold statistics of them."""
-    if spec.endswith(".npz"):
+    if is_archive(spec):
         return sha256_of_file(spec)
     images, _ = open_reference_content(spec)
     return images.fingerprint
@@ -77,7 +75,7 @@ def reference_content(spec: str) -> str:
 
 def sample_sets_content(paths: list[str]) -> str:
     """Of sets of generated images, `NAME=PATH` each."""
-    return " ".join(open_image_set(path.partition("=")[2] or path).fingerprint for path in paths)
+    return " ".join(open_image_set(split_before_path(path, "=")[1]).fingerprint for path in paths)
 
 
 def run_unless_done(

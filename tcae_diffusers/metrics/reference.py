@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.images.image_sets import ImageSet, NpzImages, open_data_source, open_image_set
+from ..data.images.center_crop import height_and_width
+from ..data.images.image_sets import ImageSet, NpzImages, is_archive, open_image_set
 from ..errors import InputError
+from ..files import sha256_of_file
 from .feature_cache import features_of
 from .features import FeatureNetwork
 from .figure import Estimate
@@ -72,30 +75,41 @@ class Reference:
 
 
 def open_reference_content(
-    spec: str, resolution: int | None = None
+    spec: str, size: int | tuple[int, int] | None = None
 ) -> tuple[ImageSet | None, FrechetStatistics | None]:
     """Images and Fréchet statistics of a data source, a folder, or an ADM `.npz`; one of the two may be missing.
 
+    Args:
+        spec: See [`open_image_set`].
+        size: Side, or height and width, to which images are cropped and resized, wherever they come from.
+
     Raises:
-        InputError: If `spec` cannot be read, or holds neither.
+        InputError: If `spec` cannot be read or holds neither, or has statistics of images of another size.
     """
-    if not spec.endswith(".npz"):
-        nested = any(entry.is_dir() for entry in Path(spec).glob("[!.]*"))
-        return (open_data_source(spec, resolution) if ":" in spec or nested else open_image_set(spec)), None
+    if not is_archive(spec):
+        return open_image_set(spec, size), None
     try:
         with np.load(spec, allow_pickle=False) as archive:
             names = archive.files
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read reference {spec}: {error}") from error
     if not {"mu", "arr_0"} & set(names):
         raise InputError(f"{spec} has arrays {names}, expected mu and sigma, or images in arr_0")
     statistics = FrechetStatistics.from_adm_npz(spec) if "mu" in names else None
-    return NpzImages(spec) if "arr_0" in names else None, statistics
+    images = NpzImages(spec, size) if "arr_0" in names else None
+    if statistics is not None and images is not None and size is not None:
+        found, wanted = (f"{width}x{height}" for height, width in (images.original_size, height_and_width(size)))
+        if found != wanted:
+            raise InputError(
+                f"{spec} has statistics of {found} images, and the samples are {wanted}; statistics cannot be "
+                "resized, so use those of images of the samples' size"
+            )
+    return images, statistics
 
 
 def open_reference(
     spec: str,
-    resolution: int,
+    size: int | tuple[int, int],
     network: FeatureNetwork,
     batch_size: int = 32,
     cache_folder: Path | None = None,
@@ -103,13 +117,16 @@ def open_reference(
 ) -> tuple[Reference, dict[str, Any]]:
     """Reads a reference: a data source, a folder, or an ADM `.npz` with images, statistics, or both.
 
+    Args:
+        size: Side, or height and width, of the samples, to which images are cropped and resized.
+
     Returns:
         The [`Reference`] and its description for the result file.
 
     Raises:
         InputError: As [`open_reference_content`]; or statistics of Inception for another network's features.
     """
-    images, statistics = open_reference_content(spec, resolution)
+    images, statistics = open_reference_content(spec, size)
     if statistics is not None and network.name != INCEPTION:
         raise InputError(
             f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
@@ -119,7 +136,8 @@ def open_reference(
         "spec": spec,
         "images": 0 if images is None else len(images),
         "statistics": statistics is not None,
-        "fingerprint": None if images is None else images.fingerprint,
+        "preprocessing": None if images is None else "centre crop, resized to {1}x{0}".format(*height_and_width(size)),
+        "fingerprint": sha256_of_file(spec) if images is None else images.fingerprint,
         "attribution": None if images is None else images.attribution,
     }
     return Reference(features, statistics, seed), description

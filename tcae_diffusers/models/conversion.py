@@ -1,6 +1,6 @@
 r"""Foreign checkpoints to [`AutoencoderTC`]: one weight file and a map from its keys to ours.
 
-    python -m tcae_diffusers.models.conversion weights.ckpt out/ --config tc-ae-f32c128 --key-map map.json
+    python -m tcae_diffusers.models.conversion weights.ckpt out/ --config tc-ae-f32c128 --key_map map.json
 
 The map is a JSON object of regular expressions and what the keys that they match become. An expression must match the
 whole key; the first one that does counts.
@@ -20,20 +20,21 @@ whole key; the first one that does counts.
 A text renames, a list splits the tensor into equal parts along its first dimension, `null` drops the key on purpose.
 """
 
-import argparse
 import difflib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging
 
+from ..arguments import Arguments, exit_with_error, option, parse_arguments
 from .autoencoder_tc import AutoencoderTC
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 
@@ -225,20 +226,29 @@ def _listed(found: list[str]) -> str:
     return ", ".join(found[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tcae_diffusers.models.conversion", description=__doc__.split("\n")[0]
+@dataclass
+class ConversionArguments(Arguments):
+    """Convert a foreign checkpoint to an AutoencoderTC; the key map is explained at the top of this module."""
+
+    group: ClassVar[str] = "Conversion"
+
+    checkpoint: str = option(MISSING, "File to convert, safetensors or PyTorch.", positional=True)
+    output: str = option(MISSING, "Folder to save the model to.", positional=True)
+    config: str = option(MISSING, "Name of a preset, or a config.json or its folder.", metavar="CONFIG")
+    key_map: Path = option(MISSING, "JSON file that maps the checkpoint's keys to ours.", metavar="FILE")
+    state_dict_key: str | None = option(
+        None, 'Where the weights lie in a nested checkpoint, such as "model.ema"; at its top if unset.', metavar="KEY"
     )
-    parser.add_argument("checkpoint", help="a .safetensors or PyTorch file")
-    parser.add_argument("output", help="folder to save the model to")
-    parser.add_argument("--config", required=True, help="preset name, config.json or its folder")
-    parser.add_argument("--key-map", required=True, help="JSON file, see the top of this module")
-    parser.add_argument("--state-dict-key", help='where the weights lie in a nested checkpoint, e.g. "model.ema"')
-    options = parser.parse_args(arguments)
-    key_map = json.loads(Path(options.key_map).read_text())
-    convert_checkpoint(options.checkpoint, options.config, key_map, options.state_dict_key).save_pretrained(
-        options.output
-    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(ConversionArguments, argv)
+    try:
+        key_map = json.loads(arguments.key_map.read_text())
+        model = convert_checkpoint(arguments.checkpoint, arguments.config, key_map, arguments.state_dict_key)
+        model.save_pretrained(arguments.output)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error))
 
 
 if __name__ == "__main__":

@@ -39,12 +39,9 @@ class TokenizerFingerprint:
     @classmethod
     def of(cls, model: ModelMixin) -> "TokenizerFingerprint":
         """Fingerprint of a diffusers autoencoder (or any module with a `config` mapping). Hashes about 1 GB/s."""
-        mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
         statistics = {}
-        if isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
-            calibrated = bool((mean != 0).any()) or bool((std != 1).any())
-            if calibrated:
-                statistics = {"latent_mean": tuple(mean.double().tolist()), "latent_std": tuple(std.double().tolist())}
+        if is_calibrated(model):
+            statistics = {name: tuple(getattr(model, name).double().tolist()) for name in STATISTICS_BUFFERS}
         return cls(
             class_name=type(model).__name__,
             config_sha256=config_sha256(model.config),
@@ -68,6 +65,14 @@ class TokenizerFingerprint:
             if mine != theirs:
                 return f"{name} {mine[:16]} is not {theirs[:16]}"
         return None
+
+
+def is_calibrated(model: torch.nn.Module) -> bool | None:
+    """Whether statistics of the latent were set, or `None` for a model that has no place for them."""
+    mean, std = (getattr(model, name, None) for name in STATISTICS_BUFFERS)
+    if not (isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor)):
+        return None
+    return not (bool((mean == 0).all()) and bool((std == 1).all()))
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

@@ -107,16 +107,16 @@ def build_transformer(name: str, latent_shape: tuple[int, int, int]) -> nn.Modul
     if (folder / "model_index.json").is_file():
         folder = folder / "transformer"
     with torch.device("meta"):
-        if name == "dit-xl":
-            config = {**_DIT_XL, "in_channels": channels, "out_channels": channels, "sample_size": height}
-            return diffusers.DiTTransformer2DModel(**config, patch_size=1).eval()
-        if name in TC_DIT_PRESETS:
-            return TCDiTTransformer2DModel.from_preset(name, in_channels=channels, sample_size=height).eval()
         if (folder / "config.json").is_file():
             config = diffusers.DiTTransformer2DModel.load_config(str(folder))
             model_class = getattr(diffusers, str(config.get("_class_name")), None)
             if model_class is None or "Transformer" not in model_class.__name__:
                 raise InputError(f"{folder} holds a {config.get('_class_name')!r}, which is not a transformer")
             return model_class.from_config(config).eval()
+        if name == "dit-xl":
+            config = {**_DIT_XL, "in_channels": channels, "out_channels": channels, "sample_size": height}
+            return diffusers.DiTTransformer2DModel(**config, patch_size=1).eval()
+        if name in TC_DIT_PRESETS:
+            return TCDiTTransformer2DModel.from_preset(name, in_channels=channels, sample_size=height).eval()
     known = ", ".join(["dit-xl", *TC_DIT_PRESETS])
     raise InputError(f"unknown transformer {name!r}; expected a saved folder or one of: {known}")

@@ -20,8 +20,9 @@ class FrozenEncoderTokenizer(nn.Module):
     Args:
         autoencoder (`nn.Module`): Any autoencoder of diffusers; its decoder's parameters are those to train.
         noise (`float`, defaults to 0.0):
-            tau of RAE: each image's latent gets Gaussian noise of deviation `|N(0, tau^2)|`, in the units of what
-            `encode` returns, so that the decoder tolerates imperfect samples of a diffusion model.
+            tau of RAE: each image's latent gets Gaussian noise of deviation `|N(0, tau^2)|`, in the units of the
+            latents that a diffusion model is trained on (the autoencoder's scaling factor is taken into account), so
+            that the decoder tolerates imperfect samples.
 
     Raises:
         ValueError: negative noise, or an autoencoder without a decoder of its own.
@@ -32,8 +33,8 @@ class FrozenEncoderTokenizer(nn.Module):
         if noise < 0:
             raise ValueError(f"latent noise is {noise}; expected 0 or more")
         self.autoencoder = autoencoder
-        self.noise = noise
         adapter = adapt(autoencoder)
+        self.noise = noise / adapter.pipeline_scaling[0]
         for name, parameter in autoencoder.named_parameters():
             parameter.requires_grad_(adapter.is_decoder(name))
         if not any(parameter.requires_grad for parameter in autoencoder.parameters()):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from ..charts import Chart
     from ..models.adapters import AutoencoderAdapter
     from .arguments import SelfSupervisionArguments
     from .method import SelfSupervision
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 def available_methods() -> tuple[str, ...]:
     """Names of the methods there are, without importing them."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "methods")])))
+
+
+def method_charts() -> list[Chart]:
+    """What the methods log, each chart once however many methods share it."""
+    from .method import SelfSupervision
+
+    charts: list[Chart] = []
+    for name in available_methods():
+        for part in vars(importlib.import_module(f"{__name__}.methods.{name}")).values():
+            if isinstance(part, type) and issubclass(part, SelfSupervision):
+                charts += [chart for chart in part.charts if chart not in charts]
+    return charts
 
 
 def build_method(arguments: SelfSupervisionArguments, adapter: AutoencoderAdapter) -> SelfSupervision:

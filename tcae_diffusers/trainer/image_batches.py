@@ -12,6 +12,7 @@ from ..data.images.streamed_images import SCHEME as STREAM_SCHEME
 from ..data.images.streamed_images import StreamedImages
 from ..data.images.training_dataset import TokenizerTrainingDataset, collate_training_views
 from ..data.step_indexed_sampler import StepIndexedBatchSampler
+from ..existing_paths import scheme_before
 from .arguments import RunArguments
 from .tokenizer_arguments import ReconstructionArguments
 
@@ -25,7 +26,7 @@ def build_training_images(
     Raises:
         ValueError, FileNotFoundError, ImportError: it cannot be had or understood.
     """
-    if arguments.train_data.startswith(STREAM_SCHEME):
+    if scheme_before(arguments.train_data, [STREAM_SCHEME]):
         return StreamedImages(arguments.train_data, transform, arguments.seed, arguments.max_broken_images)
     source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)
     return TokenizerTrainingDataset(

@@ -11,7 +11,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torchvision.utils import make_grid
 
-from ..data.images.multi_crop import center_crop, to_uint8
+from ..data.images.center_crop import center_crop
+from ..data.images.multi_crop import to_uint8
 from ..data.images.pixel_range import from_signed, to_signed
 from ..data.images.sources import build_image_source
 from ..metrics.component_colours import component_colours, feature_maps

@@ -17,28 +17,29 @@ USER_ERRORS = (ValueError, ImportError, *RUN_ERRORS)
 
 
 @contextmanager
-def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
+def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS, prog: str | None = None) -> Iterator[None]:
     """
     Context manager around a command's work: `<program>: error: <message>` on stderr and `SystemExit(2)` for an error
     in `errors`. `TCAE_TRACEBACK=1` lets it through with its traceback.
 
     Args:
         errors (`tuple`, defaults to `USER_ERRORS`): [`RUN_ERRORS`] for the loop, where a ValueError is a defect.
+        prog (`str`, *optional*): The command as the user typed it; [`~arguments.program_name`] if unset.
     """
     try:
         yield
     except errors as error:
         if os.environ.get("TCAE_TRACEBACK"):
             raise
-        exit_with_error(_one_line(error))
+        exit_with_error(_message(error), prog)
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         # Without "[Errno 13]", which says nothing to most people.
         return f"{error.strerror}: {error.filename}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "Original Traceback" in str(error):
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:
         # From a data loader's worker, with the worker's traceback, whose last line is `Type: message`.
-        return lines[-1].partition(": ")[2]
-    return " ".join(line.strip() for line in lines)
+        return text.splitlines()[-1].partition(": ")[2]
+    return text

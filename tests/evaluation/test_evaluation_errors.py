@@ -38,6 +38,7 @@ def place(tmp_path_factory, tiny_autoencoder, pipeline_folder):
     (root / "bad.npz").write_bytes(b"no archive")
     np.savez(root / "float.npz", arr_0=np.zeros((2, 8, 8, 3)))
     np.savez(root / "names.npz", images=np.zeros(3))
+    np.savez(root / "onehot.npz", arr_0=np.zeros((9, 32, 32, 3), np.uint8), arr_1=np.eye(9))
     (root / "bad.json").write_text("{")
     (root / "other.json").write_text('{"kind": "recipe"}')
     (root / "weights.pth").write_bytes(b"no weights")
@@ -92,6 +93,14 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATION + "--samples {0}/bad.npz --reference {0}/good", "cannot read image archive {0}/bad.npz"),
         (GENERATION + "--samples {0}/float.npz --reference {0}/good", "arr_0 is float64"),
         (GENERATION + "--samples {0}/names.npz --reference {0}/good", "has arrays ['images']"),
+        (
+            GENERATION + "--samples {0}/onehot.npz --reference {0}/good",
+            "arr_1 holds float64 (9, 9) labels",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/onehot.npz",
+            "arr_1 holds float64 (9, 9) labels",
+        ),
         (GENERATION + "--samples {0}/good --reference {0}/names.npz", "expected mu and sigma, or images in arr_0"),
         (GENERATION + "--samples {0}/good {0}/good --reference {0}/good", "two paths are called 'good'"),
         (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 3", "--reference_count '3'"),

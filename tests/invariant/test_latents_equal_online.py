@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.data.images.center_crop import center_crop
 from tcae_diffusers.data.images.folder import ImageFolderSource
-from tcae_diffusers.data.images.multi_crop import center_crop, to_uint8
+from tcae_diffusers.data.images.multi_crop import to_uint8
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 

@@ -6,7 +6,7 @@ import torch
 from scipy.signal import correlate2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tcae_diffusers.data.images.image_sets import to_signed_unit, to_uint8
+from tcae_diffusers.data.images.pixel_range import from_signed, to_signed
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.image_measures.psnr import PSNR_OF_IDENTICAL, psnr
 from tcae_diffusers.metrics.image_measures.structural_similarity import ms_ssim_scales, ssim, structural_similarities
@@ -51,8 +51,8 @@ def test_ssim_of_images_smaller_than_its_window_is_refused():
 
 def test_every_uint8_value_survives_the_way_to_floats_and_back():
     values = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(to_signed_unit(values)), values)
-    assert to_uint8(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
+    assert torch.equal(from_signed(to_signed(values)), values)
+    assert from_signed(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
 
 
 def reference_ms_ssim(first, second, scales):

@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2]
 # From the ground up. A room imports from itself and from rooms that stand before it.
 ROOMS = (
     "errors",
+    "existing_paths",
     "arguments",
     "files",
     "version",

@@ -83,7 +83,7 @@ def test_the_command_writes_a_model_folder(foreign, tiny_vae, tmp_path):
             str(tmp_path / "out"),
             "--config",
             str(tmp_path / "config"),
-            "--key-map",
+            "--key_map",
             str(tmp_path / "map.json"),
         ]
     )

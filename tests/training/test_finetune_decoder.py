@@ -13,7 +13,7 @@ from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.training import finetune_decoder
 
-from ..latent_commands import home, reset_accelerate, weights
+from ..latent_commands import FOREIGN, home, reset_accelerate, weights
 from ..tokenizer_commands import (
     DECODER_OPTIONS,
     checkpoint,
@@ -62,6 +62,22 @@ def test_encoder_and_statistics_stay_bit_identical_and_latents_with_them():
     described = json.loads((uninterrupted_finetuning() / "run.json").read_text())
     assert described["encoder_sha256"] == frozen_fingerprint(before)
     assert "without a perceptual loss" in described["losses"] and "adaptive hinge (patchgan)" in described["losses"]
+
+
+@pytest.mark.parametrize("noise", [0, 0.5])
+def test_noise_on_latents_without_a_unit_is_warned_of(started, caplog, noise):
+    started(latent_noise=noise)
+    started(latent_noise=noise, autoencoder=home() / "tokenizer")
+    warnings = [record.message for record in caplog.records if "--latent_noise 0.5" in record.message]
+    assert len(warnings) == (1 if noise else 0) and all("run cache_latents" in warning for warning in warnings)
+
+
+def test_noise_has_the_unit_of_the_latents_that_diffusion_models_see():
+    plain = FrozenEncoderTokenizer(FOREIGN["AutoencoderKL"](), noise=0.6)
+    latent = torch.zeros(64, 4, 8, 8)
+    drawn = plain._draw_noise(latent, [torch.Generator().manual_seed(seed) for seed in range(64)])
+    same = [0.6 / 0.3 * torch.randn((), generator=torch.Generator().manual_seed(seed)).abs() for seed in range(64)]
+    torch.testing.assert_close(drawn.flatten(1).std(1), torch.stack(same), rtol=0.3, atol=0)
 
 
 def test_the_fingerprint_sees_the_smallest_change_outside_the_decoder_alone(tiny_tcae):

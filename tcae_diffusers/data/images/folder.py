@@ -69,7 +69,7 @@ class ImageFolderSource:
                 f"class folder {self.root / min(empty)} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
                 "add images or remove the folder"
             )
-        return classes, labels
+        return [printable_name(name) for name in classes], labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,14 +90,24 @@ class ImageFolderSource:
 
 
 def image_names(root: str | os.PathLike) -> list[str]:
-    """Paths, relative to `root`, of the images at any depth below it, each folder in the order of its names.
+    """The images among [`file_names`]."""
+    return [name for name in file_names(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+
+
+def file_names(root: str | os.PathLike) -> list[str]:
+    """Paths, relative to `root`, of the files at any depth below it, each folder in the order of its names.
 
     Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are passed over.
     """
-    return list(_images_below(os.fspath(root), "", ()))
+    return list(_files_below(os.fspath(root), "", ()))
 
 
-def _images_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def printable_name(name: str) -> str:
+    """A name from the file system as text; bytes that are not UTF-8 are written out, as `\\xff`."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+
+
+def _files_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
     status = os.stat(folder)
     place = (status.st_dev, status.st_ino)
     if place in ancestors:
@@ -106,6 +116,6 @@ def _images_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ..
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
         if entry.is_dir():
-            yield from _images_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, place))
-        elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, place))
+        else:
             yield prefix + entry.name

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ...existing_paths import split_after_path
 from .decoding import BrokenImageError, load_rgb_image
 
 # Names that label columns have in the data sets of the Hub and in tar shards, the commonest first.
@@ -176,7 +177,7 @@ def find_label_column(features: datasets.Features, wanted: str | None, name: str
 
 def split_off_columns(spec: str) -> tuple[str, dict[str, str]]:
     """`"files?image=A&label=B"` as `("files", {"image_column": "A", "label_column": "B"})`."""
-    location, _, query = spec.partition("?")
+    location, query = split_after_path(spec, "?")
     # A glob may hold a question mark too; what follows one of ours is always key=value.
     if query and "=" not in query:
         return spec, {}
@@ -192,7 +193,5 @@ def parse_dataset_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     rest, columns = split_off_columns(spec)
     if not rest:
         raise ValueError(f"{spec!r} names no data set; expected datasets:NAME_OR_PATH[:SPLIT]")
-    if os.path.exists(rest):
-        return rest, "train", columns
-    location, _, split = rest.partition(":")
+    location, split = split_after_path(rest, ":")
     return location, split or "train", columns

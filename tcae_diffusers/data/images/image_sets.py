@@ -1,9 +1,10 @@
-"""Sets of images to evaluate: a folder of samples, an ADM `.npz`, or a data source, as uint8 arrays of one size."""
+"""Sets of images to evaluate: a folder, an ADM `.npz`, or a data source, as uint8 arrays of one size."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -13,15 +14,24 @@ import torch
 from PIL import Image
 
 from ...errors import InputError
-from ...files import sha256_of_file
+from ...files import sha256_of_json
+from .center_crop import center_crop, height_and_width
+from .content_fingerprint import content_digests, content_fingerprint
+from .decoding import load_rgb_image
+from .folder import IMAGE_EXTENSIONS, image_names, printable_name
 from .sample_manifest import recorded_classes, recorded_labels
-from .sources import ImageSource
+from .sources import ImageSource, build_image_source, scheme_of
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# Enough for ImageNet-21k several times over; what is larger is no index of a class.
+_MOST_CLASSES = 100_000
 
 
 class ImageSet(Protocol):
-    """`images[i]` -> uint8 `(H, W, 3)`; `labels` and `classes` where known; `fingerprint` of the content."""
+    """`images[i]` -> uint8 `(H, W, 3)`; `labels` and `classes` where known; `fingerprint` of the content.
+
+    Images are as they are, and all of one size, or cropped and resized to one size by [`center_crop`]. Which of the
+    two is part of the fingerprint.
+    """
 
     @property
     def name(self) -> str: ...
@@ -43,27 +53,11 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
 
-def center_crop(image: Image.Image, resolution: int) -> np.ndarray:
-    """Shorter side to `resolution`, centre square: ADM's ImageNet preprocessing (box halving, then bicubic).
-
-    An image that already has the size is returned untouched.
-    """
-    while min(image.size) >= 2 * resolution:
-        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
-    if min(image.size) != resolution:
-        scale = resolution / min(image.size)
-        width, height = (max(resolution, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
-    return pixels[top : top + resolution, left : left + resolution]
-
-
 class SourceImages:
-    """A data source of [`tcae_diffusers.data`], cropped to one size."""
+    """A data source of [`tcae_diffusers.data`], cropped and resized to `size` (side, or height and width)."""
 
-    def __init__(self, source: ImageSource, resolution: int, name: str):
-        self._source, self.resolution, self.name = source, resolution, name
+    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str):
+        self._source, self.size, self.name = source, size, name
         self.classes = list(source.classes)
         self.attribution = source.attribution
         labels = getattr(source, "labels", None)
@@ -71,7 +65,7 @@ class SourceImages:
 
     @property
     def fingerprint(self) -> str:
-        return f"{self._source.fingerprint}-{self.resolution}"
+        return f"{self._source.fingerprint}-{_cropped(self.size)}"
 
     def __len__(self) -> int:
         return len(self._source)
@@ -85,7 +79,7 @@ class SourceImages:
             image, label = self._source[index]
         except OSError as error:
             raise InputError(f"{self.name}: {error}") from error
-        return center_crop(image, self.resolution), int(label)
+        return np.asarray(center_crop(image, self.size)), int(label)
 
     def class_counts(self) -> list[int]:
         """Number of images per class."""
@@ -94,75 +88,91 @@ class SourceImages:
 
 
 class FolderImages:
-    """Images of a folder of samples, sorted by path; sub-folders, if any, are classes. All must have one size.
+    """Images below a folder, see [`~data.images.folder.image_names`]; sub-folders, if any, are classes.
+
+    Where `evaluation generate` drew the images, classes and labels are those that it noted, see [`recorded_labels`].
 
     Args:
-        root: The folder. resolution: Expected side; `None` takes the size of the first image (no resizing is done:
-            samples are judged as they are).
+        root: The folder.
+        size: Side, or height and width, to which real images are cropped and resized. `None` leaves images as they
+            are, which samples are judged by: all must have the size of the first.
+
+    Raises:
+        InputError: No such folder, no images in it, images both beside and in class folders, or, from `images[i]`, an
+            image of another size.
+        BrokenImageError: From `images[i]`, for a file that cannot be decoded.
     """
 
     attribution = None
 
-    def __init__(self, root: str | Path, resolution: int | None = None):
-        self.root, self.name = Path(root), str(root)
+    def __init__(self, root: str | Path, size: int | tuple[int, int] | None = None):
+        self.root, self.name, self.size = Path(root), str(root), size
         if not self.root.is_dir():
-            raise InputError(f"image folder {root} does not exist")
-        files = (file for file in self.root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = sorted(
-            file for file in files if not any(part.startswith(".") for part in file.relative_to(self.root).parts)
-        )
+            raise InputError(f"image folder {root} {'is a file' if self.root.exists() else 'does not exist'}")
+        self.files = image_names(self.root)
         if not self.files:
-            raise InputError(f"no images in {root}; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
-        if all(file.parent != self.root for file in self.files):
-            parents = [file.relative_to(self.root).parts[0] for file in self.files]
-            self.classes = sorted(set(parents))
-            self.labels = [self.classes.index(parent) for parent in parents]
-        recorded = recorded_labels(self.root, [file.relative_to(self.root).as_posix() for file in self.files])
-        if recorded is not None:
-            self.classes, self.labels = recorded
-        self._shape = (resolution, resolution, 3) if resolution else self._read(self.files[0]).shape
+            raise InputError(f"no images in {root}; expected {', '.join(IMAGE_EXTENSIONS)} files")
+        recorded = recorded_labels(self.root, self.files)
+        self._is_recorded = recorded is not None
+        self.classes, self.labels = recorded or self._labels_by_folder()
+        self._shape = self._read(0).shape if size is None else None
+
+    def _labels_by_folder(self) -> tuple[list[str], list[int]] | tuple[None, None]:
+        loose = [file for file in self.files if "/" not in file]
+        if loose and len(loose) < len(self.files):
+            nested = next(file for file in self.files if "/" in file)
+            raise InputError(
+                f"{self.root} has images both beside and in class folders ({loose[0]} and {nested}); move one kind "
+                "away"
+            )
+        if loose:
+            return None, None
+        folders = [file.partition("/")[0] for file in self.files]
+        # Folders come in the order of their names, and images folder by folder.
+        label_of = {name: label for label, name in enumerate(dict.fromkeys(folders))}
+        return [printable_name(name) for name in label_of], [label_of[folder] for folder in folders]
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(b"folder\0")
-        for file in self.files:
-            digest.update(sha256_of_file(file).encode())
-        return digest.hexdigest()
+        labels = f"-{sha256_of_json([self.classes, self.labels])[:16]}" if self._is_recorded else ""
+        return f"{content_fingerprint(self.root, self.files)}{labels}-{_cropped(self.size)}"
 
-    @staticmethod
-    def _read(file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"cannot read image {file}: {error}") from error
+    def _read(self, index: int) -> np.ndarray:
+        return np.asarray(load_rgb_image(self.root / self.files[index]))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        pixels = self._read(self.files[index])
+        pixels = self._read(index)
+        if self.size is not None:
+            return np.asarray(center_crop(Image.fromarray(pixels), self.size))
         if pixels.shape != self._shape:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (pixels.shape, self._shape)]
             raise InputError(
-                f"{self.files[index]} is {sizes[0]} pixels, expected {sizes[1]} like the rest of the set; samples "
-                "are not resized silently"
+                f"{self.root / self.files[index]} is {sizes[0]} pixels, expected {sizes[1]} like the rest of the set; "
+                "samples are not resized silently"
             )
         return pixels
 
 
 class NpzImages:
-    """Images of an ADM-style `.npz`: `arr_0` uint8 `(N, H, W, 3)`, optionally labels in `arr_1`.
+    """Images of an ADM-style `.npz`: `arr_0` uint8 `(N, H, W, 3)`, optionally class indices `(N,)` in `arr_1`.
 
     Uncompressed files (what ADM and `numpy.savez` write) are memory-mapped, so 50,000 images cost no memory.
+
+    Args:
+        path: The archive.
+        size: As in [`FolderImages`].
+
+    Raises:
+        InputError: The archive cannot be read, or holds other images or labels than these; the message says which.
     """
 
     attribution = None
 
-    def __init__(self, path: str | Path):
-        self.path, self.name = Path(path), str(path)
+    def __init__(self, path: str | Path, size: int | tuple[int, int] | None = None):
+        self.path, self.name, self.size = Path(path), str(path), size
         if not self.path.is_file():
             raise InputError(f"image archive {path} does not exist")
         try:
@@ -171,9 +181,9 @@ class NpzImages:
                     raise InputError(
                         f"{path} has arrays {archive.files}, expected arr_0 with uint8 images (N, H, W, 3)"
                     )
-                labels = archive["arr_1"].tolist() if "arr_1" in archive.files else None
+                labels = archive["arr_1"] if "arr_1" in archive.files else None
             self._images = _memory_map_member(self.path, "arr_0.npy")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"cannot read image archive {path}: {error}") from error
@@ -181,20 +191,45 @@ class NpzImages:
             raise InputError(
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"
             )
-        self.labels = labels
-        self.classes: list[str] | None = None
-        if labels:
-            self.classes = recorded_classes(self.path, labels) or [str(label) for label in range(max(labels) + 1)]
+        self.labels = None if labels is None else _class_indices(labels, len(self._images), f"{path}: arr_1")
+        numbers = [str(label) for label in range(max(self.labels) + 1)] if self.labels else None
+        self.classes = numbers and (recorded_classes(self.path, self.labels) or numbers)
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width of the images in the file."""
+        return tuple(self._images.shape[1:3])
 
     @property
     def fingerprint(self) -> str:
-        return sha256_of_file(self.path)
+        (digest,) = content_digests([self.path])
+        return f"{digest.hex()}-{_cropped(self.size)}"
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.array(self._images[index])
+        pixels = np.array(self._images[index])
+        return pixels if self.size is None else np.asarray(center_crop(Image.fromarray(pixels), self.size))
+
+
+def _class_indices(labels: np.ndarray, count: int, name: str) -> list[int]:
+    """`labels` as a list, if they are one class index per image."""
+    expected = f"expected one class index per image: whole numbers from 0 on of shape ({count},)"
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,) or count == 0:
+        raise InputError(f"{name} holds {labels.dtype} {labels.shape} labels for {count} images; {expected}")
+    wrong = (labels < 0) | (labels >= _MOST_CLASSES)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise InputError(f"{name}: the label of image {index} is {labels[index]}; {expected}")
+    return labels.tolist()
+
+
+def _cropped(size: int | tuple[int, int] | None) -> str:
+    """What is done to the images of a set, for its fingerprint."""
+    if size is None:
+        return "as-they-are"
+    return "center-crop-{}x{}".format(*height_and_width(size))
 
 
 class EvenlySpacedImages:
@@ -235,35 +270,37 @@ def _memory_map_member(path: Path, member: str) -> np.ndarray:
     return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order="F" if fortran_order else "C")
 
 
-def open_image_set(spec: str | Path, resolution: int | None = None) -> ImageSet:
+def open_image_set(spec: str | Path, size: int | tuple[int, int] | None = None) -> ImageSet:
     """Opens what a command line names.
 
     Args:
-        spec: An `.npz`, a folder of samples (flat, or one sub-folder per class), or a data source such as
-        `openmoji:heldout`. resolution: Side in pixels. Data sources are cropped and resized to it; samples must have
-        it already.
+        spec: An `.npz`, a folder (flat, or one sub-folder per class), or a data source such as `openmoji:heldout`. A
+            path that exists is taken as one, whatever its name.
+        size: Side, or height and width, to which real images are cropped and resized, wherever they come from. `None`
+            leaves folders and archives as they are; data sources get the shorter side of their first image.
 
     Raises:
         InputError: If there is nothing usable at `spec`; the message names what is wrong.
     """
-    text = str(spec)
-    if text.endswith(".npz"):
-        return NpzImages(text)
-    if ":" not in text:
-        return FolderImages(text, resolution)
-    return open_data_source(text, resolution)
+    text = os.fspath(spec)
+    if is_archive(text):
+        return NpzImages(text, size)
+    return FolderImages(text, size) if scheme_of(text) is None else open_data_source(text, size)
 
 
-def open_data_source(spec: str | Path, resolution: int | None = None) -> SourceImages:
-    """Opens `openmoji:heldout`, `datasets:...` or a folder of `root/class/img.png`, resized to `resolution`."""
-    from tcae_diffusers.data.images.sources import build_image_source
+def is_archive(spec: str) -> bool:
+    """Whether `spec` names an `.npz`; a folder may be called so too."""
+    return spec.endswith(".npz") and not os.path.isdir(spec)
 
+
+def open_data_source(spec: str | Path, size: int | tuple[int, int] | None = None) -> SourceImages:
+    """Opens `openmoji:heldout`, `datasets:...` or a folder of `root/class/img.png`, cropped and resized to `size`."""
     try:
-        source = build_image_source(str(spec), resolution=resolution)
-        resolution = resolution or min(source[0][0].size)
+        source = build_image_source(spec, resolution=max(size) if isinstance(size, tuple) else size)
+        size = size or min(source[0][0].size)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
-    return SourceImages(source, resolution, str(spec))
+    return SourceImages(source, size, str(spec))
 
 
 def uint8_batches(
@@ -274,13 +311,3 @@ def uint8_batches(
     for start in range(0, len(indices), batch_size):
         arrays = [images[index] for index in indices[start : start + batch_size]]
         yield torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """The uint8 rule of every figure here: `[-1, 1]` to `round(clamp((x + 1) / 2 * 255, 0, 255))`."""
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_signed_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float in [-1, 1]: `x / 127.5 - 1`, the inverse of [`to_uint8`]."""
-    return images.float() / 127.5 - 1.0

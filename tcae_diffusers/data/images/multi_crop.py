@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from .center_crop import center_crop
 from .token_masks import MASK_SHAPES, draw_mask
 
 # Blur radii of the iBOT release are in pixels of its 224 px crops.
@@ -25,8 +26,7 @@ class MultiCropTransform:
     crop.
 
     Args:
-        resolution (`int`): Side of the reconstruction view in pixels: shorter side resized to it (bicubic), then the
-            central square.
+        resolution (`int`): Side of the reconstruction view in pixels, see [`center_crop`].
         global_crop_size (`int`, *optional*): Side of the global crops. None gives the reconstruction view alone.
         local_crop_size (`int`, *optional*): Side of the local crops; needed when there are any.
         num_local_crops (`int`, defaults to 0): k.
@@ -159,16 +159,6 @@ class MultiCropTransform:
         if generator.random() < solarize_probability:
             crop = ImageOps.solarize(crop)
         return to_uint8(crop)
-
-
-def center_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """Resize the shorter side to `resolution` (bicubic with antialiasing) and cut out the central square."""
-    width, height = image.size
-    if (width, height) == (resolution, resolution):
-        return image
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((resolution,) * 2, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 
 def random_resized_crop(

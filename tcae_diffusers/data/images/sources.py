@@ -5,9 +5,12 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
+from ...existing_paths import scheme_before
 from .decoding import BrokenImageError
 
-__all__ = ["BrokenImageError", "ImageSource", "build_image_source"]
+__all__ = ["BrokenImageError", "ImageSource", "build_image_source", "scheme_of"]
+
+SCHEMES = ("openmoji", "datasets", "webdataset")
 
 
 @runtime_checkable
@@ -37,6 +40,11 @@ class ImageSource(Protocol):
         ...
 
 
+def scheme_of(spec: str | os.PathLike) -> str | None:
+    """Which of [`SCHEMES`] names the source; `None` for a path, and for a path that exists whatever its name."""
+    return scheme_before(os.fspath(spec), SCHEMES)
+
+
 def build_image_source(
     spec: str | os.PathLike, resolution: int | None = None, cache_dir: str | os.PathLike | None = None
 ) -> ImageSource:
@@ -61,13 +69,13 @@ def build_image_source(
         ImportError: `openmoji:` without the `demo` extra.
     """
     spec = os.fspath(spec)
-    scheme, separator, rest = spec.partition(":")
+    scheme, rest = scheme_of(spec), spec.partition(":")[2]
     # Imports are local so that OpenMoji's extra and `datasets` load only for those who ask for them.
-    if separator and scheme == "openmoji":
+    if scheme == "openmoji":
         from .openmoji import OpenMojiSource
 
         return OpenMojiSource(rest, resolution=64 if resolution is None else resolution, cache_dir=cache_dir)
-    if separator and scheme in ("datasets", "webdataset"):
+    if scheme is not None:
         from .hf_datasets import HuggingFaceDatasetSource
 
         if scheme == "webdataset":

@@ -8,7 +8,7 @@ from .hf_datasets import parse_dataset_spec, split_off_columns
 from .multi_crop import MultiCropTransform
 from .streaming_dataset import StreamingTrainingDataset
 
-SCHEME = "stream:"
+SCHEME = "stream"
 
 
 class StreamedImages:
@@ -42,7 +42,7 @@ class StreamedImages:
             "max_broken_images": max_broken_images,
             "shuffle_buffer": shuffle_buffer,
         }
-        rest = spec.removeprefix(SCHEME)
+        rest = spec.removeprefix(f"{SCHEME}:")
         if rest.startswith("webdataset:"):
             files, columns = split_off_columns(rest.removeprefix("webdataset:"))
             self._dataset = datasets.load_dataset(

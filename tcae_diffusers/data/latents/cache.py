@@ -144,15 +144,24 @@ class LatentCache(torch.utils.data.Dataset):
             )
         if tokenizer.latent_mean is None:
             return
+        difference = self.difference_of_statistics(tokenizer)
+        if difference:
+            raise LatentCacheError(difference)
+        self.normalize_with(self.latent_mean, self.latent_std)
+
+    def difference_of_statistics(self, tokenizer: TokenizerFingerprint) -> str | None:
+        """What is wrong if `tokenizer` was calibrated with other statistics than those of these latents, or `None`."""
+        if tokenizer.latent_mean is None:
+            return None
         mean, std = (torch.tensor(values).float() for values in (tokenizer.latent_mean, tokenizer.latent_std))
-        if not (torch.equal(mean, self.latent_mean) and torch.equal(std, self.latent_std)):
-            off = float(((mean - self.latent_mean).abs() / self.latent_std).max())
-            raise LatentCacheError(
-                f"the tokenizer was calibrated with other statistics than those of {self.path} (means up to {off:.3g} "
-                "deviations apart); write this cache's statistics into it with "
-                "set_latent_statistics(cache.latent_mean, cache.latent_std)"
-            )
-        self.normalize_with(mean, std)
+        if torch.equal(mean, self.latent_mean) and torch.equal(std, self.latent_std):
+            return None
+        off = float(((mean - self.latent_mean).abs() / self.latent_std).max())
+        return (
+            f"the tokenizer was calibrated with other statistics than those of {self.path} (means up to {off:.3g} "
+            "deviations apart); write this cache's statistics into it: run cache_latents once more with "
+            "--write_statistics, or call set_latent_statistics(cache.latent_mean, cache.latent_std)"
+        )
 
     def normalize_with(self, mean: torch.Tensor, std: torch.Tensor) -> "LatentCache":
         """From now on return `(raw - mean) / std`.
@@ -171,6 +180,13 @@ class LatentCache(torch.utils.data.Dataset):
             )
         self._shift, self._scale = mean.float().cpu()[:, None, None], std.float().cpu()[:, None, None]
         return self
+
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation `(C,)` per channel, over all views, of what this returns: raw, or normalised."""
+        if self._shift is None:
+            return self.latent_mean, self.latent_std
+        shift, scale = self._shift.flatten(), self._scale.flatten()
+        return (self.latent_mean - shift) / scale, self.latent_std / scale
 
     def __len__(self) -> int:
         return len(self.labels)

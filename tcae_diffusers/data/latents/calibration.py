@@ -1,0 +1,95 @@
+"""Per-channel statistics of latents: written into the tokenizer that made them, and missed where there are none."""
+
+import io
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from accelerate.logging import get_logger
+
+from ...files import write_atomically
+from ...models.adapters import load_autoencoder
+from ...models.fingerprint import STATISTICS_BUFFERS, is_calibrated
+from .cache import LatentCache
+from .format import LatentCacheError
+
+logger = get_logger(__name__)
+
+# Autoencoders with one scaling factor for all channels stay within; an encoder that nothing normalises seldom does.
+_FARTHEST_MEAN = 1.0
+_DEVIATIONS = (0.5, 2.0)
+
+
+def write_statistics(cache: LatentCache, folder: Path) -> None:
+    """
+    Put the cache's statistics into every weights file of the tokenizer saved in `folder` that holds such buffers (any
+    shard, variant or format), and load it to see that they count. Each file is replaced as a whole.
+
+    Raises:
+        LatentCacheError: A channel never varies, or the tokenizer does not load with the statistics.
+        OSError: A file cannot be written.
+    """
+    dead = (cache.latent_std <= 0).nonzero().flatten().tolist()
+    if dead:
+        raise LatentCacheError(
+            f"channels {dead} of the latent never vary; the tokenizer has collapsed, train it longer (or, to leave it "
+            "without statistics, pass --write_statistics false)"
+        )
+    if _holds(folder, cache):
+        return
+    buffers = dict(zip(STATISTICS_BUFFERS, (cache.latent_mean, cache.latent_std), strict=True))
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            _write_into_safetensors(file, buffers)
+        elif file.suffix == ".bin":
+            _write_into_pickle(file, buffers)
+    if not _holds(folder, cache):
+        raise LatentCacheError(
+            f"the tokenizer in {folder} does not load with the statistics that were written into it; save it anew "
+            "with save_pretrained() and run the same command again"
+        )
+
+
+def _holds(folder: Path, cache: LatentCache) -> bool:
+    model = load_autoencoder(folder)
+    return torch.equal(model.latent_mean.float(), cache.latent_mean) and torch.equal(
+        model.latent_std.float(), cache.latent_std
+    )
+
+
+def _write_into_safetensors(file: Path, buffers: dict[str, torch.Tensor]) -> None:
+    with safetensors.safe_open(file, "pt") as content:
+        names, metadata = buffers.keys() & set(content.keys()), content.metadata()
+    if names:
+        tensors = safetensors.torch.load_file(file) | {name: buffers[name] for name in names}
+        write_atomically(file, safetensors.torch.save(tensors, metadata))
+
+
+def _write_into_pickle(file: Path, buffers: dict[str, torch.Tensor]) -> None:
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    names = buffers.keys() & tensors.keys()
+    if names:
+        stream = io.BytesIO()
+        torch.save(tensors | {name: buffers[name] for name in names}, stream)
+        write_atomically(file, stream.getvalue())
+
+
+def warn_of_latents_without_unit(cache: LatentCache) -> None:
+    """Warn if what `cache` returns is far from mean 0 and deviation 1 in some channel, as noise is."""
+    mean, std = cache.moments()
+    mean, low, high = (float(value) for value in (mean.abs().max(), std.min(), std.max()))
+    if mean > _FARTHEST_MEAN or low < _DEVIATIONS[0] or high > _DEVIATIONS[1]:
+        logger.warning(
+            f"the latents of {cache.path}, as they are trained on, have channel means up to {mean:.3g} and deviations "
+            f"from {low:.3g} to {high:.3g}, where noise has 0 and 1. For an AutoencoderTC, run cache_latents with "
+            "--write_statistics; other autoencoders have a scaling_factor and a shift_factor in their config"
+        )
+
+
+def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float) -> None:
+    """Warn if `latent_noise` is asked for on latents whose deviation is whatever the encoder gives."""
+    if latent_noise and is_calibrated(autoencoder) is False:
+        logger.warning(
+            f"--latent_noise {latent_noise:g} is meant in deviations of the latent, and the autoencoder has no "
+            "statistics of it yet: run cache_latents with the autoencoder first, which writes them into it"
+        )
