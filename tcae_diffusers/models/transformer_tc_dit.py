@@ -275,6 +275,7 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
 
         Raises:
             ValueError: if height or width is not a multiple of the patch size.
+            IndexError: for an id that is neither a class nor the null class (on the CPU; a GPU's assertion fails).
         """
         patch_size = self.config.patch_size
         batch_size, _, height, width = hidden_states.shape
@@ -294,7 +295,9 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
 
         # 2. Time and class
         time = self.time_embed(self.time_proj(timestep.expand(batch_size)).to(self.time_embed.linear_1.weight.dtype))
-        rows = torch.where(class_labels == self.config.null_class_id, self.config.num_classes, class_labels)
+        # Ids between the classes and the null class have no row: the lookup fails, instead of finding the null class.
+        rows = torch.where(class_labels < self.config.num_classes, class_labels, self.config.num_classes + 1)
+        rows = torch.where(class_labels == self.config.null_class_id, self.config.num_classes, rows)
         conditioning = F.silu(time + self.class_embed(rows))
 
         # 3. Blocks

@@ -145,6 +145,13 @@ def test_time_class_and_null_class_all_matter():
     assert torch.equal(predict(renamed, latents, timestep, torch.tensor([3])), drawn[3])
 
 
+@pytest.mark.parametrize("class_id", [3, 999, 1001, -1])
+def test_an_id_of_no_class_is_not_drawn_as_the_null_class(class_id):
+    latents, timestep, _ = inputs(batch=1)
+    with pytest.raises(IndexError):
+        predict(make(null_class_id=1000), latents, timestep, torch.tensor([class_id]))
+
+
 def test_each_sample_depends_on_itself_only_and_a_scalar_timestep_is_for_all():
     model = make()
     latents, timestep, labels = inputs(batch=3)
