@@ -1,11 +1,21 @@
-"""Deep-compression tokenizers for diffusers: the TC-AE autoencoder, its training, its pipeline and its evaluation."""
+"""
+Deep-compression tokenizers for diffusers: the TC-AE autoencoder, its training, its pipeline and its evaluation.
 
-from .models import AUTOENCODER_TC_PRESETS, TC_DIT_PRESETS, AutoencoderTC, TCDiTTransformer2DModel
-from .pipelines import TCDiTPipeline
-from .registration import register_with_diffusers
+Importing this package imports neither torch nor diffusers: its names are imported when they are used, and diffusers
+knows its classes from the moment that diffusers is imported, whichever of the two comes first.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_when_diffusers_is_imported
 from .version import __version__
 
-register_with_diffusers()
+if TYPE_CHECKING:
+    from .models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+    from .models.tcae.autoencoder_tc import AutoencoderTC
+    from .models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
+    from .pipelines.pipeline_tc_dit import TCDiTPipeline
 
 __all__ = [
     "AUTOENCODER_TC_PRESETS",
@@ -15,3 +25,26 @@ __all__ = [
     "TCDiTTransformer2DModel",
     "__version__",
 ]
+
+_DEFINED_IN = {
+    "AUTOENCODER_TC_PRESETS": "models.autoencoder_tc_presets",
+    "TC_DIT_PRESETS": "models.tcae.transformer_tc_dit",
+    "AutoencoderTC": "models.tcae.autoencoder_tc",
+    "TCDiTPipeline": "pipelines.pipeline_tc_dit",
+    "TCDiTTransformer2DModel": "models.tcae.transformer_tc_dit",
+}
+
+register_when_diffusers_is_imported()
+
+
+def __getattr__(name: str) -> Any:
+    """What [PEP 562](https://peps.python.org/pep-0562/) asks for a name that is not there yet."""
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -34,9 +34,9 @@ from tcae_diffusers.data.latents.calibration import write_statistics
 from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.models import AutoencoderTC
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint, is_calibrated
+from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.signals import StopSignal

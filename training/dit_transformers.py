@@ -4,7 +4,7 @@ import torch
 from diffusers import DiTTransformer2DModel, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 
-from tcae_diffusers.models import TC_DIT_PRESETS, TCDiTTransformer2DModel
+from tcae_diffusers.models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
 
 DIT, TC_DIT = "dit", "tc-dit"
 # Classes of the blocks that each repeats, for regional compilation.

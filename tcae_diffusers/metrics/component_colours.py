@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..models.adapters import adapt
-from ..models.autoencoder_tc import tokens_to_map
+from ..models.tcae.autoencoder_tc import tokens_to_map
 
 
 @torch.no_grad()

@@ -32,11 +32,12 @@ from typing import Any, ClassVar
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.utils import logging
 
 from ..arguments import Arguments, exit_with_error, option, parse_arguments
-from .autoencoder_tc import AutoencoderTC
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from .tcae.autoencoder_tc import AutoencoderTC
 
 logger = logging.get_logger(__name__)
 
@@ -139,6 +140,10 @@ def map_single_file_checkpoint(
     with init_empty_weights():
         expected = AutoencoderTC.from_config(config).state_dict()
     return convert_state_dict(checkpoint, expected, (lambda key: key) if key_map is None else key_map)
+
+
+# Read by from_single_file, which refuses every class that is not in this table.
+SINGLE_FILE_LOADABLE_CLASSES["AutoencoderTC"] = {"checkpoint_mapping_fn": map_single_file_checkpoint}
 
 
 def read_checkpoint(path: str | os.PathLike, state_dict_key: str | None = None) -> dict[str, torch.Tensor]:

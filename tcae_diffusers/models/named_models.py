@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 
 
 def _dc_ae(stages: int) -> dict[str, Any]:
@@ -75,16 +76,15 @@ def build_named_autoencoder(name: str, device: str = "meta") -> nn.Module:
     """An autoencoder with random weights (none on `meta`): a TC-AE preset or a key of [`OTHER_AUTOENCODERS`]."""
     import diffusers
 
-    import tcae_diffusers
-    from tcae_diffusers.models.autoencoder_tc import AutoencoderTC
+    from .tcae.autoencoder_tc import AutoencoderTC
 
     with torch.device(device):
         if name in OTHER_AUTOENCODERS:
             class_name, config = OTHER_AUTOENCODERS[name]
             return getattr(diffusers, class_name)(**config).eval()
-        if name in tcae_diffusers.AUTOENCODER_TC_PRESETS:
+        if name in AUTOENCODER_TC_PRESETS:
             return AutoencoderTC.from_preset(name).eval()
-    known = ", ".join([*tcae_diffusers.AUTOENCODER_TC_PRESETS, *OTHER_AUTOENCODERS])
+    known = ", ".join([*AUTOENCODER_TC_PRESETS, *OTHER_AUTOENCODERS])
     raise InputError(f"unknown autoencoder {name!r}; expected a saved folder or one of: {known}")
 
 
@@ -100,7 +100,7 @@ def build_transformer(name: str, latent_shape: tuple[int, int, int]) -> nn.Modul
     """
     import diffusers
 
-    from tcae_diffusers.models.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
+    from .tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
 
     channels, height, _ = latent_shape
     folder = Path(name)

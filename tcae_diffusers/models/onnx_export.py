@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch.export import Dim
 
-from .autoencoder_tc import AutoencoderTC
+from .tcae.autoencoder_tc import AutoencoderTC
 
 
 class _Encode(nn.Module):

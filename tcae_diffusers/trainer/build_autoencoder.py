@@ -10,9 +10,9 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
-from ..models import AutoencoderTC
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from ..models.tcae.autoencoder_tc import AutoencoderTC
 from .tokenizer_arguments import ReconstructionArguments
 
 

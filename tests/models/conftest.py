@@ -10,7 +10,7 @@ from PIL import Image
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tcae_diffusers.models import AutoencoderTC
+from tcae_diffusers import AutoencoderTC
 
 _TINY = {
     "sample_size": 32,

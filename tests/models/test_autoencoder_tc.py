@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from tcae_diffusers.models.autoencoder_tc import (
+from tcae_diffusers.models.rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from tcae_diffusers.models.tcae.autoencoder_tc import (
     AutoencoderTCBlock,
     channel_to_space,
     map_to_tokens,
     space_to_channel,
     tokens_to_map,
 )
-from tcae_diffusers.models.rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoModel
 from diffusers.utils import logging as diffusers_logging
 
-from tcae_diffusers.models import AUTOENCODER_TC_PRESETS, AutoencoderTC
+from tcae_diffusers import AUTOENCODER_TC_PRESETS, AutoencoderTC
 
 
 @pytest.fixture

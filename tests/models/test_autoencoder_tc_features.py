@@ -8,8 +8,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tcae_diffusers.models import AutoencoderTC
-from tcae_diffusers.models.autoencoder_tc import AutoencoderTCAttnProcessor
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTCAttnProcessor
 
 # Gradient checkpointing ----------------------------------------------------------------------------------------------
 

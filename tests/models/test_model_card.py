@@ -9,7 +9,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from tcae_diffusers.models import AutoencoderTC, model_card
+from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.models import model_card
 from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.models.model_card import autoencoder_model_card
 

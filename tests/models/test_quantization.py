@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import TorchAoConfig
 
-from tcae_diffusers.models import AutoencoderTC
+from tcae_diffusers import AutoencoderTC
 
 torchao = pytest.importorskip("torchao", reason="torchao is not installed: pip install 'tcae-diffusers[quantization]'")
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig  # noqa: E402

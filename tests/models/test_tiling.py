@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tcae_diffusers.models import AutoencoderTC
+from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.models.tiling import apply_in_tiles, blend_weights, tile_starts
 
 

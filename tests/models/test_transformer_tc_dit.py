@@ -8,7 +8,7 @@ from diffusers import AutoModel
 
 from tcae_diffusers import TC_DIT_PRESETS, TCDiTTransformer2DModel
 from tcae_diffusers.models.rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
-from tcae_diffusers.models.transformer_tc_dit import (
+from tcae_diffusers.models.tcae.transformer_tc_dit import (
     TCDiTBlock,
     sincos_position_embedding,
 )

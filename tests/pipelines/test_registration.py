@@ -139,11 +139,29 @@ def test_pickle_round_trip_in_one_process(tiny_vae):
     assert pickle.loads(pickle.dumps(TCDiTPipeline)) is TCDiTPipeline
 
 
+def test_importing_the_package_imports_nothing_that_takes_seconds_and_registers_all_the_same():
+    code = """
+import importlib.util, sys, tcae_diffusers
+assert {"AutoencoderTC", "TCDiTPipeline"} <= set(dir(tcae_diffusers)) and tcae_diffusers.AUTOENCODER_TC_PRESETS
+# What other libraries do to learn whether diffusers is installed must not count as its import.
+assert importlib.util.find_spec("diffusers") is not None
+assert not {"diffusers", "torch", "torchao", "transformers"} & sys.modules.keys()
+
+import diffusers
+assert not {"torchao", "transformers"} & sys.modules.keys()
+from diffusers.pipelines.tcae import AutoencoderTC
+assert AutoencoderTC is tcae_diffusers.AutoencoderTC is diffusers.AutoencoderTC
+for module in (diffusers, tcae_diffusers):
+    assert hasattr(module, "TCDiTPipeline") and not hasattr(module, "TCDiTPipelines"), module
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_registering_again_changes_nothing():
     holder = register_with_diffusers()
     assert holder is register_with_diffusers() is diffusers.pipelines.tcae is sys.modules["diffusers.pipelines.tcae"]
     assert diffusers.AutoencoderTC is tcae_diffusers.AutoencoderTC is holder.AutoencoderTC
-    assert sys.modules[AutoencoderTC.__module__] is sys.modules["tcae_diffusers.models.autoencoder_tc"]
+    assert sys.modules[AutoencoderTC.__module__].AutoencoderTC is AutoencoderTC
 
 
 @pytest.mark.parametrize("version", ["0.41.2", "0.43.0", "1.0.0"])

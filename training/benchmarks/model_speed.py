@@ -74,7 +74,7 @@ def run(seconds: float, threads: int = 2) -> dict[str, Any]:
     """
     from diffusers import AutoencoderDC
 
-    from tcae_diffusers.models.autoencoder_tc import AutoencoderTC
+    from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 
     models = {
         "tc-ae": AutoencoderTC.from_preset("tc-ae-f32c128").eval(),

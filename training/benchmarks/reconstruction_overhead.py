@@ -47,7 +47,7 @@ def _forwards_alone(model, network: FeatureNetwork, images: RandomImages) -> flo
 
 def run(seconds: float) -> dict[str, Any]:
     """Both take turns on parts of the set until `seconds` are over; 10,000 images at most, 64 at least."""
-    from tcae_diffusers.models.autoencoder_tc import AutoencoderTC
+    from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 
     torch.manual_seed(0)
     model = AutoencoderTC.from_preset("tc-ae-xs-f16c32").eval()

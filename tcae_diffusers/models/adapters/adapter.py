@@ -155,8 +155,8 @@ class AutoencoderAdapter:
     def token_encoder(self) -> nn.Module | None:
         """
         A module called with `(images, token_mask=None, mask_token=None)` that returns tokens as
-        [`~models.autoencoder_tc.AutoencoderTCFeatures`] has them (`first_stage` and what belongs to it may be `None`),
-        made of the model's own parts; `None` for a class whose tokens nobody has named.
+        [`~models.tcae.autoencoder_tc.AutoencoderTCFeatures`] has them (`first_stage` and what belongs to it may be
+        `None`), made of the model's own parts; `None` for a class whose tokens nobody has named.
         """
         return None
 

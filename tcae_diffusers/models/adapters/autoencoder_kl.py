@@ -6,7 +6,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
-from ..autoencoder_tc import AutoencoderTCFeatures, map_to_tokens
+from ..tcae.autoencoder_tc import AutoencoderTCFeatures, map_to_tokens
 from .adapter import AutoencoderAdapter, sampled_latent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import ModelMixin
 
@@ -22,10 +23,6 @@ def load_autoencoder(
     Raises:
         InputError: If the folder is missing a `config.json` or names a class that cannot be loaded.
     """
-    import diffusers
-
-    import tcae_diffusers  # noqa: F401  registers AutoencoderTC with diffusers
-
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         folder = folder / "vae"

@@ -22,10 +22,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
-from .model_card import ModelCardMixin
-from .rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
-from .tiling import TilingMixin, apply_in_tiles
+from ..autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from ..model_card import ModelCardMixin
+from ..rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from ..tiling import TilingMixin, apply_in_tiles
 
 
 @dataclass

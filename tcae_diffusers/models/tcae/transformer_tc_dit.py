@@ -18,7 +18,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 
-from .rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from ..rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
 
 # Sizes of DiT (Peebles and Xie, 2023, table 1), which LightningDiT keeps.
 TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
