@@ -31,7 +31,7 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
     """
     overrides = overrides or {}
     path = Path(name)
-    if not path.is_dir() and path.suffix != ".json":
+    if not path.exists() and path.suffix != ".json":
         if name not in AUTOENCODER_TC_PRESETS:
             close = difflib.get_close_matches(name, AUTOENCODER_TC_PRESETS, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(AUTOENCODER_TC_PRESETS)}."

@@ -295,3 +295,19 @@ def test_single_infinite_steps_are_skipped_and_counted(tmp_path, monkeypatch, ca
     assert guard["skipped"] == 1 and guard["in_a_row"] == 0
     optimizer = torch.load(checkpoint(folder) / "optimizer.bin", weights_only=True)
     assert {int(state["step"]) for state in optimizer["state"].values()} == {5}
+
+
+def test_a_copy_of_the_images_goes_on_and_others_under_their_names_do_not(tmp_path, capsys):
+    images = tmp_path / "images"
+    for index, color in enumerate(["red", "green", "blue", "white"]):
+        (images / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), color).save(images / "ab"[index % 2] / f"{index}.bmp")
+    options = {"max_train_steps": 1, "checkpointing_steps": 1, "ssl": "none", "resume": "latest"}
+    output = train(tmp_path / "run", data=images, **options)
+    train(output, data=shutil.copytree(images, tmp_path / "copy"), **options)
+    # As many bytes as before.
+    Image.new("RGB", (16, 16), "black").save(images / "a/0.bmp")
+    with pytest.raises(SystemExit) as stop:
+        train(output, data=images, **options)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and "belongs to another run: its data is" in error

@@ -74,13 +74,15 @@ def content_digests(paths: Sequence[str | os.PathLike]) -> list[bytes]:
 def _digests_of_batch(paths: list[str], memo: "_Memo", pool: ThreadPoolExecutor) -> list[bytes]:
     states = _in_threads(pool, _state, paths)
     keys = [hashlib.blake2b(os.fsencode(path), digest_size=16).digest() for path in paths]
-    digests = memo.look_up(keys, states)
-    unknown = [place for place, digest in enumerate(digests) if digest is None]
-    for place, digest in zip(unknown, _in_threads(pool, _digest, [paths[place] for place in unknown]), strict=True):
-        digests[place] = digest
-    read = [place for place in unknown if states[place] and not digests[place].startswith(_UNREADABLE)]
-    memo.keep([(keys[place], states[place], digests[place]) for place in read])
-    return digests
+    known = memo.look_up(keys, states)
+    places = [place for place, digest in enumerate(known) if digest is None]
+    read = dict(zip(places, _in_threads(pool, _digest, [paths[place] for place in places]), strict=True))
+    memo.keep(
+        (keys[place], state, digest)
+        for place, digest in read.items()
+        if (state := states[place]) is not None and not digest.startswith(_UNREADABLE)
+    )
+    return [read[place] if digest is None else digest for place, digest in enumerate(known)]
 
 
 def _in_threads(pool: ThreadPoolExecutor, function: Callable, items: list) -> list:
@@ -134,7 +136,7 @@ class _Memo:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     @contextlib.contextmanager
@@ -158,7 +160,7 @@ class _Memo:
                 found = [row and row[0] for row in rows]
         return found
 
-    def keep(self, rows: list[tuple[bytes, bytes, bytes]]) -> None:
-        if self._connection is not None and rows:
+    def keep(self, rows: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+        if self._connection is not None:
             with self._warns(), self._connection:
                 self._connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)

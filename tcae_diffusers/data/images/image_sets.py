@@ -114,8 +114,10 @@ class FolderImages:
             raise InputError(f"no images in {root}; expected {', '.join(IMAGE_EXTENSIONS)} files")
         recorded = recorded_labels(self.root, self.files)
         self._is_recorded = recorded is not None
+        self.classes: list[str] | None
+        self.labels: list[int] | None
         self.classes, self.labels = recorded or self._labels_by_folder()
-        self._shape = self._read(0).shape if size is None else None
+        self._shape: tuple[int, ...] = self._read(0).shape if size is None else ()
 
     def _labels_by_folder(self) -> tuple[list[str], list[int]] | tuple[None, None]:
         loose = [file for file in self.files if "/" not in file]
@@ -191,9 +193,12 @@ class NpzImages:
             raise InputError(
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"
             )
-        self.labels = None if labels is None else _class_indices(labels, len(self._images), f"{path}: arr_1")
-        numbers = [str(label) for label in range(max(self.labels) + 1)] if self.labels else None
-        self.classes = numbers and (recorded_classes(self.path, self.labels) or numbers)
+        self.classes: list[str] | None = None
+        self.labels: list[int] | None = None
+        if labels is not None:
+            self.labels = _class_indices(labels, len(self._images), f"{path}: arr_1")
+            numbers = [str(label) for label in range(max(self.labels) + 1)]
+            self.classes = recorded_classes(self.path, self.labels) or numbers
 
     @property
     def original_size(self) -> tuple[int, int]:

@@ -183,7 +183,7 @@ class LatentCache(torch.utils.data.Dataset):
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation `(C,)` per channel, over all views, of what this returns: raw, or normalised."""
-        if self._shift is None:
+        if self._shift is None or self._scale is None:
             return self.latent_mean, self.latent_std
         shift, scale = self._shift.flatten(), self._scale.flatten()
         return (self.latent_mean - shift) / scale, self.latent_std / scale

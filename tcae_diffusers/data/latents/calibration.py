@@ -76,8 +76,8 @@ def _write_into_pickle(file: Path, buffers: dict[str, torch.Tensor]) -> None:
 
 def warn_of_latents_without_unit(cache: LatentCache) -> None:
     """Warn if what `cache` returns is far from mean 0 and deviation 1 in some channel, as noise is."""
-    mean, std = cache.moments()
-    mean, low, high = (float(value) for value in (mean.abs().max(), std.min(), std.max()))
+    means, deviations = cache.moments()
+    mean, low, high = (float(value) for value in (means.abs().max(), deviations.min(), deviations.max()))
     if mean > _FARTHEST_MEAN or low < _DEVIATIONS[0] or high > _DEVIATIONS[1]:
         logger.warning(
             f"the latents of {cache.path}, as they are trained on, have channel means up to {mean:.3g} and deviations "
