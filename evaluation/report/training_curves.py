@@ -126,8 +126,15 @@ _HEALTH = (
     Chart("Learning rate", {"train/learning_rate": "rate"}, "Warm-up, then decay.", is_health=True),
     Chart(
         "Gradient norm",
-        {"train/grad_norm": "all", "train/grad_norm_(encoder|decoder|head)": r"\1"},
+        {"train/grad_norm": "norm"},
         "Before clipping. Single spikes are harmless, since they are clipped; steady growth is not.",
+        is_health=True,
+    ),
+    Chart(
+        "Gradient norm by part",
+        {"train/grad_norm_(encoder|decoder|head)": r"\1"},
+        "The same of encoder, decoder and whatever else is trained, at the logged steps alone. A part at 0 does not "
+        "learn.",
         is_health=True,
     ),
     Chart(
