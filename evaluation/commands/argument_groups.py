@@ -10,8 +10,9 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, ImageSet, open_data_source
+from tcae_diffusers.metrics.feature_cache import default_cache_folder
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
 from tcae_diffusers.models.adapters import adapt
 
@@ -43,7 +44,7 @@ class MachineArguments(MeasuringArguments):
 
 
 @dataclass
-class AutoencoderArguments(MachineArguments):
+class AutoencoderArguments(Arguments):
     """What is measured."""
 
     group: ClassVar[str] = "Autoencoder"
@@ -86,7 +87,7 @@ class ImageArguments(AutoencoderArguments):
 
 
 @dataclass
-class FeatureNetworkArguments(MachineArguments):
+class FeatureNetworkArguments(Arguments):
     """In which features distances are measured."""
 
     group: ClassVar[str] = "Feature network"
@@ -100,11 +101,9 @@ class FeatureNetworkArguments(MachineArguments):
         None, "Weights of the feature network; installed or downloaded ones if unset."
     )
 
-    def feature_network(self) -> FeatureNetwork | None:
+    def feature_network(self, device: str | torch.device) -> FeatureNetwork | None:
         """The network; `None` for `--extractor none`, where a command has that choice."""
-        if self.extractor == "none":
-            return None
-        return FeatureNetwork(self.extractor, self.extractor_weights, self.chosen_device())
+        return None if self.extractor == "none" else FeatureNetwork(self.extractor, self.extractor_weights, device)
 
 
 @dataclass
@@ -114,3 +113,8 @@ class FeatureCacheArguments(FeatureNetworkArguments):
     feature_cache: Path | None = option(
         None, "Folder in which computed features are kept; the package's cache folder if unset.", metavar="FOLDER"
     )
+    no_feature_cache: bool = option(False, "Compute features anew and keep none.")
+
+    def cache_folder(self) -> Path | None:
+        """Where features are kept; `None` for nowhere."""
+        return None if self.no_feature_cache else self.feature_cache or default_cache_folder()

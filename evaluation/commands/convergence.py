@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.figure import Figure
 
@@ -21,16 +21,8 @@ from .measured_samples import SamplingArguments, measure_pipeline
 
 
 @dataclass
-class ConvergenceArguments(SamplingArguments):
-    """
-    How many DiT steps does each tokenizer need for the same quality? gFD against steps, and the factor between curves.
-
-    A curve is a list of STEPS=PATH, where PATH is a pipeline folder (samples are drawn and measured) or a
-    generation.json (or a folder that holds one). The factor compares the steps that two curves need for the same
-    figure: interpolated between measured points, linear in the figure and in the logarithm of the steps. A level that
-    a curve does not reach has no factor, and one that it has passed at its first point has only a bound; both are
-    said.
-    """
+class CurveArguments(Arguments):
+    """What is compared."""
 
     group: ClassVar[str] = "Curves"
 
@@ -56,6 +48,19 @@ class ConvergenceArguments(SamplingArguments):
         if self.baseline not in (None, *curves):
             raise InputError(f"--baseline {self.baseline!r} is no curve; there are {', '.join(curves)}")
         return curves
+
+
+@dataclass
+class ConvergenceArguments(CurveArguments, SamplingArguments):
+    """
+    How many DiT steps does each tokenizer need for the same quality? gFD against steps, and the factor between curves.
+
+    A curve is a list of STEPS=PATH, where PATH is a pipeline folder (samples are drawn and measured) or a
+    generation.json (or a folder that holds one). The factor compares the steps that two curves need for the same
+    figure: interpolated between measured points, linear in the figure and in the logarithm of the steps. A level that
+    a curve does not reach has no factor, and one that it has passed at its first point has only a bound; both are
+    said.
+    """
 
 
 def parse_curve(words: list[str]) -> tuple[str, dict[int, str]]:

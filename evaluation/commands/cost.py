@@ -18,29 +18,8 @@ from ..results.provenance import provenance
 
 
 @dataclass
-class LatencyArguments(Arguments):
-    """Whether models run, and how."""
-
-    group: ClassVar[str] = "Latency"
-
-    latency: bool = option(False, "Time encoding and decoding here; models called by name get random weights.")
-    batch_size: int = option(1, "Images in one forward pass that is timed.")
-    device: str = option("cpu", "Device on which models are timed.", metavar="DEVICE")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
-
-
-@dataclass
-class CostArguments(LatencyArguments):
-    """
-    What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, activation memory, latency.
-
-    The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, products
-    of attention included: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on PyTorch's meta device:
-    full-size models take no memory and no time.
-    """
+class CountedModelArguments(Arguments):
+    """What is counted."""
 
     group: ClassVar[str] = "Models"
 
@@ -63,6 +42,32 @@ class CostArguments(LatencyArguments):
     output: Path | None = option(
         None, "Folder for cost.json, or a file called .json; nothing is written if unset.", metavar="PATH"
     )
+
+
+@dataclass
+class LatencyArguments(Arguments):
+    """Whether models run, and how."""
+
+    group: ClassVar[str] = "Latency"
+
+    latency: bool = option(False, "Time encoding and decoding here; models called by name get random weights.")
+    batch_size: int = option(1, "Images in one forward pass that is timed.")
+    device: str = option("cpu", "Device on which models are timed.", metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+
+
+@dataclass
+class CostArguments(CountedModelArguments, LatencyArguments):
+    """
+    What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, activation memory, latency.
+
+    The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, products
+    of attention included: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on PyTorch's meta device:
+    full-size models take no memory and no time.
+    """
 
 
 def run(arguments: CostArguments) -> CostResult:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.data.sample_labels import label_sequence
@@ -37,40 +37,10 @@ def labels_content(labels: str) -> str:
 
 
 @dataclass
-class BaselineArguments(MachineArguments):
-    """What stands for a trained model."""
-
-    group: ClassVar[str] = "Baselines"
-
-    baseline: Literal["untrained", "class-mean"] | None = option(
-        None,
-        "Set to draw instead: untrained is the pipeline with fresh random transformer weights, class-mean the"
-        " pixelwise mean of each class of --data.",
-    )
-    data: str | None = option(None, "Images that --baseline class-mean averages.", metavar="SOURCE")
-    resolution: int | None = option(
-        None,
-        "Side in pixels of the images of --baseline class-mean; that of the first image if unset.",
-        metavar="PIXELS",
-    )
-
-
-@dataclass
-class GenerateArguments(BaselineArguments):
-    """
-    Draw a set of labelled samples from a class-conditional pipeline, or a baseline set, to compare with real images.
-
-    Image i depends on the pipeline, the seed, i and the sampling settings only: batch size, number of ranks and
-    interruptions change nothing. Under accelerate launch each rank draws its own part. Run again after an
-    interruption, the command draws what is missing.
-    """
+class DrawnSetArguments(Arguments):
+    """What is drawn, and how."""
 
     group: ClassVar[str] = "Samples"
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "pipeline": folder_content,
-        "labels": labels_content,
-        "data": source_content,
-    }
 
     pipeline: str | None = option(
         None, "Pipeline folder or Hub name; not needed for --baseline class-mean.", metavar="PATH"
@@ -98,6 +68,42 @@ class GenerateArguments(BaselineArguments):
         "folder", "What is written: class folders of PNG files, PNG files in one folder, or an ADM-style archive."
     )
     output: Path = option(MISSING, "Folder for the images, or a file called .npz with --layout npz.", metavar="PATH")
+
+
+@dataclass
+class BaselineArguments(Arguments):
+    """What stands for a trained model."""
+
+    group: ClassVar[str] = "Baselines"
+
+    baseline: Literal["untrained", "class-mean"] | None = option(
+        None,
+        "Set to draw instead: untrained is the pipeline with fresh random transformer weights, class-mean the"
+        " pixelwise mean of each class of --data.",
+    )
+    data: str | None = option(None, "Images that --baseline class-mean averages.", metavar="SOURCE")
+    resolution: int | None = option(
+        None,
+        "Side in pixels of the images of --baseline class-mean; that of the first image if unset.",
+        metavar="PIXELS",
+    )
+
+
+@dataclass
+class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
+    """
+    Draw a set of labelled samples from a class-conditional pipeline, or a baseline set, to compare with real images.
+
+    Image i depends on the pipeline, the seed, i and the sampling settings only: batch size, number of ranks and
+    interruptions change nothing. Under accelerate launch each rank draws its own part. Run again after an
+    interruption, the command draws what is missing.
+    """
+
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "pipeline": folder_content,
+        "labels": labels_content,
+        "data": source_content,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,41 +7,30 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.feature_cache import default_cache_folder
 from tcae_diffusers.metrics.generation import evaluate_generation
 from tcae_diffusers.metrics.reference import SMALLEST_SET, open_reference
 
 from ..pictures.sample_sheet import sample_sheet
 from ..results.kinds.generation import GenerationResult, SampleSet
 from ..results.provenance import provenance
-from ..results.resumption import folder_content, reference_content, sample_sets_content
-from .argument_groups import FeatureCacheArguments
+from ..results.resumption import folder_content, reference_content
+from .argument_groups import FeatureCacheArguments, MachineArguments
 from .named_paths import parse_named_paths
 
 
+def sample_sets_content(samples: list[str]) -> str:
+    """Of sets of generated images, which may be named."""
+    return " ".join(open_image_set(path).fingerprint for path in parse_named_paths(samples).values())
+
+
 @dataclass
-class GenerationArguments(FeatureCacheArguments):
-    """
-    How close are sets of generated images to real ones? Fréchet distance, KID, Inception score, precision, recall,
-    density and coverage.
-
-    Beside every figure stands its floor: the same measure between two disjoint random halves of the real images. A
-    perfect generator would score about the floor, not zero, because both sides are finite samples.
-
-    With fewer than 50,000 real images each sample set is compared with as many of them as it has samples, drawn at
-    random several times: the Fréchet distance is biased upwards by small numbers, and only equal numbers make figures
-    and floor comparable. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
-    """
+class SampleSetArguments(Arguments):
+    """What is compared."""
 
     group: ClassVar[str] = "Sample sets and real images"
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "samples": sample_sets_content,
-        "reference": reference_content,
-        "extractor_weights": folder_content,
-    }
 
     samples: list[str] = option(
         MISSING,
@@ -60,7 +49,6 @@ class GenerationArguments(FeatureCacheArguments):
         metavar="equal|all|N",
     )
     seed: int = option(0, "Seed of the random draws from the real images.")
-    no_feature_cache: bool = option(False, "Compute features anew and keep none.")
     output: Path = option(MISSING, "Folder for generation.json and a picture of each sample set.", metavar="FOLDER")
 
     def __post_init__(self) -> None:
@@ -68,6 +56,27 @@ class GenerationArguments(FeatureCacheArguments):
         count = self.reference_count
         if count not in ("equal", "all") and not (count.isdigit() and int(count) >= SMALLEST_SET):
             raise InputError(f"--reference_count {count!r} must be equal, all, or a number from {SMALLEST_SET} on.")
+
+
+@dataclass
+class GenerationArguments(SampleSetArguments, FeatureCacheArguments, MachineArguments):
+    """
+    How close are sets of generated images to real ones? Fréchet distance, KID, Inception score, precision, recall,
+    density and coverage.
+
+    Beside every figure stands its floor: the same measure between two disjoint random halves of the real images. A
+    perfect generator would score about the floor, not zero, because both sides are finite samples.
+
+    With fewer than 50,000 real images each sample set is compared with as many of them as it has samples, drawn at
+    random several times: the Fréchet distance is biased upwards by small numbers, and only equal numbers make figures
+    and floor comparable. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
+    """
+
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "samples": sample_sets_content,
+        "reference": reference_content,
+        "extractor_weights": folder_content,
+    }
 
 
 def run(arguments: GenerationArguments) -> GenerationResult:
@@ -83,8 +92,7 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
         raise InputError(f"sample sets differ in size: {listed}; compare sets of one size")
-    network = arguments.feature_network()
-    cache = None if arguments.no_feature_cache else arguments.feature_cache or default_cache_folder()
+    network, cache = arguments.feature_network(arguments.chosen_device()), arguments.cache_folder()
     size = next(iter(sizes.values()))
     reference, description = open_reference(
         arguments.reference, size, network, arguments.batch_size, cache, arguments.seed

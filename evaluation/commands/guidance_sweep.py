@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 
 from ..report.page import build_report
@@ -19,14 +19,8 @@ WHOLE = (0.0, 1.0)
 
 
 @dataclass
-class GuidanceSweepArguments(SamplingArguments):
-    """
-    How do samples change with classifier-free guidance? Draw and measure at every scale and interval of a grid.
-
-    An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point
-    of a sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed
-    before publishing it.
-    """
+class SweepArguments(Arguments):
+    """Where guidance is varied."""
 
     group: ClassVar[str] = "Sweep"
 
@@ -35,10 +29,22 @@ class GuidanceSweepArguments(SamplingArguments):
     intervals: list[str] = option(
         ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
     )
+    output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
+
+
+@dataclass
+class GuidanceSweepArguments(SweepArguments, SamplingArguments):
+    """
+    How do samples change with classifier-free guidance? Draw and measure at every scale and interval of a grid.
+
+    An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point
+    of a sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed
+    before publishing it.
+    """
+
     reference: str = option(
         MISSING, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
     )
-    output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS
 from tcae_diffusers.metrics.latent_diagnostics import NOISE_LEVELS, evaluate_latents
 from tcae_diffusers.models.adapters import load_autoencoder
@@ -18,33 +18,17 @@ from ..results.kinds.autoencoder import describe_autoencoder, describe_images
 from ..results.kinds.latents import LatentsResult
 from ..results.provenance import provenance
 from ..results.resumption import folder_content, source_content
-from .argument_groups import FeatureNetworkArguments, ImageArguments
+from .argument_groups import FeatureNetworkArguments, ImageArguments, MachineArguments
 
 _PICTURE = "latent_components.png"
 
 
 @dataclass
-class LatentsArguments(ImageArguments, FeatureNetworkArguments):
-    """
-    The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
-
-    Channel statistics come from all positions of all images; equivariance asks whether the latent of a moved image is
-    the moved latent; the noise curve decodes latents with Gaussian noise of growing size, which is what a diffusion
-    model's errors will cost.
-    """
+class LatentSpaceArguments(Arguments):
+    """What is done to the latent."""
 
     group: ClassVar[str] = "Latent space"
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "autoencoder": folder_content,
-        "data": source_content,
-        "extractor_weights": folder_content,
-    }
 
-    extractor: str = option(
-        EFFICIENTNET_LITE0,
-        "Feature network of the noise curve's Fréchet distance; none leaves the distance out.",
-        choices=(*EXTRACTORS, "none"),
-    )
     noise_levels: list[float] = option(
         list(NOISE_LEVELS), "Sizes of the noise, in units of each channel's standard deviation."
     )
@@ -56,6 +40,29 @@ class LatentsArguments(ImageArguments, FeatureNetworkArguments):
         self._require("noise_levels", min(self.noise_levels) >= 0, "0 or more each")
 
 
+@dataclass
+class LatentsArguments(ImageArguments, LatentSpaceArguments, FeatureNetworkArguments, MachineArguments):
+    """
+    The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
+
+    Channel statistics come from all positions of all images; equivariance asks whether the latent of a moved image is
+    the moved latent; the noise curve decodes latents with Gaussian noise of growing size, which is what a diffusion
+    model's errors will cost.
+    """
+
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "autoencoder": folder_content,
+        "data": source_content,
+        "extractor_weights": folder_content,
+    }
+
+    extractor: str = option(
+        EFFICIENTNET_LITE0,
+        "Feature network of the noise curve's Fréchet distance; none leaves the distance out.",
+        choices=(*EXTRACTORS, "none"),
+    )
+
+
 def run(arguments: LatentsArguments) -> LatentsResult:
     """
     Measures the latent space of an autoencoder.
@@ -63,10 +70,10 @@ def run(arguments: LatentsArguments) -> LatentsResult:
     Raises:
         InputError: If the model or its images cannot be used; the message says why.
     """
-    state = arguments.process_state()
-    model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
+    state, device = arguments.process_state(), arguments.chosen_device()
+    model = load_autoencoder(arguments.autoencoder, device)
     images = arguments.open_images(model)
-    network = arguments.feature_network()
+    network = arguments.feature_network(device)
     found = evaluate_latents(model, images, network, arguments.batch_size, arguments.noise_levels, seed=arguments.seed)
     result = LatentsResult(
         figures=found.figures,

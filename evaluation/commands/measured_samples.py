@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
 from ..results.resumption import run_unless_done
 from . import generate, generation
-from .argument_groups import FeatureCacheArguments
+from .argument_groups import FeatureCacheArguments, MachineArguments
 
 
 @dataclass
-class SamplingArguments(FeatureCacheArguments):
-    """How every point is drawn and measured; the same for all, so that points can be compared."""
+class PointArguments(Arguments):
+    """What all points have in common, so that they can be compared."""
 
     group: ClassVar[str] = "Samples of every point"
 
@@ -36,6 +36,11 @@ class SamplingArguments(FeatureCacheArguments):
         metavar="balanced|SOURCE",
     )
     seed: int = option(0, "Seed of the samples and of the random draws from the real images.")
+
+
+@dataclass
+class SamplingArguments(PointArguments, FeatureCacheArguments, MachineArguments):
+    """How every point is drawn and measured."""
 
 
 def measure_pipeline(
@@ -67,11 +72,13 @@ def measure_pipeline(
     )
     run_unless_done(generate.run, drawing, SamplesResult)
     measuring = generation.GenerationArguments(
-        samples=[f"{name}={drawing.output}"],
+        # Pictures are named after the set.
+        samples=[f"{name.replace('/', '-')}={drawing.output}"],
         reference=sampling.reference,
         extractor=sampling.extractor,
         extractor_weights=sampling.extractor_weights,
         feature_cache=sampling.feature_cache,
+        no_feature_cache=sampling.no_feature_cache,
         output=folder / "results",
         **shared,
     )

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.metrics.probing import evaluate_probing
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
@@ -16,25 +16,14 @@ from ..results.kinds.autoencoder import describe_autoencoder, describe_images
 from ..results.kinds.probing import ProbingResult
 from ..results.provenance import provenance
 from ..results.resumption import folder_content, source_content
-from .argument_groups import AutoencoderArguments
+from .argument_groups import AutoencoderArguments, MachineArguments
 
 
 @dataclass
-class ProbingArguments(AutoencoderArguments):
-    """
-    What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
-
-    A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
-    what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
-    and for others by --token_module.
-    """
+class ProbeArguments(Arguments):
+    """What is probed, and how."""
 
     group: ClassVar[str] = "Probing"
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "autoencoder": folder_content,
-        "train": source_content,
-        "test": source_content,
-    }
 
     train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
     test: str = option("openmoji:heldout", "Labelled images that the probes are judged on.", metavar="SOURCE")
@@ -54,6 +43,23 @@ class ProbingArguments(AutoencoderArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("epochs", self.epochs >= 1, "at least 1")
+
+
+@dataclass
+class ProbingArguments(AutoencoderArguments, ProbeArguments, MachineArguments):
+    """
+    What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
+
+    A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
+    what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
+    and for others by --token_module.
+    """
+
+    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "autoencoder": folder_content,
+        "train": source_content,
+        "test": source_content,
+    }
 
 
 def run(arguments: ProbingArguments) -> ProbingResult:

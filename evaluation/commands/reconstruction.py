@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from tcae_diffusers.arguments import option
+from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.images.image_sets import ImageSet
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS
@@ -27,21 +27,38 @@ from ..results.kinds.autoencoder import describe_autoencoder, describe_images
 from ..results.kinds.reconstruction import ReconstructionResult
 from ..results.provenance import provenance
 from ..results.resumption import folder_content, source_content
-from .argument_groups import FeatureNetworkArguments, ImageArguments
+from .argument_groups import FeatureNetworkArguments, ImageArguments, MachineArguments
 
 _EXTREMES = 12
 _GRID = 36
 
 
 @dataclass
-class ReconstructionArguments(ImageArguments, FeatureNetworkArguments):
+class ReconstructionMeasureArguments(Arguments):
+    """What is measured of reconstructions, and how."""
+
+    group: ClassVar[str] = "Reconstruction"
+
+    lpips: Literal["none", "vgg", "alex", "squeeze"] = option(
+        "none", "Backbone of LPIPS, whose ImageNet weights it needs; papers mostly report alex."
+    )
+    lpips_weights: Path | None = option(
+        None, "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.", metavar="FILE"
+    )
+    tiling: bool = option(False, "Encode and decode in tiles, for large images.")
+    output: Path = option(MISSING, "Folder for reconstruction.json, per_image.csv and pictures.", metavar="FOLDER")
+
+
+@dataclass
+class ReconstructionArguments(
+    ImageArguments, ReconstructionMeasureArguments, FeatureNetworkArguments, MachineArguments
+):
     """
     How well does an autoencoder give back images that it has not seen? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
 
     Works for any autoencoder of diffusers. One batch is in memory at a time, so 50,000 images cost what 100 do.
     """
 
-    group: ClassVar[str] = "Reconstruction"
     content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
         "autoencoder": folder_content,
         "data": source_content,
@@ -54,14 +71,6 @@ class ReconstructionArguments(ImageArguments, FeatureNetworkArguments):
         "Feature network of the Fréchet distance; only inception gives an rFID, and none leaves the distance out.",
         choices=(*EXTRACTORS, "none"),
     )
-    lpips: Literal["none", "vgg", "alex", "squeeze"] = option(
-        "none", "Backbone of LPIPS, whose ImageNet weights it needs; papers mostly report alex."
-    )
-    lpips_weights: Path | None = option(
-        None, "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.", metavar="FILE"
-    )
-    tiling: bool = option(False, "Encode and decode in tiles, for large images.")
-    output: Path = option(MISSING, "Folder for reconstruction.json, per_image.csv and pictures.", metavar="FOLDER")
 
 
 def run(arguments: ReconstructionArguments) -> ReconstructionResult:
@@ -80,7 +89,7 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
             raise InputError(f"{type(model).__name__} has no enable_tiling(); leave out --tiling")
         model.enable_tiling()
     images = arguments.open_images(model)
-    network = arguments.feature_network()
+    network = arguments.feature_network(device)
     found = evaluate_reconstruction(model, images, network, arguments.batch_size, measures=measures)
 
     psnr, built = found.per_image["psnr"], {type(measure) for measure in measures}

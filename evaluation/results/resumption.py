@@ -20,8 +20,7 @@ from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
 from tcae_diffusers.data.images.folder import file_names
-from tcae_diffusers.data.images.image_sets import is_archive, open_data_source, open_image_set
-from tcae_diffusers.existing_paths import split_before_path
+from tcae_diffusers.data.images.image_sets import is_archive, open_data_source
 from tcae_diffusers.files import sha256_of_file
 from tcae_diffusers.metrics.reference import open_reference_content
 
@@ -71,11 +70,6 @@ def reference_content(spec: str) -> str:
         return sha256_of_file(spec)
     images, _ = open_reference_content(spec)
     return images.fingerprint
-
-
-def sample_sets_content(paths: list[str]) -> str:
-    """Of sets of generated images, `NAME=PATH` each."""
-    return " ".join(open_image_set(split_before_path(path, "=")[1]).fingerprint for path in paths)
 
 
 def run_unless_done(

@@ -146,7 +146,7 @@ def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder
 def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folder, image_folder, tmp_path, capsys):
     plan = {
         "tokenizers": {
-            "first one": {
+            "first/one": {
                 "autoencoder": str(pipeline_folder),
                 "pipelines": {100: str(pipeline_folder), 200: str(pipeline_folder)},
             },
@@ -173,7 +173,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     # 100 steps, which both have: a difference at unequal budgets would be none of the tokenizers'.
     assert rows["gFD-efficientnet-lite0"]["conditions"]["DiT steps"] == 100
     convergence = json.loads((tmp_path / "out" / "convergence.json").read_text())
-    assert [point["steps"] for point in convergence["curves"]["first one"]] == [100, 200]
+    assert [point["steps"] for point in convergence["curves"]["first/one"]] == [100, 200]
     assert convergence["levels"][0]["curves"]["second"]["factor"] == pytest.approx(1.0)
     html = (tmp_path / "out" / "comparison.html").read_text()
     # An accuracy means little without that of a constant answer.
@@ -182,7 +182,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
     for content in (
         "Side by side",
         "(the largest class for every image: 0.5)",
-        "Reconstruction: first one",
+        "Reconstruction: first/one",
         "How fast a generator learns",
         "Generated images",
     ):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tcae_diffusers.evaluation.commands import reconstruction
+from tcae_diffusers.evaluation.commands.generation import GenerationArguments
 from tcae_diffusers.evaluation.commands.reconstruction import ReconstructionArguments
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
 from tcae_diffusers.evaluation.results.resumption import run_unless_done
@@ -74,6 +75,18 @@ def test_images_behind_a_linked_class_folder_are_followed(measure, tmp_path):
     replace_first(tmp_path / "elsewhere")
     second, is_new = measure(tmp_path / "data")
     assert is_new and second != first
+
+
+def test_sample_sets_are_known_by_their_content_whatever_they_are_called(tmp_path):
+    def inputs(name):
+        arguments = GenerationArguments(samples=[f"{name}={tmp_path / 'a'}"], reference=str(tmp_path), output=tmp_path)
+        return arguments.inputs()["content"]
+
+    write_bitmaps(tmp_path / "a", 0)
+    before = inputs("lr=1e-4 after 100 steps")
+    assert set(before) == {"samples", "reference"} and inputs("another") == before
+    replace_first(tmp_path / "a")
+    assert not set(inputs("another").values()) & set(before.values())
 
 
 def test_a_linked_model_is_measured_again_when_its_weights_change(measure, tiny_autoencoder, tmp_path):
