@@ -27,7 +27,6 @@ from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
-from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.trainer.adversary import Adversary, Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
@@ -89,12 +88,10 @@ class DecoderTraining:
 
     def schedule(self, step: int) -> None:
         """Learning rates are functions of the step alone."""
-        arguments, total = self.arguments, self.arguments.max_train_steps
-        peak, warmup = arguments.peak_learning_rate(self.run.total_batch), round(arguments.lr_warmup_fraction * total)
         for group in self.side.optimizer.param_groups:
-            group["lr"] = cosine_with_warmup(step, total, peak, arguments.final_learning_rate, warmup)
+            group["lr"] = self.run.learning_rate(step)
         if self.adversary is not None:
-            self.adversary.schedule(step, arguments)
+            self.adversary.schedule(step, self.arguments)
 
     def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
         """The passes of one batch, under one adaptive weight for all batches of the step."""

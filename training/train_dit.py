@@ -20,7 +20,6 @@ from diffusers.training_utils import EMAModel
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import warn_of_latents_without_unit
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
-from tcae_diffusers.objectives.schedules import cosine_with_warmup
 from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
@@ -89,10 +88,8 @@ class DiTTraining:
 
     def schedule(self, step: int) -> None:
         """The learning rate is a function of the step alone, so a resume needs nothing else."""
-        arguments, total = self.arguments, self.arguments.max_train_steps
-        peak, warmup = arguments.peak_learning_rate(self.run.total_batch), round(arguments.lr_warmup_fraction * total)
         for group in self.side.optimizer.param_groups:
-            group["lr"] = cosine_with_warmup(step, total, peak, arguments.final_learning_rate, warmup)
+            group["lr"] = self.run.learning_rate(step)
 
     def due(self) -> list:
         """Pictures, the online distance, snapshots of averages, and pipelines on the way."""

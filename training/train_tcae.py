@@ -25,7 +25,7 @@ from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
-from tcae_diffusers.objectives.schedules import cosine_with_warmup, weight_decay
+from tcae_diffusers.objectives.schedules import weight_decay
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.self_supervision.method import SelfSupervision, StudentOutput
 from tcae_diffusers.self_supervision.student import TokenizerStudent
@@ -98,15 +98,8 @@ class TokenizerTraining:
     def schedule(self, step: int) -> None:
         """Learning rate and weight decay are functions of the step alone, so a resume needs nothing else."""
         arguments, total = self.arguments, self.arguments.max_train_steps
-        learning_rate = cosine_with_warmup(
-            step,
-            total,
-            arguments.peak_learning_rate(self.run.total_batch),
-            arguments.final_learning_rate,
-            round(arguments.lr_warmup_fraction * total),
-        )
         for group in self.side.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.run.learning_rate(step)
             if group["name"] == "scheduled":
                 group["weight_decay"] = weight_decay(step, total, arguments.weight_decay, arguments.final_weight_decay)
         if self.adversary is not None:

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from ..arguments import parse_arguments
 from ..files import write_json
+from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
 from .checkpoint import CheckpointManager
 from .nonfinite import NonFiniteGuard
@@ -118,6 +119,17 @@ class Run:
     def save_checkpoint(self, step: int) -> None:
         """Write the checkpoint of `step` optimizer steps."""
         self.checkpoints.save(step, samples_seen=step * self.total_batch)
+
+    def learning_rate(self, step: int) -> float:
+        """Of the model at an optimizer step; a function of the step alone, so a resume needs nothing else."""
+        arguments, total = self.arguments, self.arguments.max_train_steps
+        return cosine_with_warmup(
+            step,
+            total,
+            arguments.peak_learning_rate(self.total_batch),
+            arguments.final_learning_rate,
+            round(arguments.lr_warmup_fraction * total),
+        )
 
     def first_slot(self, micro_step: int) -> int:
         """Place of this rank's first image of a forward pass within the global batch of its optimizer step."""
