@@ -161,20 +161,22 @@ def main(argv: list[str] | None = None) -> None:
 
     plan = stages(folder, arguments.minutes, arguments.num_samples, arguments.seed)
     (folder / "commands.txt").write_text("".join(shlex.join(stage.command) + "\n" for stage in plan[:-1]))
-    started = time.monotonic()
+    started, anew = time.monotonic(), False
     for number, stage in enumerate(plan, start=1):
-        head = f"[{number}/{len(plan)}] {stage.title}"
+        head, command = f"[{number}/{len(plan)}] {stage.title}", shlex.join(stage.command)
         done = folder / "done" / f"{number}"
-        if done.exists() and stage.result.exists():
+        # What another command made, or what stood before an earlier stage ran again, is not this stage's result.
+        if not anew and done.exists() and done.read_text() == command and stage.result.exists():
             say(f"{head}: done before ({stage.result})")
             continue
-        say(f"{head}\n      {shlex.join(stage.command)}")
+        anew = True
+        say(f"{head}\n      {command}")
         code = run_stage(stage)
         if code != 0 or not stage.result.exists():
             say(f"stopped in step {number} after {minutes_since(started)}; `make demo` goes on from there")
             sys.exit(code if code > 0 else 130)
         done.parent.mkdir(exist_ok=True)
-        done.touch()
+        done.write_text(command)
     say(f"finished after {minutes_since(started)}. The report: {(folder / 'report.html').resolve()}")
 
 

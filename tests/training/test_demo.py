@@ -69,6 +69,15 @@ def test_an_interrupted_demo_goes_on_with_the_command_that_was_interrupted(tmp_p
     assert third.ran == []
 
 
+def test_a_stage_of_another_command_and_all_after_it_run_again(tmp_path, monkeypatch):
+    runs = [FakeCommands() for _ in range(2)]
+    for run, samples in zip(runs, ("100", "200"), strict=True):
+        monkeypatch.setattr(demo, "run_stage", run)
+        demo.main(["--output_dir", str(tmp_path), "--num_samples", samples])
+    (first_drawn,) = (place for place, title in enumerate(runs[0].ran) if title == "draw samples")
+    assert runs[1].ran == runs[0].ran[first_drawn:]
+
+
 def test_a_failing_command_ends_the_demo_with_its_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "run_stage", lambda stage: 2)
     with pytest.raises(SystemExit) as stopped:
