@@ -1,9 +1,9 @@
-"""Hashes of files and tensors, and files that appear completely or not at all."""
+"""Hashes of files and tensors, files that appear completely or not at all, and the files of a folder."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +76,25 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write indented JSON, see [`write_atomically`]; what JSON does not know (a path) becomes text."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def file_names(root: str | os.PathLike) -> list[str]:
+    """Paths, relative to `root`, of the files at any depth below it, each folder in the order of its names.
+
+    Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are passed over.
+    """
+    return list(_files_below(os.fspath(root), "", ()))
+
+
+def _files_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(folder)
+    place = (status.st_dev, status.st_ino)
+    if place in ancestors:
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, place))
+        else:
+            yield prefix + entry.name

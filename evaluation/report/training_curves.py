@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tcae_diffusers.charts import Chart
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.files import file_names
 from tcae_diffusers.self_supervision import method_charts
 
 from .charts import line_chart
@@ -27,7 +28,8 @@ def read_scalars(run_folder: str | Path) -> dict[str, Curve]:
     folder = Path(run_folder)
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
-    files = sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime)
+    files = [folder / name for name in file_names(folder) if "events.out.tfevents." in name]
+    files.sort(key=lambda file: file.stat().st_mtime)
     if not files:
         raise InputError(f"no TensorBoard event file (events.out.tfevents.*) below {folder}")
     points: dict[str, dict[int, float]] = {}

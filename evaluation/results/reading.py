@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.files import file_names
 
 from .kinds import RESULT_KINDS
 from .result import Result
@@ -49,7 +50,7 @@ def collect_results(paths: Sequence[str | Path]) -> list[Result]:
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"result {path} does not exist; run the command that writes it first")
-        for file in [path] if path.is_file() else sorted(path.rglob("*.json")):
+        for file in [path] if path.is_file() else _json_files(path):
             try:
                 content = json.loads(file.read_text())
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -67,3 +68,7 @@ def collect_results(paths: Sequence[str | Path]) -> list[Result]:
         raise InputError(f"no results below {searched}; expected reconstruction.json or the like")
     order = list(RESULT_KINDS)
     return sorted(results, key=lambda result: order.index(result.kind))
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [folder / name for name in file_names(folder) if name.endswith(".json")]

@@ -19,9 +19,8 @@ from accelerate import PartialState
 from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
-from tcae_diffusers.data.images.folder import file_names
 from tcae_diffusers.data.images.image_sets import is_archive, open_data_source
-from tcae_diffusers.files import sha256_of_file
+from tcae_diffusers.files import file_names, sha256_of_file
 from tcae_diffusers.metrics.reference import open_reference_content
 
 from .reading import read_result

@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..files import file_names
 from .fingerprint import model_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -244,8 +245,8 @@ def _read_results(evaluation: Any) -> list[tuple[str, dict]]:
             results.append(("the given result", entry))
             continue
         path = Path(entry)
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        if not files:
+        files = [path / name for name in file_names(path) if name.endswith(".json")] if path.is_dir() else [path]
+        if not files or not path.exists():
             raise FileNotFoundError(f"There is no evaluation result at {path}.")
         for file in files:
             content = json.loads(file.read_text())

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.evaluation.commands.generation import sample_sets_content
+from tcae_diffusers.evaluation.report.training_curves import read_scalars
+from tcae_diffusers.evaluation.results.reading import collect_results
 from tcae_diffusers.evaluation.results.resumption import folder_content
 from tcae_diffusers.metrics.reference import open_reference_content
 
@@ -122,3 +125,16 @@ def test_content_of_sets_is_that_of_the_paths_and_not_of_their_names(tmp_path):
     write_folder(tmp_path / "lr=1", draw_images(0, 4))
     contents = {sample_sets_content([f"{name}{tmp_path / 'lr=1'}"]) for name in ("", "a=", "b=c=")}
     assert len(contents) == 1
+
+
+def test_linked_results_and_runs_are_found(measure, tmp_path):
+    measure(bitmaps(tmp_path / "set", draw_images(5, 8)))
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    (tmp_path / "linked").mkdir()
+    for name in ("elsewhere", "run"):
+        os.symlink(tmp_path / name, tmp_path / "linked" / name)
+    os.symlink("..", tmp_path / "elsewhere" / "back")
+    with SummaryWriter(tmp_path / "run" / "logs") as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    assert [result.kind for result in collect_results([tmp_path / "linked"])] == ["generation"]
+    assert list(read_scalars(tmp_path / "linked")) == ["train/loss"]

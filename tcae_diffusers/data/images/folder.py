@@ -1,7 +1,6 @@
 """Images in class folders: `root/class/image.png`."""
 
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...files import file_names
 from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image
 from .sample_manifest import MANIFEST, recorded_labels
@@ -94,28 +94,6 @@ def image_names(root: str | os.PathLike) -> list[str]:
     return [name for name in file_names(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
 
 
-def file_names(root: str | os.PathLike) -> list[str]:
-    """Paths, relative to `root`, of the files at any depth below it, each folder in the order of its names.
-
-    Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are passed over.
-    """
-    return list(_files_below(os.fspath(root), "", ()))
-
-
 def printable_name(name: str) -> str:
     """A name from the file system as text; bytes that are not UTF-8 are written out, as `\\xff`."""
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")
-
-
-def _files_below(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    status = os.stat(folder)
-    place = (status.st_dev, status.st_ino)
-    if place in ancestors:
-        return
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        if entry.is_dir():
-            yield from _files_below(entry.path, f"{prefix}{entry.name}/", (*ancestors, place))
-        else:
-            yield prefix + entry.name
