@@ -166,6 +166,8 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
         "discriminator": arguments.discriminator if adversary else "none",
     }
     state = [] if adversary is None else [adversary.loss, adversary.average]
+    if isinstance(dataset, StreamedImages):
+        dataset.register_for_checkpointing(accelerator)
     run = begin_run("finetune_decoder", arguments, folder, accelerator, autoencoder, [ema], state, identity)
     return DecoderTraining(
         run,

@@ -189,6 +189,8 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     if adversary is not None:
         identity["discriminator"] = arguments.discriminator
         state = [*state, adversary.loss, adversary.average]
+    if isinstance(dataset, StreamedImages):
+        dataset.register_for_checkpointing(accelerator)
     run = begin_run("train_tcae", arguments, folder, accelerator, autoencoder, [ema], state, identity)
     side = Side(autoencoder, model, optimizer, [ema])
     return TokenizerTraining(

@@ -132,7 +132,7 @@ def run(arguments: GenerateArguments) -> SamplesResult:
     state, pipeline, means = arguments.process_state(), None, None
     settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("seed", "labels", "baseline")}
     if arguments.baseline == "class-mean":
-        images = open_data_source(arguments.data, arguments.resolution)
+        images = open_data_source(arguments.data, arguments.resolution, needs_labels=True)
         class_names, means = images.classes, class_mean_images(images)
         settings |= {"data": images.fingerprint}
     else:
@@ -145,7 +145,9 @@ def run(arguments: GenerateArguments) -> SamplesResult:
 
     counts = [1] * len(class_names)
     if arguments.labels != "balanced":
-        counts = class_counts_by_name(open_data_source(arguments.labels, arguments.resolution), class_names)
+        counts = class_counts_by_name(
+            open_data_source(arguments.labels, arguments.resolution, needs_labels=True), class_names
+        )
     labels = label_sequence(counts, arguments.num_images)
     store = SampleStore(arguments.output, arguments.layout, labels, class_names, settings)
     store.begin(state.is_main_process)

@@ -72,7 +72,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     state = arguments.process_state()
     model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
     resolution = arguments.resolution or adapt(model).image_size
-    train, test = (open_data_source(spec, resolution) for spec in (arguments.train, arguments.test))
+    train, test = (open_data_source(spec, resolution, needs_labels=True) for spec in (arguments.train, arguments.test))
     found = evaluate_probing(
         model,
         train,

@@ -8,7 +8,7 @@ import torch
 
 # First word of each use, so that no two uses share a stream. A tag in front and not a further number behind:
 # SeedSequence pads with zeros, which makes (seed, epoch) and (seed, epoch, 0) the same.
-_SAMPLE, _ORDER, _SLOT = 1, 2, 3
+_SAMPLE, _ORDER, _SLOT, _BLOCK = 1, 2, 3, 4
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -24,6 +24,12 @@ def epoch_permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of epoch `epoch`: a permutation of `range(num_samples)` as int64, the same for equal arguments."""
     sequence = np.random.SeedSequence((_ORDER, seed, epoch))
     return np.random.Generator(np.random.PCG64(sequence)).permutation(num_samples)
+
+
+def block_permutation(seed: int, epoch: int, shard: int, row: int, num_rows: int) -> np.ndarray:
+    """The order of the `num_rows` rows of a stream that are read in one go, from `row` of shard `shard` on: int64."""
+    sequence = np.random.SeedSequence((_BLOCK, seed, epoch, shard, row))
+    return np.random.Generator(np.random.PCG64(sequence)).permutation(num_rows)
 
 
 def slot_generators(seed: int, step: int, first_slot: int, count: int) -> list[torch.Generator]:

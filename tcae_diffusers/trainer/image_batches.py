@@ -1,8 +1,9 @@
 """What a tokenizer trains on, batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,20 +40,17 @@ def image_loader(
     arguments: ReconstructionArguments,
     accelerator: Accelerator,
     first_step: int,
-) -> DataLoader:
-    """This rank's batches from `first_step` on, in the order that an uninterrupted run has."""
+) -> Iterable[dict[str, torch.Tensor]]:
+    """
+    This rank's batches from `first_step` on, in the order that an uninterrupted run has. A stream knows from its
+    checkpoint where that is.
+    """
     if not isinstance(dataset, StreamedImages):
         return step_indexed_loader(dataset, collate_training_views, arguments, accelerator, first_step)
-    stream = dataset.open(
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        batch_size=arguments.train_batch_size,
-        start_batch=first_step * arguments.gradient_accumulation_steps,
-    )
-    return DataLoader(
-        stream,
-        batch_size=arguments.train_batch_size,
-        collate_fn=collate_training_views,
+    return dataset.loader(
+        accelerator.process_index,
+        accelerator.num_processes,
+        arguments.train_batch_size,
         **_loader_options(arguments, accelerator),
     )
 

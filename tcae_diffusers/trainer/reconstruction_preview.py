@@ -61,7 +61,7 @@ class ReconstructionPreview:
             return None
         source = build_image_source(spec, resolution=data_resolution)
         chosen = np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int)
-        images = [to_uint8(center_crop(source[int(index)][0], resolution)) for index in chosen]
+        images = [to_uint8(center_crop(source.image(int(index)), resolution)) for index in chosen]
         return cls(torch.stack(images), **options)
 
     @torch.no_grad()

@@ -77,7 +77,6 @@ def test_impossible_numbers_are_named(change, message):
 class ColourSource:
     """Image `i` is a plain colour that tells `i`; those in `broken` cannot be read."""
 
-    classes = ("even", "odd")
     attribution = None
     fingerprint = "colours"
 
@@ -87,10 +86,10 @@ class ColourSource:
     def __len__(self):
         return self.size
 
-    def __getitem__(self, index):
+    def image(self, index):
         if index in self.broken:
             raise BrokenImageError(f"image-{index}.png", "made so")
-        return Image.new("RGB", (20, 20), (index * 20, 10, 200)), index % 2
+        return Image.new("RGB", (20, 20), (index * 20, 10, 200))
 
 
 TRANSFORM = MultiCropTransform(8, 8, 4, 2, (2, 2), horizontal_flip=False)
@@ -116,12 +115,10 @@ def test_workers_and_resumes_give_identical_tensors():
         "global_crops": ((3, 2, 3, 8, 8), torch.uint8),
         "local_crops": ((3, 2, 3, 4, 4), torch.uint8),
         "masks": ((3, 2, 2, 2), torch.bool),
-        "labels": ((3,), torch.int64),
         "indices": ((3,), torch.int64),
     }
     for batch in whole:
         assert torch.equal(batch["pixel_values"][:, 0, 0, 0].long(), batch["indices"] * 20)
-        assert torch.equal(batch["labels"], batch["indices"] % 2)
     assert _equal(_batches(ColourSource(), 2)[1], whole)
     assert _equal(_batches(ColourSource(), 1, start=3, steps=2)[1], whole[3:])
 

@@ -71,6 +71,29 @@ def content_digests(paths: Sequence[str | os.PathLike]) -> list[bytes]:
     return digests
 
 
+def remembered_digest(name: str, files: Sequence[str | os.PathLike], compute: Callable[[], bytes]) -> bytes:
+    """`compute()`, or what it gave before, for as long as the files are the same.
+
+    Args:
+        name (`str`): What is computed of them.
+        files: On whose content the result depends, and on nothing else. Without any, it is computed.
+        compute: Gives a hash. It must not look up digests of files itself.
+    """
+    if not files:
+        return compute()
+    paths = [os.path.abspath(file) for file in files]
+    key = hashlib.blake2b("\0".join([name, *paths]).encode(errors="surrogateescape"), digest_size=16).digest()
+    with _Memo(paths[0]) as memo:
+        states = [state for path in paths if (state := _state(path)) is not None]
+        state = hashlib.sha256(b"".join(states)).digest() if len(states) == len(paths) else None
+        digest = memo.look_up([key], [state])[0]
+        if digest is None:
+            digest = compute()
+            if state is not None:
+                memo.keep([(key, state, digest)])
+    return digest
+
+
 def _digests_of_batch(paths: list[str], memo: "_Memo", pool: ThreadPoolExecutor) -> list[bytes]:
     states = _in_threads(pool, _state, paths)
     keys = [hashlib.blake2b(os.fsencode(path), digest_size=16).digest() for path in paths]

@@ -80,8 +80,11 @@ class ImageFolderSource:
         start = self._name_ends[index - 1] if index else 0
         return os.fsdecode(self._name_bytes[start : self._name_ends[index]].tobytes())
 
+    def image(self, index: int) -> Image.Image:
+        return load_rgb_image(self.root / self.name(index))
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return load_rgb_image(self.root / self.name(index)), int(self.labels[index])
+        return self.image(index), int(self.labels[index])
 
     @cached_property
     def fingerprint(self) -> str:

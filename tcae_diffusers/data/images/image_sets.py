@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from ...errors import InputError
@@ -21,6 +22,8 @@ from .decoding import load_rgb_image
 from .folder import IMAGE_EXTENSIONS, image_names, printable_name
 from .sample_manifest import recorded_classes, recorded_labels
 from .sources import ImageSource, build_image_source, scheme_of
+
+logger = logging.get_logger(__name__)
 
 # Enough for ImageNet-21k several times over; what is larger is no index of a class.
 _MOST_CLASSES = 100_000
@@ -54,14 +57,23 @@ class ImageSet(Protocol):
 
 
 class SourceImages:
-    """A data source of [`tcae_diffusers.data`], cropped and resized to `size` (side, or height and width)."""
+    """A data source of [`tcae_diffusers.data`], cropped and resized to `size` (side, or height and width).
 
-    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str):
+    Without `needs_labels`, a source whose labels cannot be used is one without (`labels` and `classes` are `None`),
+    and the log says why; with it, that is an [`InputError`].
+    """
+
+    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str, needs_labels: bool = False):
         self._source, self.size, self.name = source, size, name
-        self.classes = list(source.classes)
         self.attribution = source.attribution
-        labels = getattr(source, "labels", None)
-        self.labels = None if labels is None else [int(label) for label in labels]
+        self.classes: list[str] | None = None
+        self.labels: list[int] | None = None
+        try:
+            self.classes, self.labels = list(source.classes), source.labels.tolist()
+        except InputError as error:
+            if needs_labels:
+                raise
+            logger.warning(f"classes are left out: {error}")
 
     @property
     def fingerprint(self) -> str:
@@ -71,20 +83,23 @@ class SourceImages:
         return len(self._source)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.labelled(index)[0]
-
-    def labelled(self, index: int) -> tuple[np.ndarray, int]:
-        """Image and label, for sources that know a label only once the image is read."""
         try:
-            image, label = self._source[index]
+            return np.asarray(center_crop(self._source.image(index), self.size))
         except OSError as error:
             raise InputError(f"{self.name}: {error}") from error
-        return np.asarray(center_crop(image, self.size)), int(label)
+
+    def labelled(self, index: int) -> tuple[np.ndarray, int]:
+        """Image and label, of a set that has labels."""
+        return self[index], self._required_labels[index]
 
     def class_counts(self) -> list[int]:
-        """Number of images per class."""
-        labels = self.labels if self.labels is not None else [self._source[index][1] for index in range(len(self))]
-        return np.bincount(labels, minlength=len(self.classes)).tolist()
+        """Number of images per class, of a set that has labels."""
+        return np.bincount(self._required_labels, minlength=len(self._source.classes)).tolist()
+
+    @property
+    def _required_labels(self) -> list[int]:
+        # Where there are none, the source says why.
+        return self._source.labels.tolist() if self.labels is None else self.labels
 
 
 class FolderImages:
@@ -298,14 +313,16 @@ def is_archive(spec: str) -> bool:
     return spec.endswith(".npz") and not os.path.isdir(spec)
 
 
-def open_data_source(spec: str | Path, size: int | tuple[int, int] | None = None) -> SourceImages:
+def open_data_source(
+    spec: str | Path, size: int | tuple[int, int] | None = None, needs_labels: bool = False
+) -> SourceImages:
     """Opens `openmoji:heldout`, `datasets:...` or a folder of `root/class/img.png`, cropped and resized to `size`."""
     try:
         source = build_image_source(spec, resolution=max(size) if isinstance(size, tuple) else size)
-        size = size or min(source[0][0].size)
+        size = size or min(source.image(0).size)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
-    return SourceImages(source, size, str(spec))
+    return SourceImages(source, size, str(spec), needs_labels)
 
 
 def uint8_batches(

@@ -83,8 +83,11 @@ class OpenMojiSource:
         """Code points of glyph `index`, such as `"1F600"`."""
         return self._names[index]
 
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.array(index))
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.array(index)), int(self.labels[index])
+        return self.image(index), int(self.labels[index])
 
     def array(self, index: int | list[int]) -> np.ndarray:
         """Pixels of one image `(H, W, 3)` or, for a list of indices, several `(N, H, W, 3)`: uint8, 0-255."""

@@ -3,40 +3,53 @@
 import os
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from PIL import Image
 
+from ...errors import InputError
 from ...existing_paths import scheme_before
 from .decoding import BrokenImageError
 
 __all__ = ["BrokenImageError", "ImageSource", "build_image_source", "scheme_of"]
 
-SCHEMES = ("openmoji", "datasets", "webdataset")
+SCHEMES = ("openmoji", "datasets", "webdataset", "stream")
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A map-style set of labelled images.
+    """A map-style set of images, with labels for those who ask for them.
 
     Attributes:
-        classes (`list[str]`): Class names; label `i` is `classes[i]`.
         attribution (`str` or `None`): Credit that the images' licence asks to be shown beside them.
+        classes (`list[str]`): Class names; label `i` is `classes[i]`. A set whose labels cannot be used raises
+            [`InputError`] here and from `source[i]`, and not before.
+        labels (`np.ndarray`): int64 `(N,)`. As `classes`.
         fingerprint (`str`): sha256 that changes when the content, the names or the order of the images do.
     """
 
-    classes: list[str]
     attribution: str | None
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
 
     @property
     def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return `(image, label)`: an 8-bit RGB image and an index into `classes`.
+    def image(self, index: int) -> Image.Image:
+        """Return the 8-bit RGB image alone.
 
         Raises:
             BrokenImageError: This image cannot be decoded; others may be.
         """
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Return `(image, label)`, the label an index into `classes`; raises as `image` does."""
         ...
 
 
@@ -52,10 +65,13 @@ def build_image_source(
 
     | spec | source |
     |---|---|
-    | `openmoji:train`, `openmoji:heldout` | [`~data.openmoji.OpenMojiSource`], rasterised at `resolution` |
-    | `datasets:NAME_OR_PATH[:SPLIT]` | [`~data.hf_datasets.HuggingFaceDatasetSource`]; split `train` unless named |
-    | `webdataset:FILES` | tar shards (a path or glob of `.tar` files) through `datasets` |
-    | anything else | a folder of `root/class/image.png` for [`~data.image_folder.ImageFolderSource`] |
+    | `openmoji:train`, `openmoji:heldout` | [`OpenMojiSource`], rasterised at `resolution` |
+    | `datasets:NAME_OR_PATH[:SPLIT]` | [`HuggingFaceDatasetSource`]; split `train` unless named |
+    | `webdataset:FILES` | the same of tar shards (a path or glob of `.tar` files) |
+    | anything else | a folder of `root/class/image.png` for [`ImageFolderSource`] |
+
+    Behind the two in the middle, `?name=CONFIG&image=COLUMN&label=COLUMN` chooses what cannot be told
+    ([`DatasetSpec`]).
 
     Args:
         spec (`str` or `os.PathLike`): See the table.
@@ -64,8 +80,7 @@ def build_image_source(
         cache_dir (`str` or `os.PathLike`, *optional*): Where a source keeps what it prepares.
 
     Raises:
-        ValueError: The part after `openmoji:` is not a split.
-        FileNotFoundError: The folder does not exist.
+        ValueError, FileNotFoundError: There is no such data set, or it is a stream, which cannot be read at an index.
         ImportError: `openmoji:` without the `demo` extra.
     """
     spec = os.fspath(spec)
@@ -75,12 +90,15 @@ def build_image_source(
         from .openmoji import OpenMojiSource
 
         return OpenMojiSource(rest, resolution=64 if resolution is None else resolution, cache_dir=cache_dir)
+    if scheme == "stream":
+        raise InputError(
+            f"{spec} can only be read as it comes, as --train_data of a tokenizer; use "
+            + (rest if rest.startswith("webdataset:") else f"datasets:{rest}")
+        )
     if scheme is not None:
         from .hf_datasets import HuggingFaceDatasetSource
 
-        if scheme == "webdataset":
-            return HuggingFaceDatasetSource.from_tar_shards(rest, cache_dir=cache_dir)
-        return HuggingFaceDatasetSource.from_spec(rest, cache_dir=cache_dir)
+        return HuggingFaceDatasetSource.from_spec(rest if scheme == "datasets" else spec, cache_dir=cache_dir)
     from .folder import ImageFolderSource
 
     return ImageFolderSource(spec)

@@ -1,125 +1,203 @@
-"""Training views from a stream: Hub data sets and tar shards that are read as they come, split by node."""
+"""Training views from a stream: Hub data sets and tar shards that are read as they come, split over ranks."""
 
 import functools
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import datasets
+import fsspec.asyn
 import torch
-from datasets.distributed import split_dataset_by_node
-from diffusers.utils import logging
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..sample_randomness import sample_generator
-from .decoding import BrokenImageError
-from .hf_datasets import decode_row, find_image_column, find_label_column
+from ...errors import InputError
+from ..sample_randomness import block_permutation, epoch_permutation, sample_generator
+from .decoding import BrokenImageError, load_rgb_image
+from .hf_datasets import read_row
 from .multi_crop import MultiCropTransform
-from .training_dataset import TooManyBrokenImagesError
+from .training_dataset import TooManyBrokenImagesError, collate_training_views
 
-logger = logging.get_logger(__name__)
+
+class StreamBatch(NamedTuple):
+    """
+    Args:
+        views (`dict[str, torch.Tensor]`): As [`collate_training_views`] stacks them, without `indices`; empty where
+            there are more broken images than allowed.
+        reader (`int`): Which of the rank's readers made it.
+        position (`dict`): Where that reader goes on after it; JSON.
+        broken (`dict[str, str]`): What is wrong with each broken image that it passed over for this batch, by row.
+    """
+
+    views: dict[str, torch.Tensor]
+    reader: int
+    position: dict[str, Any]
+    broken: dict[str, str]
+
+
+class _Row(NamedTuple):
+    encoded: dict | None
+    shard: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        path = (self.encoded or {}).get("path")
+        return f"row {self.number} of shard {self.shard} of the stream" + (f" ({path})" if path else "")
+
+
+def start_of_epoch(epoch: int) -> dict[str, Any]:
+    """
+    The position of a reader that has all of `epoch` before it. Positions are these numbers:
+
+    `epoch`; `shard`, a place in the reader's order of shards; `row`, how many rows of that shard were read before the
+    current block, and `state`, how `datasets` finds that place again; `used`, how many rows of the shuffled block
+    were taken.
+    """
+    return {"epoch": epoch, "shard": 0, "row": 0, "state": None, "used": 0}
 
 
 class StreamingTrainingDataset(IterableDataset):
-    """Endless stream of training views; epochs follow one another in new orders.
+    """
+    Endless batches of training views; epochs follow one another in new orders.
 
-    Prefer [`TokenizerTrainingDataset`] where the data fit on the disk: a stream shuffles within a buffer only, and a
-    resume has to read again what it passes over. What holds: a sample's views are a function of (seed, epoch, content
-    of its file), whatever rank and worker reads it; a resume repeats and loses no sample, and its order is that of the
-    uninterrupted run when `start_batch` is a multiple of the number of workers. In place of a broken image the
-    next good one is used twice. Each worker counts broken images for itself.
+    The order is a function of (seed, epoch, reader), where every worker of every rank is a reader: shards are
+    permuted, and their rows, one shard after the other, are read in blocks of `shuffle_buffer` that are permuted each.
+    So a few numbers say where a reader is. To go on there it reads the rows of one shard up to the block, which are
+    not decoded, and the block.
+
+    A sample's views are a function of (seed, epoch, content of its file), whatever rank and worker reads it.
 
     Args:
-        dataset (`datasets.IterableDataset`): From `load_dataset(..., streaming=True)`.
+        dataset (`datasets.IterableDataset`): In the order of its files.
+        image_column (`str`): Of encoded images or paths.
         transform ([`MultiCropTransform`]): The views.
-        seed (`int`), rank (`int`), world_size (`int`): Of the run. Whole shards go to ranks when their number divides,
-            else every rank reads all and keeps its share of samples.
-        batch_size (`int`): Of the `DataLoader`, by which `start_batch` counts.
-        start_batch (`int`, defaults to 0): Batches of this rank that an earlier run has used.
-        shuffle_buffer (`int`, defaults to 1000): Samples among which the next is drawn.
-        max_broken_images (`int`, defaults to 0): How many broken images to pass over.
-        image_column (`str`, *optional*), label_column (`str`, *optional*): As in [`HuggingFaceDatasetSource`]. Labels
-            must be whole numbers: a stream's classes cannot be listed beforehand.
+        seed (`int`), rank (`int`), world_size (`int`): Of the run. Readers take whole shards where there are enough
+            for all of them; otherwise each rank's workers read all shards, and the rank keeps its share of the rows.
+        batch_size (`int`): Samples in a batch.
+        positions (`list[dict]`): Where each reader of this rank starts: one per worker of the `DataLoader`, or one.
+        first_reader (`int`, defaults to 0): The reader that the `DataLoader`'s first worker is.
+        shuffle_buffer (`int`, defaults to 10000): Encoded images that a reader shuffles and holds in memory.
+        max_broken_images (`int`, defaults to 0): From how many more on a reader does not complete a batch.
 
     Yields:
-        `dict[str, torch.Tensor | int]`: As [`TokenizerTrainingDataset`], without `indices`.
+        [`StreamBatch`]; give the `DataLoader` `batch_size=None`.
 
     Raises:
-        ValueError: Columns cannot be told, or more workers than shards.
-        TooManyBrokenImagesError: On the first broken image beyond `max_broken_images`.
+        InputError: There are more readers than shards, or no rows for one.
+        TooManyBrokenImagesError: None of a reader's images can be read.
     """
 
     def __init__(
         self,
         dataset: datasets.IterableDataset,
+        image_column: str,
         transform: MultiCropTransform,
         seed: int,
         rank: int,
         world_size: int,
         batch_size: int,
-        start_batch: int = 0,
-        shuffle_buffer: int = 1000,
+        positions: list[dict[str, Any]],
+        first_reader: int = 0,
+        shuffle_buffer: int = 10_000,
         max_broken_images: int = 0,
-        image_column: str | None = None,
-        label_column: str | None = None,
     ):
-        if dataset.features is None:
-            raise ValueError("the stream does not tell its columns; pass features= to load_dataset")
-        self.image_column = find_image_column(dataset.features, image_column, "the stream")
-        self.label_column = find_label_column(dataset.features, label_column, "the stream")
+        self.num_shards = dataset.num_shards
+        if len(positions) > self.num_shards:
+            raise InputError(
+                f"{len(positions)} DataLoader workers for {self.num_shards} shards; use at most one worker per shard"
+            )
+        self.image_column = image_column
         self.transform = transform
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.batch_size = batch_size
-        self.start_batch = start_batch
+        self.positions = positions
+        self.first_reader = first_reader
+        self.shuffle_buffer = shuffle_buffer
         self.max_broken_images = max_broken_images
-        dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        self._dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+        self._dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
+    def __iter__(self) -> Iterator[StreamBatch]:
         worker = get_worker_info()
-        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if num_workers > self._dataset.num_shards:
-            raise ValueError(
-                f"{num_workers} DataLoader workers for {self._dataset.num_shards} shards on this rank; use at most "
-                "one worker per shard"
-            )
-        # A DataLoader takes batches from its workers in turn.
-        batches_used = len(range(worker_id, self.start_batch, num_workers))
-        rows = itertools.islice(self._rows(), batches_used * self.batch_size, None)
-        broken, owed = 0, 0
-        for epoch, row in rows:
-            encoded = row[self.image_column]
-            try:
-                image = decode_row(encoded, functools.partial(_name_of_row, row))
-            except BrokenImageError as error:
-                broken, owed = broken + 1, owed + 1
-                if broken > self.max_broken_images:
-                    raise TooManyBrokenImagesError(
-                        f"{broken} broken images, {self.max_broken_images} allowed (max_broken_images); "
-                        f"the last: {error}"
-                    ) from error
-                logger.warning(f"broken image {broken} of {self.max_broken_images} allowed is skipped: {error}")
-                continue
-            label = 0 if self.label_column is None else int(row[self.label_column])
-            content = encoded["bytes"] if encoded["bytes"] is not None else encoded["path"].encode()
-            key = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
-            # Positions in the stream stay those of its rows, so that a resume can count them without decoding.
-            for copy in range(owed + 1):
-                views = self.transform(image, sample_generator(self.seed, epoch, (key + copy) % 2**32))
-                yield {**views, "labels": label}
-            owed = 0
+        if worker is not None:
+            # A forked worker has the parent's lock of asynchronous file systems, which nobody there gives back.
+            fsspec.asyn.reset_lock()
+        reader = ((0 if worker is None else worker.id) + self.first_reader) % len(self.positions)
+        samples: list[dict] = []
+        broken: dict[str, str] = {}
+        for position, views, problem in self._samples(reader, self.positions[reader]):
+            if problem is not None:
+                broken.update(problem)
+            if views is not None:
+                samples.append(views)
+            if len(samples) == self.batch_size:
+                yield StreamBatch(collate_training_views(samples), reader, position, broken)
+                samples, broken = [], {}
+            elif len(broken) > self.max_broken_images:
+                # Who counts for all workers ends the run; an exception here would be one with a worker's traceback.
+                yield StreamBatch({}, reader, position, broken)
 
-    def _rows(self) -> Iterator[tuple[int, dict]]:
-        for epoch in itertools.count():
-            self._dataset.set_epoch(epoch)
-            empty = True
-            for row in self._dataset:
-                empty = False
-                yield epoch, row
-            if empty:
-                raise ValueError("the stream has no rows on this rank")
+    def _samples(self, reader: int, position: dict) -> Iterator[tuple[dict, dict | None, dict | None]]:
+        """Position, and either the views of a row or what is wrong with it, on and on."""
+        for epoch in itertools.count(position["epoch"]):
+            whole = position == start_of_epoch(epoch)
+            rows = readable = 0
+            for row, behind in self._rows(reader, position):
+                rows += 1
+                try:
+                    content = read_row(row.encoded, functools.partial(getattr, row, "name"))
+                    image = load_rgb_image(content, row.name)
+                except BrokenImageError as error:
+                    yield behind, None, {f"{row.shard}:{row.number}": str(error)}
+                    continue
+                readable += 1
+                key = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
+                yield behind, self.transform(image, sample_generator(self.seed, epoch, key)), None
+            if whole and not rows:
+                raise InputError(
+                    f"the stream has no rows for reader {reader} of rank {self.rank}; use fewer ranks or workers"
+                )
+            if whole and not readable:
+                raise TooManyBrokenImagesError(f"none of the {rows} images of the stream can be read")
+            position = start_of_epoch(epoch + 1)
 
+    def _rows(self, reader: int, position: dict) -> Iterator[tuple[_Row, dict]]:
+        """The rest of an epoch in its order, each row with the position behind it."""
+        for block, start in self._blocks(reader, position):
+            order = block_permutation(self.seed, start["epoch"], block[0].shard, block[0].number, len(block))
+            for used in range(start["used"], len(order)):
+                # Taken out, so that memory is given back on the way.
+                yield block.pop(int(order[used])), {**start, "used": used + 1}
 
-def _name_of_row(row: dict) -> str:
-    return str(row.get("__key__", "a row of the stream"))
+    def _blocks(self, reader: int, position: dict) -> Iterator[tuple[dict[int, _Row], dict]]:
+        """The rest of an epoch as blocks of rows, numbered in the order of the files, and the position of each."""
+        shards, share = self._shards(position["epoch"], reader)
+        block: dict[int, _Row] = {}
+        start = position
+        for place in range(position["shard"], len(shards)):
+            rows = self._dataset.shard(self.num_shards, shards[place])
+            first = 0
+            if place == position["shard"] and position["state"] is not None:
+                first = position["row"]
+                rows.load_state_dict(position["state"])
+            # One at a time, so that the state is that behind each row; and `iter` does not ask for the worker, which
+            # `datasets` would have read other shards.
+            for number, batch in enumerate(rows.iter(batch_size=1), first):
+                if number % share == self.rank % share:
+                    block[len(block)] = _Row(batch[self.image_column][0], shards[place], number)
+                if len(block) == self.shuffle_buffer:
+                    state = {"shard": place, "row": number + 1, "state": rows.state_dict()}
+                    yield block, start
+                    block, start = {}, {**start_of_epoch(position["epoch"]), **state}
+        if block:
+            yield block, start
+
+    def _shards(self, epoch: int, reader: int) -> tuple[list[int], int]:
+        """A reader's shards in order, and among how many ranks their rows are shared out."""
+        order = epoch_permutation(self.seed, epoch, self.num_shards).tolist()
+        readers = len(self.positions)
+        if self.num_shards >= self.world_size * readers:
+            return order[self.rank * readers + reader :: self.world_size * readers], 1
+        return order[reader::readers], self.world_size

@@ -16,9 +16,16 @@ logger = logging.get_logger(__name__)
 class TooManyBrokenImagesError(RuntimeError):
     """More images could not be decoded than the caller allows."""
 
+    @classmethod
+    def of(cls, count: int, allowed: int, last: object) -> "TooManyBrokenImagesError":
+        """Say how many there are, and what is wrong with the last one."""
+        return cls(f"{count} broken images, {allowed} allowed (max_broken_images); the last: {last}")
+
 
 class TokenizerTrainingDataset(Dataset):
     """Views of the images of a source, keyed by `(epoch, index)` as [`StepIndexedBatchSampler`] yields them.
+
+    Labels are not asked for: a tokenizer has no use for them.
 
     An image that cannot be decoded is replaced by the next one of the source (the first after the last), named once
     in the log, and counted. The count of distinct broken images is shared by all DataLoader workers of this process.
@@ -53,7 +60,7 @@ class TokenizerTrainingDataset(Dataset):
 
     @property
     def description(self) -> str:
-        return f"{len(self.source)} images of {len(self.source.classes)} classes"
+        return f"{len(self.source)} images"
 
     @property
     def broken_indices(self) -> list[int]:
@@ -62,31 +69,27 @@ class TokenizerTrainingDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
         epoch, index = key
-        image, label, used = self._load(index)
+        image, used = self._load(index)
         # The randomness is that of the key, so a replacement does not repeat the views that it has under its own.
         views = self.transform(image, sample_generator(self.seed, epoch, index))
-        return {**views, "labels": label, "indices": used}
+        return {**views, "indices": used}
 
-    def _load(self, index: int) -> tuple[Image.Image, int, int]:
+    def _load(self, index: int) -> tuple[Image.Image, int]:
         for offset in range(len(self.source)):
             candidate = (index + offset) % len(self.source)
             if self._broken[candidate]:
                 continue
             try:
-                image, label = self.source[candidate]
+                return self.source.image(candidate), candidate
             except BrokenImageError as error:
                 self._count_broken(candidate, error)
-                continue
-            return image, label, candidate
         raise TooManyBrokenImagesError(f"none of the {len(self.source)} images can be read")
 
     def _count_broken(self, index: int, error: BrokenImageError) -> None:
         self._broken[index] = True
         count = int(self._broken.sum())
         if count > self.max_broken_images:
-            raise TooManyBrokenImagesError(
-                f"{count} broken images, {self.max_broken_images} allowed (max_broken_images); the last: {error}"
-            ) from error
+            raise TooManyBrokenImagesError.of(count, self.max_broken_images, error) from error
         logger.warning(f"broken image {count} of {self.max_broken_images} allowed is skipped: {error}")
 
 
@@ -95,7 +98,7 @@ def collate_training_views(samples: list[dict]) -> dict[str, torch.Tensor]:
 
     Returns:
         `dict[str, torch.Tensor]`: uint8 `pixel_values` `(B, 3, H, W)`, `global_crops` `(B, 2, 3, h, w)` and
-        `local_crops` `(B, k, 3, h', w')`; bool `masks` `(B, 2, grid height, grid width)`; int64 `labels` and
-        `indices` `(B,)`. What the transform does not draw is absent.
+        `local_crops` `(B, k, 3, h', w')`; bool `masks` `(B, 2, grid height, grid width)`; int64 `indices` `(B,)`. What
+        the transform does not draw is absent.
     """
     return default_collate(samples)

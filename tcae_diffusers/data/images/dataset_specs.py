@@ -1,0 +1,210 @@
+"""The text after `datasets:`, `webdataset:` and `stream:` on a command line, and the data set that it names."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import datasets
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from ...errors import InputError
+from ...existing_paths import split_after_path
+from .tar_shards import TarShards
+
+TAR_SCHEME = "webdataset:"
+# `datasets` makes shards of a folder that it saved as it is asked to: enough for any number of ranks and workers.
+_SHARDS_OF_SAVED = 1024
+_KEYS = {"name": "config", "image": "image_column", "label": "label_column"}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """
+    `NAME_OR_PATH[:SPLIT][?name=CONFIG&image=COLUMN&label=COLUMN]`, or `webdataset:FILES[?image=...&label=...]`.
+
+    Args:
+        text (`str`): As the user wrote it, for messages.
+        location (`str`): A Hub name, a folder, or files (path, glob or URL).
+        is_tar (`bool`): Whether these are tar shards.
+        split (`str`, *optional*): As named; a slice such as `train[:10%]` too.
+        config (`str`, *optional*): Which of several configurations of the data set.
+        image_column, label_column (`str`, *optional*): `label_column=""` is for no labels.
+    """
+
+    text: str
+    location: str
+    is_tar: bool = False
+    split: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call the data set."""
+        details = ", ".join(filter(None, [self.config, self.split]))
+        return self.location + (f" ({details})" if details else "")
+
+    @classmethod
+    def parse(cls, text: str) -> "DatasetSpec":
+        """
+        Raises:
+            InputError: There is no name, or a key that is unknown, empty or given twice.
+        """
+        rest, options = _split_off_options(text)
+        if rest.startswith(TAR_SCHEME):
+            files = rest.removeprefix(TAR_SCHEME)
+            if not files or "config" in options:
+                raise InputError(f"{text!r} should be webdataset:FILES[?image=EXTENSION&label=EXTENSION]")
+            return cls(text, files, is_tar=True, **options)
+        location, split = split_after_path(rest, ":")
+        if not location:
+            raise InputError(f"{text!r} names no data set; expected NAME_OR_PATH[:SPLIT][?name=CONFIG]")
+        return cls(text, location, split=split or None, **options)
+
+
+def _split_off_options(text: str) -> tuple[str, dict[str, Any]]:
+    location, mark, query = text.rpartition("?")
+    # A glob or a path may hold a question mark too; what follows one of ours is always key=value.
+    if not mark or "=" not in query or os.path.exists(text.removeprefix(TAR_SCHEME)):
+        return text, {}
+    options = {}
+    for key, values in parse_qs(query, keep_blank_values=True).items():
+        if key not in _KEYS:
+            raise InputError(f"unknown key {key} in {text!r}; expected {', '.join(f'{key}=' for key in _KEYS)}")
+        if len(values) > 1:
+            raise InputError(f"{text!r} gives {key}= more than once")
+        if not values[0] and key != "label":
+            raise InputError(f"{text!r} leaves {key}= empty; name one, or leave the key out")
+        options[_KEYS[key]] = values[0]
+    return location, options
+
+
+def open_dataset(spec: DatasetSpec, cache_dir: str | os.PathLike | None = None) -> datasets.Dataset:
+    """
+    What `spec` names: a Hub name, a folder that `save_to_disk` wrote or that `load_dataset` understands, tar shards.
+
+    Args:
+        spec ([`DatasetSpec`]): The split is `train` unless named.
+        cache_dir (`str` or `os.PathLike`, *optional*): Where `datasets` keeps what it prepares.
+
+    Raises:
+        InputError: There is no such data set, configuration or split (the message lists those that are there), or
+            `datasets` cannot read it.
+    """
+    with _in_our_words(spec):
+        found = _find(spec, sliceable=True, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+        if isinstance(found, datasets.Dataset):
+            return found
+        found.download_and_prepare()
+        dataset = found.as_dataset(split=spec.split or "train")
+        if isinstance(found, TarShards) and spec.label_column is None:
+            label = found.config.label_column
+            return dataset.remove_columns(label) if dataset.unique(label) == [None] else dataset
+        return dataset
+
+
+def open_stream(spec: DatasetSpec) -> tuple[datasets.IterableDataset, list[str]]:
+    """The same, not read yet, and the files that it is in. Splits are whole. Raises as [`open_dataset`] does."""
+    with _in_our_words(spec):
+        found = _find(spec, sliceable=False)
+        if isinstance(found, datasets.Dataset):
+            shards = max(1, min(_SHARDS_OF_SAVED, len(found)))
+            return found.to_iterable_dataset(shards), [file["filename"] for file in found.cache_files]
+        split = spec.split or "train"
+        return found.as_streaming_dataset(split=split), [str(file) for file in found.config.data_files[split]]
+
+
+def _find(
+    spec: DatasetSpec, sliceable: bool, cache_dir: str | None = None
+) -> datasets.Dataset | datasets.DatasetBuilder:
+    if spec.is_tar:
+        return _tar_shards(spec, {"train": spec.location}, cache_dir=cache_dir)
+    if any((Path(spec.location) / file).exists() for file in ("dataset_dict.json", "state.json")):
+        return _open_saved(spec)
+    builder = _find_builder(spec, cache_dir)
+    _check_split(spec, list(builder.config.data_files or builder.info.splits or ()), sliceable)
+    if isinstance(builder, WebDataset):
+        # `datasets` would take the columns of the first tar for those of all.
+        options = {"base_path": builder.base_path, "dataset_name": builder.dataset_name}
+        return _tar_shards(spec, builder.config.data_files, cache_dir=cache_dir, **options)
+    return builder
+
+
+def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str | None) -> TarShards:
+    # The hash tells caches of other versions of `TarShards` apart.
+    builder = TarShards(
+        data_files=data_files, image=spec.image_column, label=spec.label_column or None, hash="1", **options
+    )
+    if not any(builder.config.data_files.values()):
+        raise InputError(f"{spec.location} names no tar file; expected a path, a glob or a URL")
+    return builder
+
+
+def _open_saved(spec: DatasetSpec) -> datasets.Dataset:
+    if spec.config:
+        raise InputError(
+            f"{spec.location} was written by save_to_disk, which keeps no configurations; leave out name="
+        )
+    saved = datasets.load_from_disk(spec.location)
+    if isinstance(saved, datasets.DatasetDict):
+        _check_split(spec, list(saved), sliceable=False)
+        return saved[spec.split or "train"]
+    if spec.split not in (None, str(saved.split)):
+        raise InputError(f"{spec.location} holds one data set without splits; leave out :{spec.split}")
+    return saved
+
+
+def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:
+    split = spec.split or "train"
+    if split == "all" and sliceable:
+        return
+    for part in split.split("+") if sliceable else [split]:
+        name, bracket, _ = part.strip().partition("[")
+        if bracket and not sliceable and name in known:
+            raise InputError(f"{spec.location} gives whole splits only, not {split!r}; expected {', '.join(known)}")
+        if name not in known:
+            named = "" if spec.split else " (the one that is used unless another is named, as in NAME:SPLIT)"
+            raise InputError(f"{spec.location} has no split {name!r}{named}; expected one of {', '.join(known)}")
+
+
+def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetBuilder:
+    try:
+        return datasets.load_dataset_builder(spec.location, name=spec.config, cache_dir=cache_dir)
+    except ValueError as error:
+        # What is wrong is told by what there is, not by the message, which differs between versions of `datasets`.
+        configs = datasets.get_dataset_config_names(spec.location)
+        if spec.config is not None and spec.config not in configs:
+            raise InputError(
+                f"{spec.location} has no configuration {spec.config!r}; expected name= one of {', '.join(configs)}"
+            ) from error
+        if spec.config is None and len(configs) > 1:
+            raise InputError(
+                f"{spec.location} has several configurations ({', '.join(configs)}); name one with ?name=CONFIG"
+            ) from error
+        raise
+
+
+@contextmanager
+def _in_our_words(spec: DatasetSpec) -> Iterator[None]:
+    """Say errors of `datasets` in one line that starts with what the user wrote."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ConnectionError as error:
+        raise InputError(
+            f"{spec.location} is no folder here, and the Hub cannot be reached to look for it there; check the path, "
+            "or the network"
+        ) from error
+    except (ValueError, OSError, DatasetsError) as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ is not None else error
+        first_line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+        raise InputError(f"{spec.name} cannot be read: {first_line}") from error

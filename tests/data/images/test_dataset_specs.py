@@ -1,0 +1,155 @@
+"""Texts that name a data set: each is understood, or refused with a list of what there is."""
+
+import datasets
+import pytest
+
+from tcae_diffusers.data.images.dataset_specs import DatasetSpec, open_dataset, open_stream
+from tcae_diffusers.data.images.sources import build_image_source
+from tcae_diffusers.errors import InputError
+
+from ...tar_files import encoded
+
+CONFIGURATIONS = """---
+configs:
+- config_name: small
+  data_files:
+  - {split: train, path: small/train/**}
+  - {split: test, path: small/test/**}
+- config_name: large
+  data_files:
+  - {split: train, path: large/train/**}
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A data set of two configurations: 2 and 1 images in the splits of the small one, 4 in the large one."""
+    folder = tmp_path_factory.mktemp("configured")
+    (folder / "README.md").write_text(CONFIGURATIONS)
+    for place, count in (("small/train", 2), ("small/test", 1), ("large/train", 4)):
+        (folder / place / "cat").mkdir(parents=True)
+        for number in range(count):
+            (folder / place / "cat" / f"{number}.png").write_bytes(encoded(number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    rows = [{"bytes": encoded(number), "path": None} for number in range(6)]
+    dataset = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features(image=datasets.Image()))
+    dataset.save_to_disk(folder / "single")
+    (folder / "empty").mkdir()
+    datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}).save_to_disk(folder / "splits")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    # The parts of a stream have no cache folder of their own.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def _counts(text):
+    spec = DatasetSpec.parse(text)
+    dataset, files = open_stream(spec)
+    assert files
+    return len(open_dataset(spec)), len(list(dataset))
+
+
+def test_configurations_and_splits_are_chosen_by_name(configured, saved):
+    assert _counts(f"{configured}?name=small") == (2, 2)
+    assert _counts(f"{configured}:test?name=small") == (1, 1)
+    assert _counts(f"{configured}?image=image&name=large&label=label") == (4, 4)
+    assert _counts(f"{saved}/single") == _counts(f"{saved}/single?image=image") == (6, 6)
+    assert _counts(f"{saved}/splits") == _counts(f"{saved}/splits:train") == (6, 6)
+    assert _counts(f"{saved}/splits:test") == (1, 1)
+    assert len(open_dataset(DatasetSpec.parse(f"{configured}:train[:50%]?name=large"))) == 2
+    assert len(open_dataset(DatasetSpec.parse(f"{configured}:train+test?name=small"))) == 3
+
+
+@pytest.mark.parametrize("use", [open_dataset, open_stream])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{configured}", r"configured\d* has several configurations \(small, large\); name one with \?name=CONFIG"),
+        ("{configured}?name=huge", "has no configuration 'huge'; expected name= one of small, large"),
+        ("{configured}:val?name=small", "has no split 'val'; expected one of train, test"),
+        ("{saved}/splits:val", "has no split 'val'; expected one of train, test"),
+        ("{saved}/splits:train[:1]", r"gives whole splits only, not 'train\[:1\]'; expected train, test"),
+        ("{saved}/single:val", "holds one data set without splits; leave out :val"),
+        ("{saved}/single?name=small", "which keeps no configurations; leave out name="),
+        ("{saved}/empty", "empty cannot be read: "),
+        ("{saved}/nothing", "nothing.*cannot be (read|reached)"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(configured, saved, use, text, message):
+    text = text.format(configured=configured, saved=saved)
+    with pytest.raises(InputError, match=message) as caught:
+        use(DatasetSpec.parse(text))
+    assert "\n" not in str(caught.value) and "load_dataset" not in str(caught.value)
+
+
+def test_a_stream_has_whole_splits_only(configured):
+    with pytest.raises(InputError, match=r"gives whole splits only, not 'train\[:1\]'; expected train, test"):
+        open_stream(DatasetSpec.parse(f"{configured}:train[:1]?name=small"))
+    with pytest.raises(InputError, match=r"has no split 'train' \(the one that is used.*expected one of only"):
+        _open_only_split(configured)
+
+
+def _open_only_split(folder):
+    text = CONFIGURATIONS.replace("split: train", "split: only").replace("split: test", "split: only2")
+    (folder / "README.md").write_text(text)
+    try:
+        open_stream(DatasetSpec.parse(f"{folder}?name=large"))
+    finally:
+        (folder / "README.md").write_text(CONFIGURATIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("user/name", {"location": "user/name"}),
+        ("user/name:train[:10%]", {"location": "user/name", "split": "train[:10%]"}),
+        ("n?label=", {"location": "n", "label_column": ""}),
+        ("n:s?name=c&image=i&label=l", {"split": "s", "config": "c", "image_column": "i", "label_column": "l"}),
+        ("webdataset:a-?.tar", {"location": "a-?.tar", "is_tar": True}),
+        ("webdataset:a-?.tar?image=jpg", {"location": "a-?.tar", "is_tar": True, "image_column": "jpg"}),
+        ("webdataset:https://host/a.tar", {"location": "https://host/a.tar", "split": None}),
+    ],
+)
+def test_the_parts_of_a_text(text, expected):
+    spec = DatasetSpec.parse(text)
+    assert {key: getattr(spec, key) for key in expected} == expected and spec.text == text
+
+
+def test_a_path_may_hold_colons(tmp_path):
+    (tmp_path / "10:30").mkdir()
+    for split in (None, "test"):
+        spec = DatasetSpec.parse(f"{tmp_path}/10:30" + (f":{split}" if split else ""))
+        assert (spec.location, spec.split) == (f"{tmp_path}/10:30", split)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'' names no data set"),
+        (":train", "':train' names no data set"),
+        ("n?colour=red", "unknown key colour in 'n.colour=red'; expected name=, image=, label="),
+        ("n?image=a&image=b", "gives image= more than once"),
+        ("n?name=", "leaves name= empty"),
+        ("webdataset:", "should be webdataset:FILES"),
+        ("webdataset:a.tar?name=c", "should be webdataset:FILES"),
+    ],
+)
+def test_texts_that_say_nothing_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        DatasetSpec.parse(text)
+
+
+@pytest.mark.parametrize(("text", "instead"), [("n:s", "datasets:n:s"), ("webdataset:a.tar", "webdataset:a.tar")])
+def test_a_stream_is_refused_where_images_are_read_at_an_index(text, instead):
+    with pytest.raises(InputError, match=f"stream:{text} can only be read as it comes.*use {instead}$"):
+        build_image_source(f"stream:{text}")
