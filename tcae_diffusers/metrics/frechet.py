@@ -4,6 +4,21 @@
 the last term is the nuclear norm of `F1 F2^T` for any factors `F^T F = S`. Its singular values come from the
 eigenvalues of a symmetric matrix of half the digits where that is enough, and from `F1 F2^T` itself where it is not:
 with singular covariances, the eigenvalues that should be zero are not, and their roots are 1e-8 of the largest each.
+
+The figure to report is torch-fidelity's wherever that is exact ([`headline_distance`]): it is what others compute. How
+far `fid_statistics_to_metric` of torch-fidelity 0.4.0 was off, relative to 50 digits (24 features) or to singular
+values; "near" sets differ by a tenth of their deviation, variances fall as `1 / i^2` or, steeply, as `1 / i^6`:
+
+| covariances | independent sets | near sets |
+|---|---|---|
+| full rank, 600 to 5,120 images, 512 and 1,280 features, equal variances | 2e-14 | 2e-12 |
+| the same, falling variances | 3e-8 | 9e-7 |
+| full rank, 48 images, 24 features, steeply falling variances | 2e-7 | 3e-5 |
+| singular, 300 images, 512 features, equal variances | 3e-8 | 3e-6 |
+| the same, falling variances | 9e-6 | 2e-3 |
+
+[`frechet_distance`] was within 3e-11 of the 50 digits. From float32 features torch-fidelity takes a float32
+mean, which adds up to 3e-5; here it is given float64 moments. Intervals, extrapolations and training logs are ours.
 """
 
 from __future__ import annotations
@@ -12,10 +27,16 @@ from pathlib import Path
 
 import numpy as np
 import scipy.linalg
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.version import __version__ as torch_fidelity_version
 
 from ..errors import InputError
+from .figure import Estimate
 
 _EPSILON = np.finfo(np.float64).eps
+# Names of engines in result files.
+TORCH_FIDELITY = f"torch-fidelity {torch_fidelity_version}"
+OWN_ENGINE = "tcae_diffusers"
 
 
 def _checked(features, dimensions: int) -> np.ndarray:
@@ -209,3 +230,37 @@ def frechet_distance(
 def frechet_distance_of_features(first: np.ndarray, second: np.ndarray) -> float:
     """[`frechet_distance`] of features `(N1, D)` and `(N2, D)`."""
     return frechet_distance(np.asarray(first), np.asarray(second))
+
+
+def _moments_unless_singular(side: FrechetStatistics | np.ndarray) -> FrechetStatistics | np.ndarray:
+    """Features become statistics where they are more images than dimensions; else their covariance is singular."""
+    if isinstance(side, FrechetStatistics):
+        return side
+    features = np.asarray(side)
+    many = features.ndim == 2 and len(features) > features.shape[1]
+    return FrechetStatistics.from_features(features) if many else features
+
+
+def headline_distance(
+    first: FrechetStatistics | np.ndarray, second: FrechetStatistics | np.ndarray, tolerance: float = 1e-6
+) -> Estimate:
+    """The Fréchet distance to report: torch-fidelity's where it is exact, ours elsewhere.
+
+    Args:
+        first, second: As in [`frechet_distance`].
+        tolerance (`float`, defaults to 1e-6): How far torch-fidelity may be from ours, relative to it.
+
+    Returns:
+        [`Estimate`], in whose details `engine` says which it is.
+
+    Raises:
+        InputError: As [`frechet_distance`].
+    """
+    sides = [_moments_unless_singular(side) for side in (first, second)]
+    ours = frechet_distance(*sides)
+    if all(isinstance(side, FrechetStatistics) for side in sides):
+        moments = [{"mu": side.mean, "sigma": side.covariance} for side in sides]
+        theirs = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
+        if abs(theirs - ours) <= tolerance * ours:
+            return Estimate(value=theirs, details={"engine": TORCH_FIDELITY})
+    return Estimate(value=ours, details={"engine": OWN_ENGINE})

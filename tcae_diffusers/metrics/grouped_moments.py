@@ -8,8 +8,9 @@ import numpy as np
 from accelerate import PartialState
 
 from ..data.distributed import gather_in_rank_order
-from .confidence import GROUPS, jackknife_interval, random_groups
-from .frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from .confidence import GROUPS, JACKKNIFE, jackknife_interval, random_groups
+from .figure import Estimate
+from .frechet import FrechetStatistics, frechet_distance, headline_distance
 from .frechet_interval import INTERVAL_TOLERANCE, frechet_interval_of_groups, merged
 
 # An update costs a pass over a (D, D) matrix however few images it brings: wait until they are worth it.
@@ -82,20 +83,20 @@ class StreamedFrechet:
         for target, features in zip(self._moments, (first, second), strict=True):
             target.update(features, indices)
 
-    def result(self, state: PartialState) -> tuple[float, float | None]:
-        """`(distance, half width of its 95 % interval)` over all ranks, on every rank."""
+    def result(self, state: PartialState) -> Estimate:
+        """The distance over all ranks, with its interval where one is wanted, on every rank."""
         if self._features is None:
             groups = [target.gather(state) for target in self._moments]
-            distance = frechet_distance(*map(merged, groups))
-            return distance, frechet_interval_of_groups(*groups) if self._interval else None
+            interval = frechet_interval_of_groups(*groups) if self._interval else None
+            return headline_distance(*map(merged, groups)).with_interval(interval, JACKKNIFE)
         # Each rank has filled its own rows; the others' are zero.
         first, second = sum(gather_in_rank_order(self._features, state))
-        distance = frechet_distance_of_features(first, second)
+        distance = headline_distance(first, second)
         if not self._interval or len(first) < 2 * GROUPS:
-            return distance, None
+            return distance
 
         def leave_out(group: int) -> float:
             kept = self._groups != group
             return frechet_distance(first[kept], second[kept], INTERVAL_TOLERANCE)
 
-        return distance, jackknife_interval(leave_out)
+        return distance.with_interval(jackknife_interval(leave_out), JACKKNIFE)

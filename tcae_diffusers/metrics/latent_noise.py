@@ -74,6 +74,6 @@ def noise_curve(
         point = {"level": level, "psnr": float(totals[level_index] / len(images))}
         if network:
             name = metric_name("FID", network.name, len(images), prefix="r")
-            point[name], _ = streams[level_index].result(state)
+            point[name] = streams[level_index].result(state).value
         curve.append(point)
     return curve

@@ -21,9 +21,9 @@ from ..data.images.image_sets import ImageSet, uint8_batches
 from ..data.images.pixel_range import from_signed, to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
-from .confidence import JACKKNIFE, MEAN_OF_IMAGES, mean_interval
+from .confidence import MEAN_OF_IMAGES, mean_interval
 from .features import FeatureNetwork
-from .figure import Estimate, Figure
+from .figure import Figure
 from .grouped_moments import StreamedFrechet
 from .image_measures import ImageMeasure, build_image_measures
 from .names import metric_name
@@ -121,10 +121,9 @@ def evaluate_reconstruction(
         _mean_figure(measure, column, per_image[column], images) for measure in measures for column in measure.better
     ]
     if network:
-        distance, interval = frechet.result(state)
         figures.append(
             Figure.of(
-                Estimate(value=distance).with_interval(interval, JACKKNIFE),
+                frechet.result(state),
                 name=metric_name("FID", network.name, len(images), prefix="r"),
                 samples=len(images),
                 better="lower",

@@ -24,7 +24,7 @@ state, stream = PartialState(), StreamedFrechet(6, 103)
 features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
 indices = rank_range(103, state.process_index, state.num_processes)
 stream.update(*features[:, indices], indices)
-result = stream.result(state)
+result = stream.result(state).to_json()
 if state.is_main_process:
     json.dump(result, open({path!r}, "w"))
 """
@@ -58,9 +58,9 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
     features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
     groups = random_groups(103)
     sides = [group_statistics(side, groups) for side in features]
-    distance, interval = json.loads((tmp_path / "streamed.json").read_text())
-    assert distance == pytest.approx(frechet_distance_of_features(*features), rel=1e-9)
-    assert interval == pytest.approx(frechet_interval_of_groups(*sides), rel=1e-9)
+    streamed = json.loads((tmp_path / "streamed.json").read_text())
+    assert streamed["value"] == pytest.approx(frechet_distance_of_features(*features), rel=1e-9)
+    assert streamed["interval"] == pytest.approx(frechet_interval_of_groups(*sides), rel=1e-9)
 
     drawn = [FolderImages(tmp_path / which / "drawn") for which in ("one", "two")]
     assert len(drawn[1]) == 7

@@ -183,8 +183,8 @@ def test_a_streamed_distance_and_its_interval_are_those_of_the_features(dimensio
     for start in range(0, 103, 7):
         indices = range(start, min(start + 7, 103))
         stream.update(*features[:, indices], indices)
-    distance, interval = stream.result(PartialState())
-    assert distance == pytest.approx(frechet_distance_of_features(*features), rel=1e-6)
+    estimate = stream.result(PartialState())
+    assert estimate.value == pytest.approx(frechet_distance_of_features(*features), rel=1e-6)
     groups = random_groups(103)
     expected = jackknife_interval(lambda group: frechet_distance_of_features(*features[:, groups != group]))
-    assert interval == pytest.approx(expected, rel=1e-5)
+    assert estimate.interval == pytest.approx(expected, rel=1e-5)

@@ -1,5 +1,7 @@
 """The Fréchet distance against independent computations, in float64 and in 50 digits, and against torch-fidelity."""
 
+from importlib.metadata import version
+
 import mpmath
 import numpy as np
 import pytest
@@ -8,7 +10,14 @@ import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from tcae_diffusers.metrics import frechet
+from tcae_diffusers.metrics.frechet import (
+    OWN_ENGINE,
+    FrechetStatistics,
+    frechet_distance,
+    frechet_distance_of_features,
+    headline_distance,
+)
 
 
 def features(seed, count, dimensions=24, shift=0.0):
@@ -83,6 +92,44 @@ def test_torch_fidelity_is_off_where_covariances_are_singular():
     expected = exact_distance(first, second)
     assert frechet_distance_of_features(first, second) == pytest.approx(expected, rel=1e-9)
     assert 1e-5 < 1 - theirs / expected < 1e-3
+
+
+def falling(count, dimensions, decay):
+    """`(set, near set)` whose deviations fall as `1 / i^decay`."""
+    generator = np.random.default_rng(0)
+    directions = np.linalg.qr(generator.normal(size=(dimensions, dimensions)))[0]
+    directions *= np.arange(1.0, dimensions + 1)[:, None] ** -decay
+    drawn = generator.normal(size=(count, dimensions))
+    return drawn @ directions, (drawn + 0.1 * generator.normal(size=drawn.shape)) @ directions
+
+
+@pytest.mark.parametrize("decay", [0, 1])
+def test_the_headline_is_torch_fidelitys_where_covariances_have_full_rank(decay):
+    first, second = falling(200, 24, decay)
+    headline = headline_distance(first, second)
+    moments = [{"mu": part.mean(0), "sigma": np.cov(part, rowvar=False)} for part in (first, second)]
+    theirs = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
+    assert headline.value == pytest.approx(theirs, rel=1e-9)
+    assert headline.details == {"engine": f"torch-fidelity {version('torch-fidelity')}"}
+    assert headline.value == pytest.approx(frechet_distance_of_features(first, second), rel=1e-6)
+    statistics = FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
+    assert headline_distance(*statistics) == headline
+
+
+@pytest.mark.parametrize(("count", "dimensions", "decay"), [(48, 24, 5), (20, 128, 1), (30, 300, 2)])
+def test_the_headline_is_ours_where_torch_fidelity_is_off(count, dimensions, decay):
+    first, second = falling(count, dimensions, decay)
+    statistics = FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
+    for sides in ((first, second), statistics):
+        headline = headline_distance(*sides)
+        assert headline.details == {"engine": OWN_ENGINE}
+        assert headline.value == pytest.approx(exact_distance(first, second), rel=1e-9)
+
+
+def test_torch_fidelity_is_not_asked_where_features_are_more_than_images(monkeypatch):
+    monkeypatch.setattr(frechet, "fid_statistics_to_metric", None)
+    first, second = features(4, 10), features(5, 12)
+    assert headline_distance(first, second).value == frechet_distance_of_features(first, second)
 
 
 def test_a_loose_tolerance_saves_the_singular_values_where_they_change_nothing(monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from ..confidence import JACKKNIFE
 from ..figure import Estimate
-from ..frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from ..frechet import headline_distance
 from ..frechet_interval import frechet_interval
 from .measure import ComparedReference, SampleFeatures, SetMeasure
 
@@ -22,7 +23,7 @@ class FrechetFeatureDistance(SetMeasure):
     is_of_generators = True
 
     def between(self, samples: np.ndarray, reference: np.ndarray) -> dict[str, Estimate]:
-        return {"FID": Estimate(value=frechet_distance_of_features(samples, reference))}
+        return {"FID": headline_distance(samples, reference)}
 
     def compare(self, samples: SampleFeatures, reference: ComparedReference) -> dict[str, Estimate]:
         if reference.statistics is None:
@@ -30,6 +31,5 @@ class FrechetFeatureDistance(SetMeasure):
             estimate = super().compare(samples, reference)["FID"]
         else:
             other = reference.statistics
-            distance = frechet_distance(FrechetStatistics.from_features(samples.features), other)
-            estimate = Estimate(value=distance, reference=STATISTICS_OF_A_FILE)
+            estimate = replace(headline_distance(samples.features, other), reference=STATISTICS_OF_A_FILE)
         return {"FID": estimate.with_interval(frechet_interval(samples.features, other, reference.seed), JACKKNIFE)}
