@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-gpu lint format bench clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -13,6 +13,7 @@ help:
 	@echo "make demo    train a tokenizer and a DiT on OpenMoji, sample, evaluate, write a report (DEMO_MINUTES=10 scales it)"
 	@echo "make test    run the test suite          make lint   check style with ruff"
 	@echo "make bench   print the speed tables      make clean  remove .venv, build and demo output"
+	@echo "make test-gpu   the tests that need a GPU (two of them for NCCL); 'make test' rehearses them on the CPU"
 
 # A stamp is newer than setup.cfg once everything that setup.cfg names for it is installed.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
@@ -25,11 +26,14 @@ demo: $(DEMO)
 
 # Files whose tests fork children that train need a process in which nothing has trained yet: the second run.
 test: $(TEST)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not fresh_process" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not fresh_process and not gpu" $(PYTEST_ARGS)
 ifeq ($(PYTEST_ARGS),)
 	grep --recursive --files-with-matches --include='test_*.py' mark.fresh_process tests \
 		| xargs --max-args 1 --max-procs 2 $(BIN)/python -m pytest -m "not slow"
 endif
+
+test-gpu: $(TEST)
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(PYTEST_ARGS)
 
 lint: $(TEST)
 	$(BIN)/ruff check .

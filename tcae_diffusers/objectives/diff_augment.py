@@ -12,10 +12,12 @@ CUTOUT_RATIO = 0.5
 def _draw(batch: int, generator: torch.Generator | list[torch.Generator], device: torch.device) -> torch.Tensor:
     """`(7, B)` uniform numbers in [0, 1), the same ones whatever the policy is."""
     if isinstance(generator, torch.Generator):
-        return torch.rand(batch, 7, generator=generator, device=generator.device).T.to(device)
+        return torch.rand(batch, 7, generator=generator, device=generator.device).T.to(device, non_blocking=True)
     if len(generator) != batch:
         raise ValueError(f"got {len(generator)} generators for {batch} images; pass one, or one per image")
-    return torch.stack([torch.rand(7, generator=g, device=g.device) for g in generator], dim=1).to(device)
+    return torch.stack([torch.rand(7, generator=g, device=g.device) for g in generator], dim=1).to(
+        device, non_blocking=True
+    )
 
 
 def _color(

@@ -68,7 +68,7 @@ class NoisePredictionObjective:
         self, predict: Callable, latents: torch.Tensor, noise: torch.Tensor, levels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Same contract as [`FlowMatchingObjective.losses`], with timesteps for levels."""
-        share = alphas_cumprod().to(latents.device)[levels]
+        share = alphas_cumprod().to(latents.device, non_blocking=True)[levels]
         signal, sigma = (part.view(-1, 1, 1, 1) for part in (share.sqrt(), (1 - share).sqrt()))
         prediction = predict(signal * latents + sigma * noise, levels).float()
         target = noise if self.prediction_type == "epsilon" else signal * noise - sigma * latents

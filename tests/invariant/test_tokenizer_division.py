@@ -6,45 +6,14 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, fork_ranks
-from ..tokenizer_commands import checkpoint, save_state_of_each_step, train
+from ..tokenizer_commands import SMOOTH, assert_close_state, checkpoint, save_state_of_each_step, train
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
-
-
-def assert_close_state(first, second):
-    """Weights, teacher, centres and average agree within the rounding of another order of summation."""
-    first, second = checkpoint(first), checkpoint(second)
-    ours, theirs = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    for index in (2, 3):
-        name = f"custom_checkpoint_{index}.pkl"
-        ours |= torch.load(first / name, weights_only=True)
-        theirs |= torch.load(second / name, weights_only=True)
-    for index, (mine, other) in enumerate(
-        zip(
-            *(
-                torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
-                for folder in (first, second)
-            ),
-            strict=True,
-        )
-    ):
-        ours[f"ema {index}"], theirs[f"ema {index}"] = mine, other
-    for key, value in ours.items():
-        torch.testing.assert_close(
-            value, theirs[key], rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}"
-        )
-
-
-# Adam divides by the square root of tiny squares, which turns rounding into steps of full size; a large epsilon
-# keeps what is compared a smooth function of the gradients.
-SMOOTH = {"adam_epsilon": 1e-3}
 
 
 @pytest.fixture(scope="module")

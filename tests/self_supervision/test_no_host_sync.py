@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tcae_diffusers.models.discriminator import PatchGANDiscriminator
 from tcae_diffusers.objectives.adversarial import AdversarialLoss
@@ -13,20 +12,8 @@ from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.self_supervision.masked_tokens import MaskedTokens
 from tcae_diffusers.self_supervision.teacher import update_teacher
 
+from ..waiting import ForbidReadingBack
 from .recipes import head_and_loss
-
-READS_BACK = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
-
-
-class ForbidReadingBack(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        # A boolean mask as an index is a nonzero in disguise.
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            i is not None and i.dtype == torch.bool for i in args[1]
-        )
-        assert name not in READS_BACK and not by_mask, f"aten::{name} reads from the device"
-        return func(*args, **(kwargs or {}))
 
 
 def images():

@@ -1,0 +1,198 @@
+"""Images per second of the paper's tokenizer and of a diffusion transformer on one GPU."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"
+
+_LEAST_ROUNDS = 3
+_CLASSES = 1000
+
+
+def run(seconds: float) -> dict[str, Any]:
+    """Nothing is measured where there is no GPU."""
+    if not torch.cuda.is_available():
+        return {"no GPU": "nothing to measure on this machine"}
+    return measure(torch.device("cuda"), seconds)
+
+
+def measure(
+    device: torch.device,
+    seconds: float,
+    tokenizer: str = "tc-ae-f32c128",
+    transformer: str = "tc-dit-b",
+    batch_size: int = 32,
+    compile: bool = True,
+) -> dict[str, Any]:
+    """
+    Times every part once per round, in turns, for at least three rounds after one that is not counted.
+
+    Args:
+        device: Where; accelerate must choose the same for training.
+        seconds: Time budget, without the first round.
+        tokenizer, transformer: Presets. Images have the tokenizer's `sample_size`.
+        batch_size: Images of each call.
+        compile: Whether to measure compiled blocks beside eager ones.
+
+    Returns:
+        A flat table of images/s, medians over the rounds, and of ratios of rates in the same rounds.
+    """
+    with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
+        parts = {
+            **_inference(device, tokenizer, batch_size, compile),
+            "tokenizer step with iBOT": _tokenizer_step(Path(folder), tokenizer, batch_size),
+            f"{transformer} step": _transformer_step(device, tokenizer, transformer, batch_size),
+        }
+        times: dict[str, list[float]] = {name: [] for name in parts}
+        deadline, rounds = float("inf"), 0
+        while rounds <= _LEAST_ROUNDS or time.perf_counter() < deadline:
+            for name, part in parts.items():
+                times[name].append(_seconds(part, device))
+            if rounds == 0:
+                # It paid for allocation, compilation and the choice of kernels.
+                deadline = time.perf_counter() + seconds
+            rounds += 1
+    return _table({name: values[1:] for name, values in times.items()}, device, batch_size)
+
+
+def _seconds(part: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    part()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _table(times: dict[str, list[float]], device: torch.device, batch_size: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    table: dict[str, Any] = {"device": name, "batch size": float(batch_size)}
+    table["rounds"] = float(len(next(iter(times.values()))))
+    for part, values in times.items():
+        table[f"{part} (images/s)"] = batch_size / statistics.median(values)
+
+    def ratio(fast: str, slow: str) -> float:
+        return statistics.median(b / a for a, b in zip(times[fast], times[slow], strict=True))
+
+    for part in ("encode", "decode"):
+        table[f"{part}: bf16 / fp32"] = ratio(part, f"{part} in fp32")
+        if f"{part} compiled" in times:
+            table[f"{part}: compiled / eager"] = ratio(f"{part} compiled", part)
+    table["tokenizer step / encode"] = ratio("tokenizer step with iBOT", "encode")
+    return table
+
+
+def _inference(device: torch.device, tokenizer: str, batch_size: int, compile: bool) -> dict[str, Callable[[], Any]]:
+    """Encoding and decoding in bf16, in fp32 and, of bf16, with compiled blocks."""
+    from tcae_diffusers import AutoencoderTC
+
+    full = AutoencoderTC.from_preset(tokenizer).eval().to(device)
+    models = {" in fp32": full, "": AutoencoderTC.from_preset(tokenizer).eval().to(device, torch.bfloat16)}
+    if compile:
+        models[" compiled"] = AutoencoderTC.from_preset(tokenizer).eval().to(device, torch.bfloat16)
+        models[" compiled"].compile_repeated_blocks()
+    size = full.config.sample_size
+    images = torch.rand(batch_size, 3, size, size, device=device) * 2 - 1
+
+    @torch.inference_mode()
+    def encode(model: AutoencoderTC, pixels: torch.Tensor) -> torch.Tensor:
+        return model.encode(pixels).latent
+
+    @torch.inference_mode()
+    def decode(model: AutoencoderTC, latent: torch.Tensor) -> torch.Tensor:
+        return model.decode(latent).sample
+
+    parts: dict[str, Callable[[], Any]] = {}
+    for kind, model in models.items():
+        pixels = images.to(model.dtype)
+        parts[f"encode{kind}"] = functools.partial(encode, model, pixels)
+        parts[f"decode{kind}"] = functools.partial(decode, model, encode(model, pixels))
+    return parts
+
+
+def _tokenizer_step(folder: Path, tokenizer: str, batch_size: int) -> Callable[[], Any]:
+    """`train_tcae`'s whole step, from uint8 batches in pinned memory to weights, average and teacher."""
+    import numpy as np
+    from accelerate.state import AcceleratorState, GradientState
+    from PIL import Image
+
+    from tcae_diffusers.arguments import parse_arguments
+    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+    from tcae_diffusers.trainer.fit import take_step
+    from tcae_diffusers.trainer.image_batches import image_loader
+    from tcae_diffusers.trainer.progress import TrainingProgress
+    from tcae_diffusers.training import train_tcae
+
+    size = AUTOENCODER_TC_PRESETS[tokenizer]["sample_size"]
+    noise = np.random.default_rng(0)
+    (folder / "images" / "noise").mkdir(parents=True)
+    for index in range(8):
+        pixels = noise.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / "noise" / f"{index}.png")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    options = {
+        "autoencoder": tokenizer,
+        "train_data": folder / "images",
+        "output_dir": folder / "run",
+        "train_batch_size": batch_size,
+        "mixed_precision": "bf16",
+        "report_to": "none",
+        "log_steps": 10**6,
+        "max_train_steps": 10**6,
+    }
+    argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
+    training.side.model.train()
+    run, hooks = training.run, training.hooks()
+    progress = TrainingProgress(run.accelerator, "bench", 10**6, 0, run.total_batch, 10**6)
+    progress.bar.disable = True
+    batch = next(iter(image_loader(training.dataset, training.arguments, run.accelerator, 0)))
+
+    def step() -> None:
+        training.schedule(0)
+        skipped = take_step(run, iter([batch]), training.sides, training.backward, hooks, progress, 0)
+        training.after_step(0, skipped)
+
+    return step
+
+
+def _transformer_step(device: torch.device, tokenizer: str, transformer: str, batch_size: int) -> Callable[[], Any]:
+    """Forward, backward and optimizer step of flow matching on latents in memory."""
+    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+    from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
+    from tcae_diffusers.training.dit_transformers import build_transformer
+    from tcae_diffusers.training.train_dit import compute_losses
+
+    preset = AUTOENCODER_TC_PRESETS[tokenizer]
+    side = preset["sample_size"] // preset["spatial_compression_ratio"]
+    shape = (preset["latent_channels"], side, side)
+    model = build_transformer(transformer, shape, _CLASSES, _CLASSES).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    objective, generator = FlowMatchingObjective(), torch.Generator(device).manual_seed(0)
+    latents = torch.randn(batch_size, *shape, generator=generator, device=device)
+    labels = torch.randint(_CLASSES, (batch_size,), generator=generator, device=device)
+
+    def step() -> None:
+        randomness = {
+            "noise": torch.randn(latents.shape, generator=generator, device=device),
+            "levels": objective.draw_levels(batch_size, generator, device),
+            "drop": torch.rand(batch_size, generator=generator, device=device) < 0.1,
+        }
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = compute_losses(model, objective, latents, labels, _CLASSES, randomness)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
