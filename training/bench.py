@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
+from tcae_diffusers.arguments import Arguments, exit_with_error, option
+from tcae_diffusers.command import start_command
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.results.kinds.bench import BenchResult
-from tcae_diffusers.evaluation.results.provenance import provenance
 from tcae_diffusers.training import benchmarks
 
 
@@ -41,7 +40,7 @@ def find_benchmarks() -> dict[str, ModuleType]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(BenchArguments, argv)
+    arguments = start_command(BenchArguments, argv)
     try:
         return run(arguments)
     except InputError as error:
@@ -64,6 +63,9 @@ def run(arguments: BenchArguments) -> int:
         for key, value in results[name].items():
             print(f"   {key:44} {value:.4g}" if isinstance(value, float) else f"   {key:44} {value}")
     if arguments.output:
+        from tcae_diffusers.evaluation.results.kinds.bench import BenchResult
+        from tcae_diffusers.evaluation.results.provenance import provenance
+
         BenchResult(benchmarks=results, **provenance(seconds=arguments.seconds)).save(arguments.output)
     return 0
 

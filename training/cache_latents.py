@@ -8,6 +8,13 @@ Works with any diffusers autoencoder and any number of ranks; the files are the 
 also by `kill -9`, the same command goes on with the shards that are missing.
 """
 
+from tcae_diffusers.training.commands import cache_latents as main
+
+if __name__ == "__main__":
+    # Before the imports that take seconds. The work is done by this module under its own name.
+    main()
+    raise SystemExit
+
 import contextlib
 import itertools
 import os
@@ -24,7 +31,6 @@ from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.center_crop import center_crop
 from tcae_diffusers.data.images.multi_crop import random_resized_crop, to_uint8
 from tcae_diffusers.data.images.pixel_range import to_signed
@@ -246,7 +252,9 @@ def finish(
         logger.info(f"dataset written to {arguments.dataset_dir}")
 
 
-def cache_latents(arguments: CacheArguments) -> None:
+@exit_on_user_error()
+def run(arguments: CacheArguments) -> None:
+    """The command, once its options have been read."""
     refuse_deepspeed()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
@@ -287,13 +295,3 @@ def cache_latents(arguments: CacheArguments) -> None:
         finish(arguments, writer, tokenizer, calibrated_folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(CacheArguments, argv)
-    with exit_on_user_error():
-        cache_latents(arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,13 @@ latent statistics are proved bit-identical before it is written. Any autoencoder
 
 from __future__ import annotations
 
+from tcae_diffusers.training.commands import finetune_decoder as main
+
+if __name__ == "__main__":
+    # Before the imports that take seconds. The work is done by this module under its own name.
+    main()
+    raise SystemExit
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,9 +224,6 @@ def forward_backward(
     return metrics if adversary is None else metrics | adversary.backward(seen, step)
 
 
-def main(argv: list[str] | None = None) -> None:
-    launch(DecoderArguments, start, argv)
-
-
-if __name__ == "__main__":
-    main()
+def run(arguments: DecoderArguments) -> None:
+    """The command, once its options have been read."""
+    launch(arguments, start)

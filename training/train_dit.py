@@ -10,6 +10,13 @@ The finished pipeline lies in OUTPUT_DIR/pipeline: `import tcae_diffusers`, then
 
 from __future__ import annotations
 
+from tcae_diffusers.training.commands import train_dit as main
+
+if __name__ == "__main__":
+    # Before the imports that take seconds. The work is done by this module under its own name.
+    main()
+    raise SystemExit
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -270,9 +277,6 @@ class StepBackward:
         return {f"train/{name}": value for name, value in losses.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    launch(DiTArguments, start, argv)
-
-
-if __name__ == "__main__":
-    main()
+def run(arguments: DiTArguments) -> None:
+    """The command, once its options have been read."""
+    launch(arguments, start)

@@ -9,6 +9,13 @@ diffusers train with the same data, losses and budget: `--autoencoder FOLDER` wi
 
 from __future__ import annotations
 
+from tcae_diffusers.training.commands import train_tcae as main
+
+if __name__ == "__main__":
+    # Before the imports that take seconds. The work is done by this module under its own name.
+    main()
+    raise SystemExit
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -278,9 +285,6 @@ def compute_loss(
     return loss, {"train/loss": loss, **metrics}
 
 
-def main(argv: list[str] | None = None) -> None:
-    launch(TokenizerArguments, start, argv)
-
-
-if __name__ == "__main__":
-    main()
+def run(arguments: TokenizerArguments) -> None:
+    """The command, once its options have been read."""
+    launch(arguments, start)

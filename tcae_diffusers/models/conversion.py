@@ -1,6 +1,6 @@
 r"""Foreign checkpoints to [`AutoencoderTC`]: one weight file and a map from its keys to ours.
 
-    python -m tcae_diffusers.models.conversion weights.ckpt out/ --config tc-ae-f32c128 --key_map map.json
+    python -m tcae_diffusers.models.convert weights.ckpt out/ --config tc-ae-f32c128 --key_map map.json
 
 The map is a JSON object of regular expressions and what the keys that they match become. An expression must match the
 whole key; the first one that does counts.
@@ -25,9 +25,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -35,7 +34,6 @@ from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.utils import logging
 
-from ..arguments import Arguments, exit_with_error, option, parse_arguments
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from .tcae.autoencoder_tc import AutoencoderTC
 
@@ -229,32 +227,3 @@ def _without_ones(shape: torch.Size) -> list[int]:
 def _listed(found: list[str]) -> str:
     more = len(found) - MAX_LISTED
     return ", ".join(found[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-@dataclass
-class ConversionArguments(Arguments):
-    """Convert a foreign checkpoint to an AutoencoderTC; the key map is explained at the top of this module."""
-
-    group: ClassVar[str] = "Conversion"
-
-    checkpoint: str = option(MISSING, "File to convert, safetensors or PyTorch.", positional=True)
-    output: str = option(MISSING, "Folder to save the model to.", positional=True)
-    config: str = option(MISSING, "Name of a preset, or a config.json or its folder.", metavar="CONFIG")
-    key_map: Path = option(MISSING, "JSON file that maps the checkpoint's keys to ours.", metavar="FILE")
-    state_dict_key: str | None = option(
-        None, 'Where the weights lie in a nested checkpoint, such as "model.ema"; at its top if unset.', metavar="KEY"
-    )
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(ConversionArguments, argv)
-    try:
-        key_map = json.loads(arguments.key_map.read_text())
-        model = convert_checkpoint(arguments.checkpoint, arguments.config, key_map, arguments.state_dict_key)
-        model.save_pretrained(arguments.output)
-    except (ValueError, OSError) as error:
-        exit_with_error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
-from ..arguments import parse_arguments
 from ..files import write_json
 from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
@@ -214,16 +213,13 @@ class Training(Protocol):
     def train(self) -> None: ...
 
 
-def launch(
-    arguments_type: type[RunArguments], start: Callable[[Any], Training], argv: Sequence[str] | None = None
-) -> None:
+def launch(arguments: RunArguments, start: Callable[[Any], Training]) -> None:
     """
-    The whole of a training command: read the arguments, `start` with them, describe the run in its folder, train.
+    The work of a training command: `start` with its arguments, describe the run in its folder, train.
 
     What the user got wrong ends in one line and exit code 2: until `start` is done any `ValueError`, afterwards only
     what a run may meet through no defect of ours. A folder that did not exist goes again if nothing could start.
     """
-    arguments = parse_arguments(arguments_type, argv)
     with exit_on_user_error(), discard_new_folder_on_error(arguments.output_dir):
         training = start(arguments)
         run = training.run

@@ -9,6 +9,7 @@ ROOMS = (
     "errors",
     "existing_paths",
     "arguments",
+    "command",
     "files",
     "version",
     "charts",

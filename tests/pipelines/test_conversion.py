@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from tcae_diffusers import AutoencoderTC
-from tcae_diffusers.models.conversion import convert_checkpoint, main
+from tcae_diffusers.models.conversion import convert_checkpoint
+from tcae_diffusers.models.convert import main
 
 FOREIGN_KEY_MAP = {
     r"module\.(encoder|decoder)\.blocks\.0\.qkv\.(weight|bias)": [

@@ -1,0 +1,47 @@
+"""The command that converts foreign checkpoints: `python -m tcae_diffusers.models.convert`, see [`conversion`]."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..arguments import Arguments, exit_with_error, option
+from ..command import start_command
+
+
+@dataclass
+class ConversionArguments(Arguments):
+    """
+    Convert a checkpoint of another codebase to an AutoencoderTC.
+
+    The key map is a JSON object of regular expressions, each with what the keys that match it become: another key, a
+    list of keys for equal parts along the first dimension, or null for nothing. tcae_diffusers/models/conversion.py
+    has an example.
+    """
+
+    group: ClassVar[str] = "Conversion"
+
+    checkpoint: str = option(MISSING, "File to convert, safetensors or PyTorch.", positional=True)
+    output: str = option(MISSING, "Folder to save the model to.", positional=True)
+    config: str = option(MISSING, "Name of a preset, or a config.json or its folder.", metavar="CONFIG")
+    key_map: Path = option(MISSING, "JSON file that maps the checkpoint's keys to ours.", metavar="FILE")
+    state_dict_key: str | None = option(
+        None, 'Where the weights lie in a nested checkpoint, such as "model.ema"; at its top if unset.', metavar="KEY"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = start_command(ConversionArguments, argv)
+    from .conversion import convert_checkpoint
+
+    try:
+        key_map = json.loads(arguments.key_map.read_text())
+        model = convert_checkpoint(arguments.checkpoint, arguments.config, key_map, arguments.state_dict_key)
+        model.save_pretrained(arguments.output)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error))
+
+
+if __name__ == "__main__":
+    main()
