@@ -9,10 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_type_hints
 
-from accelerate import PartialState
-
 from tcae_diffusers.arguments import parse_arguments, program_name
-from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
 # Each module has `run(arguments)`, whose annotation is the dataclass that the command line is read into, and is
 # imported only when it is asked for.
@@ -50,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: With code 2 on bad input, after one line that names it (see [`exit_on_user_error`]).
+        SystemExit: With code 2 on bad input, after one line that names it (see [`user_errors`]).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -66,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         overview.error(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}")
     run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
     arguments = parse_arguments(get_type_hints(run)["arguments"], argv, f"{program_name()} {command}")
+    # Not above: the overview answers at once, without torch.
+    from accelerate import PartialState
+
+    from tcae_diffusers.trainer.user_errors import exit_on_user_error
+
     try:
         with exit_on_user_error():
             result = run(arguments)

@@ -1,6 +1,7 @@
 """Bad input through the command line: exit code 2, one line that names the file or value, no traceback."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -167,6 +168,15 @@ def test_help_lists_every_command_and_each_has_its_own(capsys):
         assert ended.value.code == 0
         page = capsys.readouterr().out
         assert page.startswith("usage: ") and f" {command} " in page.splitlines()[0]
+
+
+def test_the_list_of_commands_needs_no_torch():
+    code = (
+        "import sys; from tcae_diffusers.evaluation.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "guidance_sweep" in done.stdout
+    assert "'torch'" not in done.stdout
 
 
 def test_options_are_shown_in_groups(capsys):

@@ -77,6 +77,17 @@ def test_images_behind_a_linked_class_folder_are_followed(measure, tmp_path):
     assert is_new and second != first
 
 
+def test_images_behind_a_data_set_are_followed(measure, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    write_bitmaps(tmp_path / "data" / "a", 0)
+    write_bitmaps(tmp_path / "data" / "b", 1)
+    first, _ = measure(f"datasets:{tmp_path / 'data'}")
+    assert measure(f"datasets:{tmp_path / 'data'}") == (first, False)
+    replace_first(tmp_path / "data" / "a")
+    second, is_new = measure(f"datasets:{tmp_path / 'data'}")
+    assert is_new and second != first
+
+
 def test_sample_sets_are_known_by_their_content_whatever_they_are_called(tmp_path):
     def inputs(name):
         arguments = GenerationArguments(samples=[f"{name}={tmp_path / 'a'}"], reference=str(tmp_path), output=tmp_path)
