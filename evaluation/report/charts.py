@@ -12,11 +12,11 @@ import itertools
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 from xml.etree import ElementTree
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import ColorType
 
 # Contrast of 3 and more with white and with near-black, what WCAG 2.1 (1.4.11) asks of graphics.
 PALETTE = ("#3b7dbd", "#d2622f", "#3d8f5a", "#9a66b8", "#9c8026")
@@ -37,7 +39,7 @@ _STYLE = {
     "font.size": float(_FONT["font-size"]),
     "text.color": INK,
     "text.parse_math": False,  # names are text, whatever dollar signs they hold
-    "axes.prop_cycle": matplotlib.cycler(linestyle=("-", "--", ":")) * matplotlib.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(linestyle=("-", "--", ":")) * cycler(color=PALETTE),
     "axes.labelcolor": SOFT,
     "axes.axisbelow": True,
     "axes.formatter.limits": (-4, 6),
@@ -100,19 +102,19 @@ def _to_svg(figure: Figure, description: str) -> str:
         if element.get("transform", "").startswith("rotate(-0 "):
             del element.attrib["transform"]
         for name in {"d", "x", "y"}.intersection(element.attrib):
-            rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", element.get(name))
+            rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", element.attrib[name])
             element.set(name, " ".join(rounded.split()))
         if "style" in element.attrib:
             # The font is that of the whole element.
-            style = "; ".join(part for part in element.get("style").split("; ") if not part.startswith("font"))
+            style = "; ".join(part for part in element.attrib["style"].split("; ") if not part.startswith("font"))
             element.set("style", re.sub(r"#\w{6}", lambda color: _PAGE_COLORS.get(color[0], color[0]), style))
-    attributes = {"class": "chart", "role": "img", "aria-label": description, "viewBox": root.get("viewBox"), **_FONT}
-    svg = ElementTree.Element("svg", {**attributes, "stroke-linejoin": "round"})
-    svg.append(root.find("g"))
+    attributes = {"class": "chart", "role": "img", "aria-label": description, "viewBox": root.attrib["viewBox"]}
+    svg = ElementTree.Element("svg", {**attributes, **_FONT, "stroke-linejoin": "round"})
+    svg.extend(root.findall("g"))
     return ElementTree.tostring(svg, encoding="unicode")
 
 
-def _draw_dots(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str, size: float) -> None:
+def _draw_dots(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: ColorType, size: float) -> None:
     """Round caps of lines without length, all in one path: each marker would point to an id."""
     vertices = np.repeat(np.column_stack([xs, ys]), 2, axis=0)
     path = Path(vertices, np.tile([Path.MOVETO, Path.LINETO], len(xs)))
@@ -120,10 +122,16 @@ def _draw_dots(axes: Axes, xs: Sequence[float], ys: Sequence[float], color: str,
     axes.add_patch(PathPatch(path, facecolor="none", edgecolor=color, linewidth=size, capstyle="round"))
 
 
-def _add_legend(figure: Figure, handles: Sequence[Line2D], place: str, most: int, handle_length: float) -> None:
+def _add_legend(
+    figure: Figure,
+    handles: Sequence[Line2D],
+    place: Literal["outside upper left", "outside lower left"],
+    most: int,
+    handle_length: float,
+) -> None:
     """A legend outside the axes, in as many columns as fit, `most` of them at most; the figure grows by its height."""
     for columns in range(min(most, len(handles)), 0, -1):
-        legend = figure.legend(handles=handles, loc=f"outside {place}", ncols=columns, handlelength=handle_length)
+        legend = figure.legend(handles=handles, loc=place, ncols=columns, handlelength=handle_length)
         extent = legend.get_window_extent()
         if extent.width <= figure.bbox.width or columns == 1:
             break
@@ -140,9 +148,9 @@ def smooth(values: Sequence[float], span: int) -> np.ndarray:
 
 
 def line_chart(
-    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_title: str = "step",
-    intervals: dict[str, Sequence[float | None]] | None = None,
+    intervals: Mapping[str, Sequence[float | None]] | None = None,
 ) -> str:
     """One or several curves over steps; long noisy ones get their moving average drawn over the pale raw curve.
 
@@ -174,7 +182,7 @@ def line_chart(
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_ROUND_STEPS))
         axes.grid(axis="y")
         if len(lines) > 1:
-            _add_legend(figure, lines, "upper left", len(lines), handle_length=1.4)
+            _add_legend(figure, lines, "outside upper left", len(lines), handle_length=1.4)
         ends = "; ".join(
             f"{name} from {first[1]:.4g} at {first[0]:g} to {last[1]:.4g} at {last[0]:g}"
             for name, (first, last) in ((name, points[[0, -1]]) for name, points in curves.items())
@@ -220,7 +228,7 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None)
     with _chart_style():
         figure, axes = _new_rows(list(values), 30, 24 if marker else 4)
         colors = [PALETTE[0], *[(SOFT, 0.45)] * (len(values) - 1)]
-        axes.bar_label(axes.barh(range(len(values)), values.values(), 0.68, color=colors), texts, padding=6)
+        axes.bar_label(axes.barh(range(len(values)), list(values.values()), 0.68, color=colors), texts, padding=6)
         axes.set_xticks([])
         if marker:
             text = f"{marker[0]} {marker[1]:.4g}"
@@ -257,14 +265,17 @@ def scatter_chart(points: Sequence[Sequence[float]], labels: Sequence[int], clas
     with _chart_style():
         figure, axes = _new_figure(460, 320)
         for label in np.unique(shown_labels):
-            _draw_dots(axes, *shown[shown_labels == label].T, colors[label], size=5.5)
+            xs, ys = shown[shown_labels == label].T
+            _draw_dots(axes, xs, ys, colors[label], size=5.5)
         axes.update_datalim(shown)
         axes.autoscale_view()
         axes.set_axis_off()
         names = [textwrap.shorten(name, 30, placeholder="…") for name in classes[:18]]
-        dot = {"linewidth": 8, "solid_capstyle": "round"}
-        handles = [Line2D([], [], color=color, label=name, **dot) for name, color in zip(names, colors, strict=False)]
-        _add_legend(figure, handles, "lower left", 3, handle_length=0.01)
+        handles = [
+            Line2D([], [], color=color, linewidth=8, solid_capstyle="round", label=name)
+            for name, color in zip(names, colors, strict=False)
+        ]
+        _add_legend(figure, handles, "outside lower left", 3, handle_length=0.01)
         return _to_svg(figure, f"{len(shown)} points of {len(classes)} classes, coloured by class")
 
 

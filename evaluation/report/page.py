@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -54,7 +55,7 @@ def build_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [{"result": result, "shown": result.shown()} for result in results]
+    shown: list[dict[str, Any]] = [{"result": result, "shown": result.shown()} for result in results]
     measured = [result.command for result in results if result.command]
     return environment.get_template("report.html").render(
         title=title,

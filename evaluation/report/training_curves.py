@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tcae_diffusers.charts import Chart
@@ -171,7 +172,7 @@ def all_charts() -> list[Chart]:
     return [*_LEARNING[:4], *method_charts(), *_LEARNING[4:], *_HEALTH]
 
 
-def run_charts(scalars: dict[str, Curve]) -> dict[str, list[dict[str, str]]]:
+def run_charts(scalars: Mapping[str, Curve]) -> dict[str, list[dict[str, str]]]:
     """Charts of a run: `main` for what was learned, `health` for how it ran and for tags that are not known."""
     charts = all_charts()
     known = {tag for chart in charts for tag in chart.select({tag: tag for tag in scalars}).values()}
