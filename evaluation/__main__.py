@@ -7,30 +7,70 @@ import importlib
 import io
 import sys
 from collections.abc import Sequence
-from typing import get_type_hints
 
-from tcae_diffusers.arguments import parse_arguments, program_name
+from tcae_diffusers.arguments import Arguments, program_name
+from tcae_diffusers.command import start_command
 
-# Each module has `run(arguments)`, whose annotation is the dataclass that the command line is read into, and is
-# imported only when it is asked for.
-COMMANDS = {
-    "reconstruction": "PSNR, SSIM and Fréchet distance of any diffusers autoencoder on images it has not seen",
-    "generate": "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
-    "generation": "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
-    "probing": "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1",
-    "latents": "shape of the latent space: channels, effective rank, equivariance, and what noise in it costs",
-    "guidance_sweep": "generate and measure at several guidance scales and intervals",
-    "convergence": "Fréchet distance against DiT steps for several tokenizers, and the factor between them",
-    "compare": "several results side by side, and which differences are larger than their intervals; or a whole YAML",
-    "cost": "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing "
-    "anything",
-    "report": "one HTML file with pictures, curves and figures from the results of the other commands",
+from .arguments.compare import CompareArguments
+from .arguments.convergence import ConvergenceArguments
+from .arguments.cost import CostArguments
+from .arguments.generate import GenerateArguments
+from .arguments.generation import GenerationArguments
+from .arguments.guidance_sweep import GuidanceSweepArguments
+from .arguments.latents import LatentsArguments
+from .arguments.probing import ProbingArguments
+from .arguments.reconstruction import ReconstructionArguments
+from .arguments.report import ReportArguments
+
+# Options of each command, and what it does. The work is `run(arguments)` of the module of its name in `commands`: it
+# takes seconds to import, and is imported once the options have been read.
+COMMANDS: dict[str, tuple[type[Arguments], str]] = {
+    "reconstruction": (
+        ReconstructionArguments,
+        "PSNR, SSIM and Fréchet distance of any diffusers autoencoder on images it has not seen",
+    ),
+    "generate": (
+        GenerateArguments,
+        "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
+    ),
+    "generation": (
+        GenerationArguments,
+        "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
+    ),
+    "probing": (
+        ProbingArguments,
+        "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1",
+    ),
+    "latents": (
+        LatentsArguments,
+        "shape of the latent space: channels, effective rank, equivariance, and what noise in it costs",
+    ),
+    "guidance_sweep": (
+        GuidanceSweepArguments,
+        "generate and measure at several guidance scales and intervals",
+    ),
+    "convergence": (
+        ConvergenceArguments,
+        "Fréchet distance against DiT steps for several tokenizers, and the factor between them",
+    ),
+    "compare": (
+        CompareArguments,
+        "several results side by side, and which differences are larger than their intervals; or a whole YAML",
+    ),
+    "cost": (
+        CostArguments,
+        "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing anything",
+    ),
+    "report": (
+        ReportArguments,
+        "one HTML file with pictures, curves and figures from the results of the other commands",
+    ),
 }
 
 
 def build_overview() -> argparse.ArgumentParser:
     """The parser of `--help`: lists the commands without importing any of them."""
-    lines = "\n".join(f"  {name:15} {description}" for name, description in COMMANDS.items())
+    lines = "\n".join(f"  {name:15} {description}" for name, (_, description) in COMMANDS.items())
     return argparse.ArgumentParser(
         prog=program_name(),
         description="Measure autoencoders and the diffusion models trained on their latents.",
@@ -61,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argv.pop(0)
     if command not in COMMANDS:
         overview.error(f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}")
-    run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
-    arguments = parse_arguments(get_type_hints(run)["arguments"], argv, f"{program_name()} {command}")
-    # Not above: the overview answers at once, without torch.
+    arguments_type, _ = COMMANDS[command]
+    arguments = start_command(arguments_type, argv, f"{program_name()} {command}")
     from accelerate import PartialState
 
     from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
+    run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
     try:
         with exit_on_user_error():
             result = run(arguments)

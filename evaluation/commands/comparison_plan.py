@@ -12,6 +12,10 @@ import yaml
 
 from tcae_diffusers.errors import InputError
 
+from ..arguments.latents import LatentsArguments
+from ..arguments.probing import ProbingArguments
+from ..arguments.reconstruction import ReconstructionArguments
+from ..arguments.sampling import SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.latents import LatentsResult
 from ..results.kinds.probing import ProbingResult
@@ -19,10 +23,7 @@ from ..results.kinds.reconstruction import ReconstructionResult
 from ..results.result import Result
 from ..results.resumption import run_unless_done
 from . import latents, probing, reconstruction
-from .latents import LatentsArguments
-from .measured_samples import SamplingArguments, measure_pipeline
-from .probing import ProbingArguments
-from .reconstruction import ReconstructionArguments
+from .measured_samples import measure_pipeline
 
 MEASURES = ("reconstruction", "latents", "probing", "generation")
 

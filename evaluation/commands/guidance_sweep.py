@@ -2,74 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
-from pathlib import Path
-from typing import ClassVar
-
-from tcae_diffusers.arguments import Arguments, option
-from tcae_diffusers.errors import InputError
-
+from ..arguments.guidance_sweep import WHOLE, GuidanceSweepArguments
 from ..report.page import build_report
 from ..results.kinds.generation import distance_figure
 from ..results.kinds.guidance_sweep import GuidanceSweepResult, SweepPoint
 from ..results.provenance import provenance
-from .measured_samples import SamplingArguments, measure_pipeline
-
-WHOLE = (0.0, 1.0)
-
-
-@dataclass
-class SweepArguments(Arguments):
-    """Where guidance is varied."""
-
-    group: ClassVar[str] = "Sweep"
-
-    pipeline: str = option(MISSING, "Pipeline folder or Hub name.", metavar="PATH")
-    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 is no guidance.")
-    intervals: list[str] = option(
-        ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
-    )
-    output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
-
-
-@dataclass
-class GuidanceSweepArguments(SweepArguments, SamplingArguments):
-    """
-    How do samples change with classifier-free guidance? Draw and measure at every scale and interval of a grid.
-
-    An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point
-    of a sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed
-    before publishing it.
-    """
-
-    reference: str = option(
-        MISSING, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.points()
-
-    def points(self) -> list[tuple[float, tuple[float, float]]]:
-        """Every `(scale, interval)` to measure."""
-        return sweep_points(self.scales, [parse_interval(text) for text in self.intervals])
-
-
-def sweep_points(scales: list[float], intervals: list[tuple[float, float]]) -> list[tuple[float, tuple[float, float]]]:
-    """Every `(scale, interval)`, each once; without guidance (scale 1) the interval does not matter and is whole."""
-    points = [(scale, WHOLE if scale == 1 else interval) for interval in intervals for scale in sorted(scales)]
-    return list(dict.fromkeys(points))
-
-
-def parse_interval(text: str) -> tuple[float, float]:
-    """`FROM:TO`, a part of the trajectory between 0 and 1."""
-    try:
-        start, end = (float(part) for part in text.split(":"))
-    except ValueError as error:
-        raise InputError(f"--intervals {text!r} is not FROM:TO, for example 0.1:0.8") from error
-    if not 0 <= start < end <= 1:
-        raise InputError(f"--intervals {text!r}: expected 0 <= FROM < TO <= 1")
-    return start, end
+from .measured_samples import measure_pipeline
 
 
 def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:

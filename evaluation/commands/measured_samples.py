@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from tcae_diffusers.arguments import Arguments, option
-
+from ..arguments.generate import GenerateArguments
+from ..arguments.generation import GenerationArguments
+from ..arguments.sampling import SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
 from ..results.resumption import run_unless_done
 from . import generate, generation
-from .argument_groups import FeatureCacheArguments, MachineArguments
-
-
-@dataclass
-class PointArguments(Arguments):
-    """What all points have in common, so that they can be compared."""
-
-    group: ClassVar[str] = "Samples of every point"
-
-    reference: str | None = option(
-        None, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
-    )
-    num_images: int = option(50_000, "Number of images drawn at each point.", metavar="IMAGES")
-    num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
-    timestep_shift: float | None = option(
-        None, "Shift of the noise levels in sampling, for flow matching; the scheduler's own if unset."
-    )
-    labels: str = option(
-        "balanced",
-        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are"
-        " followed, by name.",
-        metavar="balanced|SOURCE",
-    )
-    seed: int = option(0, "Seed of the samples and of the random draws from the real images.")
-
-
-@dataclass
-class SamplingArguments(PointArguments, FeatureCacheArguments, MachineArguments):
-    """How every point is drawn and measured."""
 
 
 def measure_pipeline(
@@ -59,7 +29,7 @@ def measure_pipeline(
         InputError: If the pipeline or the reference cannot be used.
     """
     shared = {entry: getattr(sampling, entry) for entry in ("seed", "batch_size", "device")}
-    drawing = generate.GenerateArguments(
+    drawing = GenerateArguments(
         pipeline=pipeline,
         num_images=sampling.num_images,
         num_inference_steps=sampling.num_inference_steps,
@@ -71,7 +41,7 @@ def measure_pipeline(
         **shared,
     )
     run_unless_done(generate.run, drawing, SamplesResult)
-    measuring = generation.GenerationArguments(
+    measuring = GenerationArguments(
         # Pictures are named after the set.
         samples=[f"{name.replace('/', '-')}={drawing.output}"],
         reference=sampling.reference,

@@ -4,73 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
-from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.data.images.image_sets import ImageSet
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS
 from tcae_diffusers.metrics.image_measures import IMAGE_MEASURES, ImageMeasureSettings, build_image_measures
 from tcae_diffusers.metrics.reconstruction import ReconstructionFigures, evaluate_reconstruction
 from tcae_diffusers.models.adapters import load_autoencoder
 
+from ..arguments.reconstruction import ReconstructionArguments
 from ..pictures.chosen_images import spread_indices
 from ..pictures.reconstruction_sheet import reconstruction_sheet
 from ..results.figure_differences import PER_IMAGE_FILE
 from ..results.kinds.autoencoder import describe_autoencoder, describe_images
 from ..results.kinds.reconstruction import ReconstructionResult
 from ..results.provenance import provenance
-from ..results.resumption import folder_content, source_content
-from .argument_groups import FeatureNetworkArguments, ImageArguments, MachineArguments
 
 _EXTREMES = 12
 _GRID = 36
-
-
-@dataclass
-class ReconstructionMeasureArguments(Arguments):
-    """What is measured of reconstructions, and how."""
-
-    group: ClassVar[str] = "Reconstruction"
-
-    lpips: Literal["none", "vgg", "alex", "squeeze"] = option(
-        "none", "Backbone of LPIPS, whose ImageNet weights it needs; papers mostly report alex."
-    )
-    lpips_weights: Path | None = option(
-        None, "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.", metavar="FILE"
-    )
-    tiling: bool = option(False, "Encode and decode in tiles, for large images.")
-    output: Path = option(MISSING, "Folder for reconstruction.json, per_image.csv and pictures.", metavar="FOLDER")
-
-
-@dataclass
-class ReconstructionArguments(
-    ImageArguments, ReconstructionMeasureArguments, FeatureNetworkArguments, MachineArguments
-):
-    """
-    How well does an autoencoder give back images that it has not seen? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
-
-    Works for any autoencoder of diffusers. One batch is in memory at a time, so 50,000 images cost what 100 do.
-    """
-
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "autoencoder": folder_content,
-        "data": source_content,
-        "extractor_weights": folder_content,
-        "lpips_weights": folder_content,
-    }
-
-    extractor: str = option(
-        EFFICIENTNET_LITE0,
-        "Feature network of the Fréchet distance; only inception gives an rFID, and none leaves the distance out.",
-        choices=(*EXTRACTORS, "none"),
-    )
 
 
 def run(arguments: ReconstructionArguments) -> ReconstructionResult:

@@ -13,8 +13,6 @@ from ..results.provenance import command_line, describe_machine, library_version
 from ..results.result import Card, Result
 from .training_curves import Curve, run_charts
 
-DEFAULT_TITLE = "TC-AE: tokenizer and generator"
-
 
 def headline(results: Sequence[Result]) -> list[Card]:
     """The few numbers that a report opens with: those of summaries, where there are some."""
@@ -32,7 +30,7 @@ def attributions(results: Sequence[Result]) -> list[str]:
 def build_report(
     results: Sequence[Result],
     runs: Mapping[str, Mapping[str, Curve]] | None = None,
-    title: str = DEFAULT_TITLE,
+    title: str = "Results",
     note: str = "",
     commands: Sequence[str] = (),
     credits: Sequence[str] = (),

@@ -9,43 +9,25 @@ each file ([`content_fingerprint`]), so asking again is cheap. A Hub name stands
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 
-from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
-from tcae_diffusers.data.images.image_sets import is_archive, open_data_source
+from tcae_diffusers.data.images.image_sets import is_archive, open_data_source, open_image_set
 from tcae_diffusers.files import file_names, sha256_of_file
 from tcae_diffusers.metrics.reference import open_reference_content
 
+from ..arguments.groups import Content, MeasuringArguments
+from ..arguments.named_paths import parse_named_paths
 from .reading import read_result
 from .result import Result
 
 ResultType = TypeVar("ResultType", bound=Result)
-
-
-@dataclass
-class MeasuringArguments(Arguments):
-    """
-    Arguments of a command that stores a result in `output`.
-
-    Attributes:
-        content (`Mapping[str, Callable]`): The arguments that name models or data, each with the function that gives
-            a fingerprint of what is there.
-    """
-
-    content: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
-
-    def inputs(self) -> dict[str, Any]:
-        """What decides the result, JSON-ready: every argument but `output`, and the content that they name."""
-        given = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "output"}
-        content = {name: of(given[name]) for name, of in self.content.items() if given[name] is not None}
-        return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
 
 
 def folder_content(path: str | Path) -> str:
@@ -63,12 +45,38 @@ def source_content(spec: str) -> str:
     return open_data_source(spec).fingerprint
 
 
+def labels_content(labels: str) -> str:
+    """Of the data whose class proportions are followed, if that is what `--labels` names."""
+    return labels if labels == "balanced" else source_content(labels)
+
+
 def reference_content(spec: str) -> str:
     """Of real images to compare with, or of an archive that may hold statistics of them."""
     if is_archive(spec):
         return sha256_of_file(spec)
     images, _ = open_reference_content(spec)
     return images.fingerprint
+
+
+def sample_sets_content(samples: list[str]) -> str:
+    """Of sets of generated images, which may be named."""
+    return " ".join(open_image_set(path).fingerprint for path in parse_named_paths(samples).values())
+
+
+CONTENT: dict[Content, Callable[[Any], str]] = {
+    "folder": folder_content,
+    "source": source_content,
+    "labels": labels_content,
+    "reference": reference_content,
+    "sample sets": sample_sets_content,
+}
+
+
+def inputs_of(arguments: MeasuringArguments) -> dict[str, Any]:
+    """What decides a result, JSON-ready: every argument but `output`, and fingerprints of the content they name."""
+    given = {entry.name: getattr(arguments, entry.name) for entry in fields(arguments) if entry.name != "output"}
+    content = {name: CONTENT[kind](given[name]) for name, kind in arguments.content.items() if given[name] is not None}
+    return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
 
 
 def run_unless_done(
@@ -81,7 +89,7 @@ def run_unless_done(
         InputError: As `run` does, or if data that the arguments name cannot be read.
     """
     state = PartialState()
-    inputs = arguments.inputs()
+    inputs = inputs_of(arguments)
     path = kind.path_in(arguments.output)
     stored = read_result(path, kind) if path.is_file() else None
     # All ranks do the same, whatever each of them sees of a shared file system.

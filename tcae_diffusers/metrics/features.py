@@ -27,9 +27,7 @@ from ..models.dino import DINO
 from ..models.efficientnet_lite import EfficientNetLite0
 from ..models.frozen_network import FrozenNetwork
 from .names import INCEPTION
-
-EFFICIENTNET_LITE0 = EfficientNetLite0.name
-DINOV2 = "dinov2"
+from .settings import DINOV2, EFFICIENTNET_LITE0
 
 
 class InceptionFeatures(FrozenNetwork):

@@ -11,8 +11,9 @@ from .feature_cache import features_of
 from .features import FeatureNetwork
 from .figure import Estimate, Figure
 from .names import FULL_SAMPLE_COUNT, metric_name
-from .reference import SMALLEST_SET, Reference
+from .reference import Reference
 from .set_measures import SET_MEASURES, SampleFeatures
+from .settings import SMALLEST_SET
 
 
 def evaluate_generation(

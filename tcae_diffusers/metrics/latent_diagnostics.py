@@ -27,8 +27,7 @@ from .figure import Figure
 from .frechet import FrechetStatistics
 from .latent_noise import noise_curve
 from .latent_shape import channel_figures
-
-NOISE_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+from .settings import NOISE_LEVELS
 
 
 @dataclass

@@ -19,8 +19,7 @@ from .frechet import FrechetStatistics
 from .names import INCEPTION
 from .set_measures import SET_MEASURES, ComparedReference, SampleFeatures
 from .set_measures.measure import mean_over_draws
-
-SMALLEST_SET = 8
+from .settings import SMALLEST_SET
 
 
 class Reference:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _dc_ae(stages: int) -> dict[str, Any]:
@@ -75,6 +75,7 @@ _DIT_XL = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72
 def build_named_autoencoder(name: str, device: str = "meta") -> nn.Module:
     """An autoencoder with random weights (none on `meta`): a TC-AE preset or a key of [`OTHER_AUTOENCODERS`]."""
     import diffusers
+    import torch
 
     from .tcae.autoencoder_tc import AutoencoderTC
 
@@ -99,6 +100,7 @@ def build_transformer(name: str, latent_shape: tuple[int, int, int]) -> nn.Modul
         InputError: Unknown name, or a folder that holds no transformer.
     """
     import diffusers
+    import torch
 
     from .tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.arguments.guidance_sweep import sweep_points
 from tcae_diffusers.evaluation.commands.compare import equal_budgets
-from tcae_diffusers.evaluation.commands.guidance_sweep import sweep_points
 from tcae_diffusers.evaluation.results.figure_differences import comparison_table
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
 from tcae_diffusers.evaluation.results.reading import collect_results

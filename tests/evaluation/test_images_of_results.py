@@ -11,10 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import main
-from tcae_diffusers.evaluation.commands.generation import sample_sets_content
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 from tcae_diffusers.evaluation.results.reading import collect_results
-from tcae_diffusers.evaluation.results.resumption import folder_content
+from tcae_diffusers.evaluation.results.resumption import folder_content, sample_sets_content
 from tcae_diffusers.metrics.reference import open_reference_content
 
 from .conftest import draw_images, write_folder

@@ -3,7 +3,7 @@
 import pytest
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.commands.named_paths import parse_named_paths
+from tcae_diffusers.evaluation.arguments.named_paths import parse_named_paths
 
 
 @pytest.fixture(autouse=True)

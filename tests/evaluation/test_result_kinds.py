@@ -7,8 +7,8 @@ from typing import ClassVar
 import pytest
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.arguments.named_paths import parse_named_paths
 from tcae_diffusers.evaluation.commands import reconstruction
-from tcae_diffusers.evaluation.commands.named_paths import parse_named_paths
 from tcae_diffusers.evaluation.report import page
 from tcae_diffusers.evaluation.results.kinds import RESULT_KINDS
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult

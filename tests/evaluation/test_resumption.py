@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcae_diffusers.evaluation.arguments.generation import GenerationArguments
+from tcae_diffusers.evaluation.arguments.reconstruction import ReconstructionArguments
 from tcae_diffusers.evaluation.commands import reconstruction
-from tcae_diffusers.evaluation.commands.generation import GenerationArguments
-from tcae_diffusers.evaluation.commands.reconstruction import ReconstructionArguments
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
-from tcae_diffusers.evaluation.results.resumption import run_unless_done
+from tcae_diffusers.evaluation.results.resumption import inputs_of, run_unless_done
 
 from .conftest import draw_images
 
@@ -91,7 +91,7 @@ def test_images_behind_a_data_set_are_followed(measure, tmp_path, monkeypatch):
 def test_sample_sets_are_known_by_their_content_whatever_they_are_called(tmp_path):
     def inputs(name):
         arguments = GenerationArguments(samples=[f"{name}={tmp_path / 'a'}"], reference=str(tmp_path), output=tmp_path)
-        return arguments.inputs()["content"]
+        return inputs_of(arguments)["content"]
 
     write_bitmaps(tmp_path / "a", 0)
     before = inputs("lr=1e-4 after 100 steps")

@@ -6,12 +6,18 @@ import torch.nn.functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.features import FeatureNetwork
+from tcae_diffusers.metrics.features import EXTRACTORS, FeatureNetwork
 from tcae_diffusers.metrics.names import metric_name
+from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES
 
 
 def images(size):
     return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+
+
+def test_options_name_the_networks_that_there_are():
+    assert tuple(EXTRACTORS) == EXTRACTOR_NAMES
+    assert FeatureNetwork(EFFICIENTNET_LITE0).name == EFFICIENTNET_LITE0
 
 
 @pytest.mark.parametrize("size", [32, 200])

@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import tcae_diffusers.evaluation.commands
+import tcae_diffusers.evaluation.arguments
 import tcae_diffusers.models
 import tcae_diffusers.training
 from tcae_diffusers.arguments import Arguments
@@ -22,7 +22,7 @@ FROZEN = Path(__file__).with_name("flags.txt")
 
 def commands() -> list[type[Arguments]]:
     """The arguments of all commands: what derives from `Arguments`, and nothing of the package from it."""
-    for package in (tcae_diffusers.models, tcae_diffusers.training, tcae_diffusers.evaluation.commands):
+    for package in (tcae_diffusers.models, tcae_diffusers.training, tcae_diffusers.evaluation.arguments):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
 

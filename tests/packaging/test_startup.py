@@ -6,51 +6,56 @@ import subprocess
 import sys
 import textwrap
 
+from tcae_diffusers.evaluation.__main__ import COMMANDS
+
 from .test_import_direction import ROOT, package_files
 
 TAKE_SECONDS = ("accelerate", "diffusers", "numpy", "torch", "torchao", "transformers")
 
 
-def programs() -> list[str]:
-    """Dotted names of the modules that `python -m` runs."""
+def modules() -> list[str]:
+    """What `python -m` runs."""
     files = {name: file for name, file in package_files().items() if 'if __name__ == "__main__":' in file.read_text()}
-    return [f"tcae_diffusers.{name}" for name in files if name != "evaluation.__main__"]
+    return [f"tcae_diffusers.{name.removesuffix('.__main__')}" for name in files]
 
 
 def console_scripts() -> list[str]:
+    """`module:function` of each."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
-    return [line.partition("=")[2].strip() for line in lines if line and "evaluation" not in line]
+    return [line.partition("=")[2].strip() for line in lines if line]
 
 
 def test_help_and_typos_are_answered_before_torch_is_imported():
-    """In one process for all: what one command imports would be found whichever it is."""
+    """All in one process: it must not have imported torch after the last of them."""
     code = """
         import contextlib, io, json, pkgutil, runpy, sys
 
-        programs, scripts, console_scripts, take_seconds = json.loads(sys.argv[1])
-        starts = {name: lambda name=name: runpy.run_module(name, None, "__main__", True) for name in programs}
-        starts |= {path: lambda path=path: runpy.run_path(path, None, "__main__") for path in scripts}
-        starts |= {name: lambda name=name: sys.exit(pkgutil.resolve_name(name)()) for name in console_scripts}
-        for name, start in starts.items():
-            for option, code in (("--help", 0), ("--no_such_option", 2)):
-                sys.argv = [name, option]
+        start = {
+            "module": lambda name: runpy.run_module(name, run_name="__main__", alter_sys=True),
+            "file": lambda name: runpy.run_path(name, run_name="__main__"),
+            "function": lambda name: sys.exit(pkgutil.resolve_name(name)()),
+        }
+        commands, take_seconds = json.loads(sys.argv[1])
+        for kind, name, *words in commands:
+            for option, code, answer in (("--help", 0, "usage:"), ("--no_such_option", 2, "--no_such_option")):
+                sys.argv = [name, *words, option]
                 said = io.StringIO()
                 try:
                     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                        start()
-                    raise AssertionError(f"{name} {option} went on")
+                        start[kind](name)
+                    raise AssertionError(f"{sys.argv} went on")
                 except SystemExit as stop:
-                    assert (stop.code or 0) == code, (name, option, stop.code, said.getvalue())
-                assert ("usage:" if code == 0 else "--no_such_option") in said.getvalue(), (name, said.getvalue())
+                    assert (stop.code or 0, answer in said.getvalue()) == (code, True), (sys.argv, said.getvalue())
                 imported = sorted(set(take_seconds) & sys.modules.keys())
-                assert not imported, (name, option, imported)
-        print(len(starts))
+                assert not imported, (sys.argv, imported)
     """
-    scripts = [str(ROOT / "training" / f"{name}.py") for name in ("train_tcae", "train_dit")]
-    names = [programs(), scripts, console_scripts(), TAKE_SECONDS]
-    command = [sys.executable, "-c", textwrap.dedent(code), json.dumps(names)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    commands = [("module", name) for name in modules()]
+    commands += [("module", "tcae_diffusers.evaluation", name) for name in COMMANDS]
+    commands += [("file", str(ROOT / "training" / f"{name}.py")) for name in ("train_tcae", "train_dit")]
+    commands += [("function", name) for name in console_scripts()]
+    assert len(commands) >= 25
+    arguments = [sys.executable, "-c", textwrap.dedent(code), json.dumps([commands, TAKE_SECONDS])]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == sum(map(len, names[:3])) >= 13

@@ -1,22 +1,37 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what a command opens by them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import ClassVar
-
-import torch
-from accelerate import PartialState
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tcae_diffusers.arguments import Arguments, option
-from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, ImageSet, open_data_source
-from tcae_diffusers.metrics.feature_cache import default_cache_folder
-from tcae_diffusers.metrics.features import EFFICIENTNET_LITE0, EXTRACTORS, FeatureNetwork
-from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES
 
-from ..results.resumption import MeasuringArguments
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from torch import nn
+
+    from tcae_diffusers.data.images.image_sets import ImageSet
+    from tcae_diffusers.metrics.features import FeatureNetwork
+
+# What an argument names that has content, see [`results.resumption`].
+Content = Literal["folder", "source", "labels", "reference", "sample sets"]
+
+
+@dataclass
+class MeasuringArguments(Arguments):
+    """
+    Arguments of a command that stores a result in `output`.
+
+    Attributes:
+        content (`Mapping[str, Content]`): The arguments that name models or data, each with what it names.
+    """
+
+    content: ClassVar[Mapping[str, Content]] = {}
 
 
 @dataclass
@@ -36,6 +51,8 @@ class MachineArguments(MeasuringArguments):
 
     def process_state(self) -> PartialState:
         """The ranks of this process, on the CPU if that is the device."""
+        from accelerate import PartialState
+
         return PartialState(cpu=self.device == "cpu")
 
     def chosen_device(self) -> str | torch.device:
@@ -80,6 +97,9 @@ class ImageArguments(AutoencoderArguments):
 
     def open_images(self, model: nn.Module) -> ImageSet:
         """The images, of the size that the model is made for unless another was asked for."""
+        from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, open_data_source
+        from tcae_diffusers.models.adapters import adapt
+
         images: ImageSet = open_data_source(self.data, self.resolution or adapt(model).image_size)
         if self.max_images and self.max_images < len(images):
             images = EvenlySpacedImages(images, self.max_images)
@@ -95,7 +115,7 @@ class FeatureNetworkArguments(Arguments):
     extractor: str = option(
         EFFICIENTNET_LITE0,
         "Feature network of the Fréchet distance and the like; only inception gives an FID.",
-        choices=tuple(EXTRACTORS),
+        choices=EXTRACTOR_NAMES,
     )
     extractor_weights: Path | None = option(
         None, "Weights of the feature network; installed or downloaded ones if unset."
@@ -103,6 +123,8 @@ class FeatureNetworkArguments(Arguments):
 
     def feature_network(self, device: str | torch.device) -> FeatureNetwork | None:
         """The network; `None` for `--extractor none`, where a command has that choice."""
+        from tcae_diffusers.metrics.features import FeatureNetwork
+
         return None if self.extractor == "none" else FeatureNetwork(self.extractor, self.extractor_weights, device)
 
 
@@ -117,4 +139,6 @@ class FeatureCacheArguments(FeatureNetworkArguments):
 
     def cache_folder(self) -> Path | None:
         """Where features are kept; `None` for nowhere."""
+        from tcae_diffusers.metrics.feature_cache import default_cache_folder
+
         return None if self.no_feature_cache else self.feature_cache or default_cache_folder()

@@ -1,0 +1,61 @@
+"""Options of `cost`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.models.named_models import OTHER_AUTOENCODERS
+
+
+@dataclass
+class CountedModelArguments(Arguments):
+    """What is counted."""
+
+    group: ClassVar[str] = "Models"
+
+    autoencoder: list[str] = option(
+        ["tc-ae-f32c128", *OTHER_AUTOENCODERS],
+        f"Saved folders, TC-AE presets, or {', '.join(OTHER_AUTOENCODERS)}; presets stands for all TC-AE presets.",
+        positional=True,
+    )
+    height: int = option(256, "Height of the image in pixels.", metavar="PIXELS")
+    width: int = option(256, "Width of the image in pixels.", metavar="PIXELS")
+    transformer: list[str] = option(
+        [],
+        "Diffusion transformer to count too, repeatable: a saved or a pipeline folder, a TC-DiT preset or dit-xl.",
+        metavar="MODEL",
+        repeat=True,
+    )
+    latent_shape: tuple[int, int, int] = option(
+        (128, 8, 8), "Channels, height and width of the transformers' latent.", metavar=("C", "H", "W")
+    )
+    output: Path | None = option(
+        None, "Folder for cost.json, or a file called .json; nothing is written if unset.", metavar="PATH"
+    )
+
+
+@dataclass
+class LatencyArguments(Arguments):
+    """Whether models run, and how."""
+
+    group: ClassVar[str] = "Latency"
+
+    latency: bool = option(False, "Time encoding and decoding here; models called by name get random weights.")
+    batch_size: int = option(1, "Images in one forward pass that is timed.")
+    device: str = option("cpu", "Device on which models are timed.", metavar="DEVICE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+
+
+@dataclass
+class CostArguments(CountedModelArguments, LatencyArguments):
+    """
+    What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, activation memory, latency.
+
+    The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, products
+    of attention included: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on PyTorch's meta device:
+    full-size models take no memory and no time.
+    """

@@ -1,0 +1,51 @@
+"""Options of `latents`."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES, NOISE_LEVELS
+
+from .groups import Content, FeatureNetworkArguments, ImageArguments, MachineArguments
+
+
+@dataclass
+class LatentSpaceArguments(Arguments):
+    """What is done to the latent."""
+
+    group: ClassVar[str] = "Latent space"
+
+    noise_levels: list[float] = option(
+        list(NOISE_LEVELS), "Sizes of the noise, in units of each channel's standard deviation."
+    )
+    seed: int = option(0, "Seed of the noise.")
+    output: Path = option(MISSING, "Folder for latents.json and a picture.", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("noise_levels", min(self.noise_levels) >= 0, "0 or more each")
+
+
+@dataclass
+class LatentsArguments(ImageArguments, LatentSpaceArguments, FeatureNetworkArguments, MachineArguments):
+    """
+    The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
+
+    Channel statistics come from all positions of all images; equivariance asks whether the latent of a moved image is
+    the moved latent; the noise curve decodes latents with Gaussian noise of growing size, which is what a diffusion
+    model's errors will cost.
+    """
+
+    content: ClassVar[Mapping[str, Content]] = {
+        "autoencoder": "folder",
+        "data": "source",
+        "extractor_weights": "folder",
+    }
+
+    extractor: str = option(
+        EFFICIENTNET_LITE0,
+        "Feature network of the noise curve's Fréchet distance; none leaves the distance out.",
+        choices=(*EXTRACTOR_NAMES, "none"),
+    )

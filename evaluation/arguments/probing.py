@@ -1,0 +1,53 @@
+"""Options of `probing`."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from tcae_diffusers.arguments import Arguments, option
+
+from .groups import AutoencoderArguments, Content, MachineArguments
+
+
+@dataclass
+class ProbeArguments(Arguments):
+    """What is probed, and how."""
+
+    group: ClassVar[str] = "Probing"
+
+    train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
+    test: str = option("openmoji:heldout", "Labelled images that the probes are judged on.", metavar="SOURCE")
+    resolution: int | None = option(
+        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
+    )
+    token_module: str | None = option(
+        None,
+        "Submodule of the encoder whose output is the tokens, for other models than AutoencoderTC.",
+        metavar="NAME",
+    )
+    tsne: bool = option(False, "Draw a t-SNE picture of each depth too, which needs scikit-learn.")
+    epochs: int = option(50, "Passes of the linear probe over the training images.")
+    seed: int = option(0, "Seed of the linear probe and of t-SNE.")
+    output: Path = option(MISSING, "Folder for probing.json.", metavar="FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("epochs", self.epochs >= 1, "at least 1")
+
+
+@dataclass
+class ProbingArguments(AutoencoderArguments, ProbeArguments, MachineArguments):
+    """
+    What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
+
+    A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
+    what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
+    and for others by --token_module.
+    """
+
+    content: ClassVar[Mapping[str, Content]] = {
+        "autoencoder": "folder",
+        "train": "source",
+        "test": "source",
+    }
