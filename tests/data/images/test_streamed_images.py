@@ -66,6 +66,18 @@ def test_an_epoch_has_every_row_once_over_all_ranks_and_the_next_another_order(s
     assert epochs[0] != epochs[2] and epochs[0] != sorted(epochs[0])
 
 
+def test_shards_and_the_rows_of_each_block_have_another_order_in_each_epoch(specs):
+    in_order = _flat(_numbers(_take(_images(specs["tar"], shuffle_buffer=1), 30)))
+    shards = [[number // 5 for number in in_order[start : start + ROWS : 5]] for start in (0, ROWS, 2 * ROWS)]
+    assert in_order[:5] == [*range(5 * shards[0][0], 5 * shards[0][0] + 5)] and len({*map(tuple, shards)}) == 3
+
+    def blocks(spec):
+        return [tuple(batch) for batch in _numbers(_take(_images(spec, shuffle_buffer=5), 8, batch_size=5))]
+
+    places = {tuple(number % 5 for number in block) for block in blocks(specs["tar"])}
+    assert len(places) > 4 and blocks(specs["tar"]) == blocks(specs["parquet"])
+
+
 def test_ranks_share_the_rows_of_shards_that_are_too_few(specs):
     # 20 rows of 4 shards: each of 5 ranks has one row of every shard.
     ranks = [_flat(_numbers(_take(_images(specs["tar"]), 2, rank, world_size=5))) for rank in range(5)]

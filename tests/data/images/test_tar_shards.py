@@ -59,6 +59,8 @@ def test_the_plain_image_of_several_is_taken_or_the_one_that_is_named(tmp_path):
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(1, "JPEG"), "x.mask.png": encoded(2), "x.cls": b"0"})
     assert _red(_open(tmp_path).image(0)) == 1
     assert _red(_open(tmp_path, "?image=mask.png").image(0)) == 2
+    write_tar(tmp_path / "a.tar", {"x.photo.jpg": encoded(3, "JPEG"), "x.cls": b"0"})
+    assert _red(_open(tmp_path).image(0)) == 3
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(1, "JPEG"), "x.png": encoded(2)})
     with pytest.raises(
         InputError, match=r"sample x of .*a.tar has several images \(jpg, png\); name one with \?image=jpg"
