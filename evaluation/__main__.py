@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[type[Arguments], str]] = {
     ),
     "generate": (
         GenerateArguments,
-        "draw labelled samples from a pipeline, or a baseline set, to a folder or .npz; resumable, many ranks",
+        "sample labelled images from a pipeline, or make a baseline set; resumable, on any number of ranks",
     ),
     "generation": (
         GenerationArguments,
@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[type[Arguments], str]] = {
     ),
     "latents": (
         LatentsArguments,
-        "shape of the latent space: channels, effective rank, equivariance, and what noise in it costs",
+        "properties of the latent space: channels, effective rank, equivariance, sensitivity to noise",
     ),
     "guidance_sweep": (
         GuidanceSweepArguments,
@@ -51,19 +51,19 @@ COMMANDS: dict[str, tuple[type[Arguments], str]] = {
     ),
     "convergence": (
         ConvergenceArguments,
-        "Fréchet distance against DiT steps for several tokenizers, and the factor between them",
+        "Fréchet distance against DiT steps for several tokenizers, and the speed-up between them",
     ),
     "compare": (
         CompareArguments,
-        "several results side by side, and which differences are larger than their intervals; or a whole YAML",
+        "several results side by side, and which differences are significant; or a complete comparison from YAML",
     ),
     "cost": (
         CostArguments,
-        "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without computing anything",
+        "multiply-accumulates and parameters of autoencoders (TC-AE 164, DC-AE 607 GMAC), without running a model",
     ),
     "report": (
         ReportArguments,
-        "one HTML file with pictures, curves and figures from the results of the other commands",
+        "one HTML file with the pictures, curves and figures of other results",
     ),
 }
 
@@ -75,7 +75,7 @@ def build_overview() -> argparse.ArgumentParser:
         prog=program_name(),
         description="Measure autoencoders and the diffusion models trained on their latents.",
         usage="%(prog)s COMMAND [options]",
-        epilog=f"commands:\n{lines}\n\n'%(prog)s COMMAND --help' explains one of them.",
+        epilog=f"commands:\n{lines}\n\n'%(prog)s COMMAND --help' explains one command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -116,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     result.save(arguments.output)
                 print("\n".join(result.describe()))
     except KeyboardInterrupt:
-        print("interrupted; what is written is complete, run the same command again to go on", file=sys.stderr)
+        print(
+            "interrupted; everything written so far is complete, run the same command again to resume", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -44,7 +44,7 @@ class ClassNames:
         class_ids = self.ids_of(name)
         if len(class_ids) > 1:
             meant = ", ".join(f"{class_id} ({self.id2label[class_id]!r})" for class_id in class_ids)
-            raise ValueError(f"Class name {name!r} is ambiguous: it stands for the ids {meant}; pass an id instead.")
+            raise ValueError(f"Class name {name!r} is ambiguous: it matches the ids {meant}; pass an id instead.")
         if not class_ids:
             near = difflib.get_close_matches(_folded(name), self._folded, n=5, cutoff=0.5)
             # As they are written, not in their folded form.

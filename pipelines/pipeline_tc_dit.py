@@ -101,13 +101,13 @@ class TCDiTPipeline(DiffusionPipeline):
         # JSON has only string keys; with string keys the config is the same before and after saving.
         names = {str(int(class_id)): str(name) for class_id, name in (id2label or {}).items()}
         if len(names) != len(id2label or {}):
-            raise ValueError(f"id2label has ids twice, as number and as text: {', '.join(map(repr, id2label))}.")
+            raise ValueError(f"id2label contains ids both as a number and as text: {', '.join(map(repr, id2label))}.")
         self.register_to_config(id2label=names or None, prediction_type=prediction_type)
         known, beyond = self._transformer_num_classes, max(self.id2label, default=-1)
         if known is not None and beyond >= known:
             raise ValueError(
-                f"id2label names class {beyond} ({self.id2label[beyond]!r}), but the transformer has the classes 0 to "
-                f"{known - 1}; pass the names that it was trained with."
+                f"id2label has class {beyond} ({self.id2label[beyond]!r}), but the transformer has the classes 0 to "
+                f"{known - 1}; pass the names it was trained with."
             )
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.spatial_compression_ratio)
 
@@ -229,9 +229,7 @@ class TCDiTPipeline(DiffusionPipeline):
             known = f"{min(self.id2label)} to {max(self.id2label)}"
             raise ValueError(f"Class id {class_labels} is not in id2label, whose ids are {known}; see pipe.id2label.")
         if self.num_classes is not None and not 0 <= class_labels < self.num_classes and not is_null:
-            raise ValueError(
-                f"Class id {class_labels} is out of range; the transformer knows 0 to {self.num_classes - 1}."
-            )
+            raise ValueError(f"Class id {class_labels} is out of range; expected 0 to {self.num_classes - 1}.")
         return [class_labels]
 
     # ---------------------------------------------------------------------------------------------------------- checks
@@ -255,8 +253,8 @@ class TCDiTPipeline(DiffusionPipeline):
                 fix += ", use_flow_sigmas=True"
             raise ValueError(
                 f"The transformer was trained for {self.config.prediction_type!r}, but "
-                f"{self.scheduler.__class__.__name__} is set up for {scheduler_type!r}. Set it up accordingly, as in "
-                f"DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, {fix})."
+                f"{self.scheduler.__class__.__name__} is configured for {scheduler_type!r}. Configure it "
+                f"accordingly, as in DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, {fix})."
             )
         if batch_size == 0:
             raise ValueError("class_labels is empty; pass at least one class id or name.")
@@ -267,11 +265,14 @@ class TCDiTPipeline(DiffusionPipeline):
             if value <= 0 or value % multiple:
                 raise ValueError(
                     f"{name} {value} is not a positive multiple of {multiple} (compression ratio "
-                    f"{self.spatial_compression_ratio} x patch size {patch_size}); draw larger and crop."
+                    f"{self.spatial_compression_ratio} x patch size {patch_size}); generate a larger image and crop "
+                    "it."
                 )
         transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
         if height != width and isinstance(transformer, DiTTransformer2DModel):
-            raise ValueError(f"DiTTransformer2DModel draws squares only, got height {height} and width {width}.")
+            raise ValueError(
+                f"DiTTransformer2DModel generates square images only, got height {height} and width {width}."
+            )
 
         if guidance_scale > 1 and self.guidance_transformer is None and self.null_class_id is None:
             raise ValueError(
@@ -292,8 +293,8 @@ class TCDiTPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; "
-                f"possible are {self._callback_tensor_inputs}."
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; expected some of "
+                f"{self._callback_tensor_inputs}."
             )
 
     # ----------------------------------------------------------------------------------------------------------- steps
@@ -324,16 +325,16 @@ class TCDiTPipeline(DiffusionPipeline):
         key = next((key for key in ("shift", "flow_shift") if key in config), None)
         if key is None or self.config.prediction_type != "flow_prediction":
             raise ValueError(
-                f"timestep_shift={timestep_shift} needs a scheduler of flow matching with a shift, such as "
-                f"FlowMatchEulerDiscreteScheduler; {name} has none, so leave timestep_shift out."
+                f"timestep_shift={timestep_shift} needs a flow matching scheduler with a shift, such as "
+                f"FlowMatchEulerDiscreteScheduler; {name} has none, so omit timestep_shift."
             )
         if config.get("use_dynamic_shifting"):
             raise ValueError(
                 f"timestep_shift={timestep_shift} given, but {name} has use_dynamic_shifting=True: its shift follows "
-                "the size of the image; leave one of them out."
+                "the size of the image; use only one of them."
             )
         if timestep_shift <= 0:
-            raise ValueError(f"timestep_shift {timestep_shift} must be above 0; 1 shifts nothing.")
+            raise ValueError(f"timestep_shift {timestep_shift} must be above 0; 1 means no shift.")
         return type(self.scheduler).from_config(config, **{key: timestep_shift})
 
     @staticmethod

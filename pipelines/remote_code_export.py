@@ -50,7 +50,9 @@ def export_with_remote_code(pipeline_or_model: DiffusionPipeline | ModelMixin, f
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; an export must not mix with older files.")
+        raise ValueError(
+            f"{folder} exists and is not an empty folder; export to a new folder, so that no old files are mixed in."
+        )
     if isinstance(pipeline_or_model, DiffusionPipeline):
         return _export_pipeline(pipeline_or_model, folder)
     if isinstance(pipeline_or_model, ModelMixin):
@@ -129,7 +131,7 @@ def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
             continue
         sibling = (file.parents[max(node.level, 1) - 1] / f"{node.module}.py").resolve()
         if not (node.level and sibling.is_file()) or any(alias.asname for alias in node.names):
-            raise ValueError(f"{file}, line {node.lineno}: can export `from .module import name` only.")
+            raise ValueError(f"{file}, line {node.lineno}: only `from .module import name` can be exported.")
         replacement = [] if sibling in inlined else self_contained_source(sibling, inlined).splitlines()
         lines[node.lineno - 1 : node.end_lineno] = replacement
     return "\n".join(lines) + "\n"

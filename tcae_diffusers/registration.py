@@ -58,7 +58,8 @@ def register_with_diffusers() -> ModuleType:
     if not first <= Version(diffusers.__version__) < beyond:
         warnings.warn(
             f"tcae_diffusers was tested with diffusers >={first},<{beyond} and this is {diffusers.__version__}: "
-            f"loading and saving pipelines by name may fail. To mend: `pip install 'diffusers>={first},<{beyond}'`.",
+            "loading and saving pipelines by name may fail. To fix this, run `pip install "
+            f"'diffusers>={first},<{beyond}'`.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -29,7 +29,7 @@ class BenchArguments(Arguments):
     list: bool = option(False, "List the benchmarks and stop.")
     seconds: float = option(60.0, "Time for each benchmark in seconds.")
     output: Path | None = option(
-        None, "Folder for bench.json, or a file called .json; nothing is written if unset.", metavar="PATH"
+        None, "Folder for bench.json, or a path that ends in .json; nothing is written if unset.", metavar="PATH"
     )
 
 
@@ -51,7 +51,7 @@ def run(arguments: BenchArguments) -> int:
     available = find_benchmarks()
     unknown = [name for name in arguments.names if name not in available]
     if unknown:
-        raise InputError(f"unknown benchmark {', '.join(unknown)}; expected of {', '.join(available)}")
+        raise InputError(f"unknown benchmark {', '.join(unknown)}; expected one of {', '.join(available)}")
     if arguments.list:
         for name, module in available.items():
             print(f"{name:24} {module.DESCRIPTION}")

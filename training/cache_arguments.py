@@ -12,16 +12,16 @@ class CacheFolderArguments(Arguments):
 
     group: ClassVar[str] = "Cache"
 
-    output_dir: str = option(MISSING, "Folder of the cache; one that was interrupted is completed.", metavar="FOLDER")
+    output_dir: str = option(MISSING, "Folder of the cache; an interrupted one is completed.", metavar="FOLDER")
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Data type of the stored latents; the manifest records the rounding error."
     )
     shard_size: int = option(4096, "Images per shard.", metavar="IMAGES")
-    verify: bool = option(False, "Read the finished cache once more and compare every shard with its sha256.")
+    verify: bool = option(False, "Read the finished cache back and compare every shard with its sha256.")
     write_statistics: bool | None = option(
         None,
-        "Write the mean and deviation of each latent channel into the saved tokenizer, so that its latents have unit"
-        " variance. If unset, an AutoencoderTC without such statistics gets them, and others stay as they are.",
+        "Write the mean and standard deviation of each latent channel into the saved tokenizer, so that its latents "
+        "have unit variance. If unset, only an AutoencoderTC without statistics gets them.",
     )
     dataset_dir: str | None = option(
         None,
@@ -53,10 +53,12 @@ class CacheSourceArguments(Arguments):
         None, "Side in pixels at which vector images are drawn; twice --resolution if unset.", metavar="PIXELS"
     )
     flip: bool = option(True, "Store the latents of the mirrored images too.")
-    augmented_passes: int = option(0, "Further latents per image, each of another random crop that may be mirrored.")
+    augmented_passes: int = option(
+        0, "Additional latents per image, each of a different random crop, possibly mirrored."
+    )
     augmented_min_scale: float = option(
         0.7,
-        "Least fraction of the image's area that a random crop covers; the largest is all of it.",
+        "Smallest fraction of the image's area that a random crop covers; the largest is 1.",
         metavar="FRACTION",
     )
     seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.")
@@ -77,7 +79,7 @@ class EncodingArguments(Arguments):
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Data type of the encoder's autocast.")
     batch_size: int = option(64, "Images per process in one forward pass.")
     dataloader_num_workers: int = option(
-        0, "Worker processes that decode images; with 0 the encoding process decodes its own."
+        0, "Worker processes that decode images; with 0 the encoding process decodes them itself."
     )
 
     def __post_init__(self) -> None:

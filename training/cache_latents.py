@@ -175,17 +175,19 @@ def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path
     folder = folder / "vae" if (folder / "model_index.json").is_file() else folder
     problem = None
     if not isinstance(model, AutoencoderTC):
-        problem = f"{type(model).__name__} in {folder} keeps no per-channel statistics; only AutoencoderTC does"
+        problem = f"{type(model).__name__} in {folder} has no per-channel statistics; only AutoencoderTC does"
     elif not folder.is_dir():
-        problem = f"{folder} is no local folder; download the tokenizer and name its folder"
+        problem = f"{folder} is not a local folder; download the tokenizer and pass its folder"
     elif not os.access(folder, os.W_OK):
-        problem = f"the tokenizer's folder {folder} cannot be written; copy the tokenizer to one that can"
+        problem = f"the tokenizer's folder {folder} cannot be written; copy the tokenizer to a writable folder"
     if arguments.write_statistics and problem:
         raise InputError(f"--write_statistics: {problem}.")
     if isinstance(model, AutoencoderTC) and not is_calibrated(model):
         if problem is None:
             return folder
-        logger.warning(f"no per-channel statistics will be written: {problem}. Its latents have no unit without them.")
+        logger.warning(
+            f"no per-channel statistics will be written: {problem}. Without them its latents are not normalised."
+        )
     return folder if arguments.write_statistics else None
 
 
@@ -195,7 +197,7 @@ def export_dataset(cache: LatentCache, folder: Path) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        raise FileExistsError(f"--dataset_dir {folder} exists already; remove it or choose another.")
+        raise FileExistsError(f"--dataset_dir {folder} already exists; delete it or choose another.")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         latent_cache_to_dataset(cache, cache_dir=Path(temporary) / "arrow").save_to_disk(Path(temporary) / "dataset")
         os.rename(Path(temporary) / "dataset", folder)
@@ -261,7 +263,7 @@ def run(arguments: CacheArguments) -> None:
     model = load_autoencoder(arguments.tokenizer, accelerator.device)
     arguments.resolution = arguments.resolution or adapt(model).image_size
     if not isinstance(arguments.resolution, int):
-        raise ValueError(f"--resolution is missing, and {type(model).__name__} does not name a sample_size.")
+        raise ValueError(f"--resolution is missing, and {type(model).__name__} has no sample_size.")
     arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
     adapt(model).check_image_size(arguments.resolution, arguments.resolution)
     calibrated_folder = statistics_folder(arguments, model)

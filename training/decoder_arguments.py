@@ -13,12 +13,14 @@ class DecoderArguments(AdversarialArguments):
 
     group: ClassVar[str] = "Decoder"
 
-    autoencoder: str = option(MISSING, "Folder of the trained autoencoder whose decoder is tuned.", metavar="FOLDER")
+    autoencoder: str = option(
+        MISSING, "Folder of the trained autoencoder whose decoder is fine-tuned.", metavar="FOLDER"
+    )
     latent_noise: float = option(
         0.0,
-        "Deviation of noise on the latents, so that imperfect samples decode well: each image draws its own from"
-        " |N(0, x^2)| (RAE: 0.8). Calibrate the autoencoder first, with cache_latents, so that 1 is the latents' own"
-        " deviation.",
+        "Standard deviation of the noise added to the latents, so that imperfect samples decode well: each image "
+        "draws its own from |N(0, x^2)| (RAE: 0.8). Calibrate the autoencoder first, with cache_latents, so that 1 "
+        "is the latents' own standard deviation.",
     )
     perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
         "lpips-vgg",

@@ -29,12 +29,12 @@ class DemoArguments(Arguments):
 
     minutes: float | None = option(
         None,
-        "Scale of the training steps: 10 takes about so many minutes on two CPU cores; that of the environment"
-        " variable DEMO_MINUTES, else 10, if unset.",
+        "Scale of the training steps, in approximate minutes on two CPU cores; if unset, the environment variable "
+        "DEMO_MINUTES, or 10.",
     )
-    output_dir: Path = option(Path("demo_output"), "Folder of all that the demo makes.", metavar="FOLDER")
-    num_samples: int = option(500, "Images to draw and to compare.")
-    seed: int = option(0, "Seed of training and drawing.")
+    output_dir: Path = option(Path("demo_output"), "Folder for everything that the demo writes.", metavar="FOLDER")
+    num_samples: int = option(500, "Number of images to generate and compare.")
+    seed: int = option(0, "Seed of training and sampling.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,10 +113,10 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
             results / "reconstruction" / "reconstruction.json",
         ),
         draw("dit", "draw samples", *guided),
-        draw("untrained-dit", "draw from an untrained DiT, to compare", *guided, "--baseline", "untrained"),
+        draw("untrained-dit", "sample from an untrained DiT, for comparison", *guided, "--baseline", "untrained"),
         draw(
             "class-mean",
-            "draw the mean image of each class, to compare",
+            "make the mean image of each class, for comparison",
             *["--baseline", "class-mean", "--data", "openmoji:train", "--resolution", "32"],
         ),
         Stage(
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        exit_with_error(f"output folder {folder} cannot be made: {error.strerror}")
+        exit_with_error(f"output folder {folder} cannot be created: {error.strerror}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     plan = stages(folder, arguments.minutes, arguments.num_samples, arguments.seed)
@@ -167,13 +167,13 @@ def main(argv: list[str] | None = None) -> None:
         done = folder / "done" / f"{number}"
         # What another command made, or what stood before an earlier stage ran again, is not this stage's result.
         if not anew and done.exists() and done.read_text() == command and stage.result.exists():
-            say(f"{head}: done before ({stage.result})")
+            say(f"{head}: already done ({stage.result})")
             continue
         anew = True
         say(f"{head}\n      {command}")
         code = run_stage(stage)
         if code != 0 or not stage.result.exists():
-            say(f"stopped in step {number} after {minutes_since(started)}; `make demo` goes on from there")
+            say(f"stopped in step {number} after {minutes_since(started)}; run `make demo` again to resume")
             sys.exit(code if code > 0 else 130)
         done.parent.mkdir(exist_ok=True)
         done.write_text(command)

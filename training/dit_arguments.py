@@ -33,8 +33,8 @@ class LabelArguments(Arguments):
     )
     null_class_id: int | None = option(
         None,
-        "Class id that stands for no label; if unset, 1000 for epsilon and v_prediction, as diffusers' DiTPipeline"
-        " asks, and the number of classes for flow_matching.",
+        "Class id that stands for no label; if unset, 1000 for epsilon and v_prediction, as diffusers' DiTPipeline "
+        "requires, and the number of classes for flow_matching.",
         metavar="ID",
     )
 
@@ -51,15 +51,15 @@ class TransformerArguments(Arguments):
 
     transformer: Literal["dit", "tc-dit", "tc-dit-s", "tc-dit-b", "tc-dit-l", "tc-dit-xl"] = option(
         "dit",
-        "Transformer: diffusers' DiTTransformer2DModel or our modern TC-DiT, of the size that the next options give,"
-        " or a TC-DiT of a named size.",
+        "Transformer: diffusers' DiTTransformer2DModel or TC-DiT, with the dimensions of the options below, or a "
+        "TC-DiT of a named size.",
     )
-    num_layers: int | None = option(None, "Transformer blocks; the named size's, else 28 as in DiT-XL, if unset.")
+    num_layers: int | None = option(None, "Transformer blocks; if unset, those of the named size, or 28 as in DiT-XL.")
     num_attention_heads: int | None = option(
-        None, "Attention heads per block; the named size's, else 16 as in DiT-XL, if unset."
+        None, "Attention heads per block; if unset, those of the named size, or 16 as in DiT-XL."
     )
     attention_head_dim: int | None = option(
-        None, "Channels per attention head; the named size's, else 72 as in DiT-XL, if unset."
+        None, "Channels per attention head; if unset, those of the named size, or 72 as in DiT-XL."
     )
     patch_size: int = option(
         1, "Side of a token in latent positions; 1 suits deeply compressed latents (LightningDiT: 1)."
@@ -106,17 +106,17 @@ class ObjectiveArguments(Arguments):
         flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}
         is_flow = self.objective == "flow_matching"
         for name, default in {**flow_only, "direction_weight": 0.0}.items():
-            self._require(name, is_flow or getattr(self, name) == default, "left out unless --objective flow_matching")
-        self._require("min_snr_gamma", not is_flow or self.min_snr_gamma is None, "left out with flow_matching")
+            self._require(
+                name, is_flow or getattr(self, name) == default, "omitted unless --objective is flow_matching"
+            )
+        self._require("min_snr_gamma", not is_flow or self.min_snr_gamma is None, "omitted with flow_matching")
 
 
 @dataclass
 class FurtherEMAArguments(EMAArguments):
     """Averages besides the one that the pipeline gets."""
 
-    extra_ema_decays: list[float] = option(
-        [], "Decays of further averages of the weights; each is saved in ema/<decay>."
-    )
+    extra_ema_decays: list[float] = option([], "Decays of additional weight averages; each is saved in ema/<decay>.")
     posthoc_ema_sigmas: list[float] = option(
         [],
         "Relative lengths of post-hoc averages, such as 0.05 0.1, from which an average of any length can be built"
@@ -144,7 +144,7 @@ class SampleArguments(Arguments):
     sample_guidance_scale: float = option(2.0, "Guidance scale for the picture of samples.")
     pipeline_steps: int = option(
         0,
-        "Steps between two pipelines in pipelines/step-<n>, for `evaluation convergence`; 0 saves the last only.",
+        "Steps between two pipelines in pipelines/step-<n>, for `evaluation convergence`; 0 saves only the last.",
     )
 
     def __post_init__(self) -> None:
@@ -161,7 +161,7 @@ class OnlineFrechetArguments(Arguments):
     group: ClassVar[str] = "Fréchet distance during training"
 
     gfd_steps: int = option(
-        0, "Steps between two Fréchet distances of a small set of samples, which show a trend only; 0 for none."
+        0, "Steps between two Fréchet distances of a small set of samples, which show only a trend; 0 turns them off."
     )
     gfd_samples: int = option(
         256, "Samples for the Fréchet distance, drawn without guidance and labelled in the proportions of the latents."

@@ -44,7 +44,9 @@ def check_latent_shape(name: str, latent_shape: tuple[int, int, int], patch_size
     if height % patch_size or width % patch_size:
         raise ValueError(f"--patch_size {patch_size} does not divide the latents, which are {height}x{width}.")
     if name == DIT and height != width:
-        raise ValueError(f"latents are {height}x{width}, and DiT takes squares only; use --transformer tc-dit.")
+        raise ValueError(
+            f"latents are {height}x{width}, and DiT supports square latents only; use --transformer tc-dit."
+        )
 
 
 def build_transformer(

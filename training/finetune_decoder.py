@@ -129,7 +129,7 @@ class DecoderTraining:
         if self.run.accelerator.is_main_process:
             self.ema.copy_to(trained_parameters(self.autoencoder))
             if frozen_fingerprint(self.autoencoder) != self.encoder_sha256:
-                raise RuntimeError("the encoder changed during decoder fine-tuning; please report this as a defect.")
+                raise RuntimeError("the encoder changed during decoder fine-tuning; please report this as a bug.")
             save_model(self.autoencoder, folder / "model")
             if self.adversary is not None:
                 self.adversary.average.copy_to(self.adversary.discriminator.parameters())
@@ -144,7 +144,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     require_whole_parameters(accelerator)
     if not Path(arguments.autoencoder).is_dir():
         raise FileNotFoundError(
-            f"--autoencoder {arguments.autoencoder} is not a folder; pass a trained autoencoder's."
+            f"--autoencoder {arguments.autoencoder} is not a folder; pass the folder of a trained autoencoder."
         )
     autoencoder = build_autoencoder(arguments.autoencoder)
     resolve_sizes(arguments, autoencoder)

@@ -63,7 +63,7 @@ class OnlineFrechet:
         self.network = FeatureNetwork(extractor, device=state.device)
         opened, _ = open_reference(reference, resolution, self.network, cache_folder=default_cache_folder())
         if opened.features is None:
-            raise ValueError(f"--gfd_reference {reference} holds statistics only; name images.")
+            raise ValueError(f"--gfd_reference {reference} contains statistics only; pass images.")
         self.reference = opened.features
         self.labels = label_sequence(class_counts, num_samples)
         self.name = f"online/{metric_name('FID', self.network.name, num_samples, prefix='g')} of {num_samples} samples"
@@ -83,5 +83,5 @@ class OnlineFrechet:
         samples = torch.cat(gather_in_rank_order(own, state)).numpy()
         distance = frechet_distance_of_features(samples, self.reference)
         accelerator.log({self.name: distance}, step=step)
-        logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f}, a trend and not a result")
+        logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f}(a trend, not a result)")
         return distance

@@ -31,11 +31,11 @@ class TokenizerArguments(WeightDecayArguments, SelfSupervisionArguments):
 
     autoencoder: str = option(
         "tc-ae-f32c128",
-        "Autoencoder to train: the name of a preset, a config.json of any diffusers autoencoder, or a folder with one,"
-        " whose weights are the start if there are any.",
+        "Autoencoder to train: the name of a preset, a config.json of any diffusers autoencoder, or a folder with "
+        "one, whose weights, if any, are the starting point.",
     )
     autoencoder_overrides: dict = option(
-        {}, 'Values that replace some of the autoencoder\'s config, as JSON: {"patch_size": 4}.'
+        {}, 'Values that override entries of the autoencoder\'s config, as JSON: {"patch_size": 4}.'
     )
     reconstruction_weight: float = option(1.0, "Weight of the whole reconstruction loss, alpha of the paper.")
     kl_weight: float = option(
@@ -51,4 +51,4 @@ class TokenizerArguments(WeightDecayArguments, SelfSupervisionArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ssl_drop_path and self.gradient_checkpointing:
-            raise InputError("--ssl_drop_path and --gradient_checkpointing exclude each other: choose one.")
+            raise InputError("--ssl_drop_path and --gradient_checkpointing cannot be combined; choose one.")

@@ -24,9 +24,9 @@ def parse_named_paths(arguments: list[str]) -> dict[str, str]:
         # Names are drawn into charts, whose fonts know no bytes.
         name = printable_name(_last_part(path) if name is None else name)
         if not name or "/" in name:
-            raise InputError(f"{argument} does not exist, nor is it NAME=PATH: {name!r} is no name")
+            raise InputError(f"{argument} does not exist and is not NAME=PATH: {name!r} is not a name")
         if name in paths:
-            raise InputError(f"two paths are called {name!r}; give them names, as in trained=runs/a/samples")
+            raise InputError(f"two paths are called {name!r}; give each its own name, as in trained=runs/a/samples")
         paths[name] = path
     return paths
 

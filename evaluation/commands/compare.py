@@ -1,4 +1,4 @@
-"""Several tokenizers or generators side by side, and which differences mean something."""
+"Several tokenizers or generators side by side, and which differences are significant."
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _checked(cls, content: Any, where: str):
     known = [entry.name for entry in dataclasses.fields(cls)]
     unknown = [str(key) for key in content if key not in known]
     if unknown:
-        raise InputError(f"{where}: unknown key {', '.join(unknown)}; expected of {', '.join(known)}")
+        raise InputError(f"{where}: unknown key {', '.join(unknown)}; expected one of {', '.join(known)}")
     required = [entry.name for entry in dataclasses.fields(cls) if _is_required(entry)]
     missing = [name for name in required if name not in content]
     if missing:
@@ -144,7 +144,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
     content = dict(_checked(ComparisonPlan, content, str(path)))
     entries = content["tokenizers"]
     if not isinstance(entries, dict) or not entries:
-        raise InputError(f"{path}: tokenizers must be names with an autoencoder each, got {entries!r}")
+        raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got {entries!r}")
     tokenizers = {}
     for name, entry in entries.items():
         entry = dict(_checked(TokenizerEntry, entry, f"{path}: tokenizer {name!r}"))
@@ -155,7 +155,9 @@ def read_plan(path: str | Path) -> ComparisonPlan:
     measures = tuple(content.get("measures", MEASURES))
     wrong = [measure for measure in measures if measure not in MEASURES]
     if wrong:
-        raise InputError(f"{path}: unknown measure {', '.join(map(str, wrong))}; expected of {', '.join(MEASURES)}")
+        raise InputError(
+            f"{path}: unknown measure {', '.join(map(str, wrong))}; expected one of {', '.join(MEASURES)}"
+        )
     return ComparisonPlan(**{**content, "tokenizers": tokenizers, "measures": measures})
 
 

@@ -26,7 +26,7 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     sizes = {name: images[0].shape[:2] for name, images in opened.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
-        raise InputError(f"sample sets differ in size: {listed}; compare sets of one size")
+        raise InputError(f"sample sets differ in size: {listed}; compare sets of the same size")
     network, cache = arguments.feature_network(arguments.chosen_device()), arguments.cache_folder()
     size = next(iter(sizes.values()))
     reference, description = open_reference(

@@ -39,7 +39,7 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
     model = load_autoencoder(arguments.autoencoder, device)
     if arguments.tiling:
         if not hasattr(model, "enable_tiling"):
-            raise InputError(f"{type(model).__name__} has no enable_tiling(); leave out --tiling")
+            raise InputError(f"{type(model).__name__} has no enable_tiling(); omit --tiling")
         model.enable_tiling()
     images = arguments.open_images(model)
     network = arguments.feature_network(device)

@@ -77,11 +77,13 @@ def class_counts_by_name(data: SourceImages, class_names: list[str]) -> list[int
     found = [names.ids_of(name) for name in data.classes]
     for name, labels in zip(data.classes, found, strict=True):
         if len(labels) != 1 or found.count(labels) > 1:
-            problem = "none of" if not labels else "several of" if len(labels) > 1 else "no class of its own among"
+            problem = (
+                "none of" if not labels else "several of" if len(labels) > 1 else "the class of another name among"
+            )
             few = ", ".join([*map(repr, class_names[:5]), *(["..."] if len(class_names) > 5 else [])])
             raise InputError(
-                f"--labels {data.name} has the class {name!r}, which stands for {problem} the {len(class_names)} "
-                f"classes that are drawn ({few}); classes are matched by name"
+                f"--labels {data.name} has the class {name!r}, which matches {problem} the {len(class_names)} "
+                f"classes of the pipeline ({few}); classes are matched by name"
             )
     by_label = dict(zip((label for (label,) in found), counts, strict=True))
     return [by_label.get(label, 0) for label in range(len(class_names))]
@@ -118,7 +120,9 @@ def draw(pipeline, labels: list[int], indices: list[int], seed: int, **sampling:
     )
     images = np.asarray(output.images)
     if not np.isfinite(images).all():
-        raise InputError("the pipeline drew NaN or infinity; train longer, lower the guidance scale or use float32")
+        raise InputError(
+            "the pipeline returned NaN or infinity; train longer, lower the guidance scale or use float32"
+        )
     return (images * 255.0).round().clip(0, 255).astype(np.uint8)
 
 

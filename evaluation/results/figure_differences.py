@@ -71,8 +71,8 @@ def align_figures(results: Sequence[Result]) -> list[ComparedFigure]:
                 row = aligned.setdefault(key, ComparedFigure(figure.name, figure.better, conditions))
                 if subject in row.sources:
                     raise InputError(
-                        f"{subject} has two results for {figure.name}: {row.sources[subject]} and"
-                        f" {result.folder}; name the one that is meant, or give each a name of its own"
+                        f"{subject} has two results for {figure.name}: {row.sources[subject]} and {result.folder}; "
+                        "pass only one of them, or give each its own name"
                     )
                 row.add(subject, figure, result.folder)
     return list(aligned.values())
@@ -121,7 +121,7 @@ def differences(row: ComparedFigure) -> list[dict[str, Any]]:
         interval, method = _paired_interval(row, first, second), "paired, image by image"
         if interval is None and "interval" in one and "interval" in other:
             # Independent errors add in squares; a shared reference makes the truth somewhat narrower.
-            interval, method = math.hypot(one["interval"], other["interval"]), "two intervals, added in squares"
+            interval, method = math.hypot(one["interval"], other["interval"]), "two intervals, combined in quadrature"
         larger = None if interval is None else abs(difference) > interval
         winner = None
         if larger:

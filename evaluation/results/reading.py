@@ -62,10 +62,10 @@ def collect_results(paths: Sequence[str | Path]) -> list[Result]:
                 results.append(result)
             elif path.is_file():
                 kinds = ", ".join(RESULT_KINDS)
-                raise InputError(f"{file} is not a result of this package; expected a kind of {kinds}")
+                raise InputError(f"{file} is not a result of this package; expected one of the kinds {kinds}")
     if not results:
         searched = ", ".join(map(str, paths))
-        raise InputError(f"no results below {searched}; expected reconstruction.json or the like")
+        raise InputError(f"no results below {searched}; expected reconstruction.json or similar files")
     order = list(RESULT_KINDS)
     return sorted(results, key=lambda result: order.index(result.kind))
 

@@ -59,7 +59,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        raise NotImplementedError("memory is counted on the way forward only")
+        raise NotImplementedError("memory can be counted only for the forward pass")
 
 
 class _FusedAttentionMode(TorchFunctionMode):

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 GROUPS = 10
 JACKKNIFE = f"95 % interval, delete-a-group jackknife over {GROUPS} random groups of images"
-MEAN_OF_IMAGES = "95 % interval of a mean over images, normal approximation, the other side taken as given"
+MEAN_OF_IMAGES = "95 % interval of a mean over images, normal approximation, with the other set taken as fixed"
 
 
 def random_groups(count: int, seed: int = 0, groups: int = GROUPS) -> np.ndarray:

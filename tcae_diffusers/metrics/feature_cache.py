@@ -76,7 +76,7 @@ def _read(path: Path, count: int) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged cache entry is recomputed, whatever is wrong with it
-        logger.warning(f"feature cache {path} cannot be read and is computed again: {error}")
+        logger.warning(f"feature cache {path} cannot be read, so its features are recomputed: {error}")
         return None
     return result if len(result.get("features", ())) == count else None
 

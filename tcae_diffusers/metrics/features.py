@@ -52,10 +52,11 @@ class InceptionFeatures(FrozenNetwork):
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             if weights_path is None and isinstance(error, OSError):  # urllib's URLError is one
                 raise InputError(
-                    f"the weights of feature network {self.name} are not on this machine and could not be downloaded "
-                    f"({error}). Fetch weights-inception-2015-12-05-6726825d.pth from the v0.2.0 release of "
-                    "torch-fidelity on a machine with a network and pass it with --extractor_weights, or use "
-                    f"--extractor {EFFICIENTNET_LITE0}, which needs none (and whose figures are not called FID)."
+                    f"the weights of feature network {self.name} are not available locally and could not be "
+                    f"downloaded ({error}). Fetch weights-inception-2015-12-05-6726825d.pth from the v0.2.0 release "
+                    "of torch-fidelity on a machine with a network and pass it with --extractor_weights, or use "
+                    f"--extractor {EFFICIENTNET_LITE0}, which needs no download (and whose figures are not called "
+                    "FID)."
                 ) from error
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(

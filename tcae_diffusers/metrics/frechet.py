@@ -131,7 +131,7 @@ class FrechetStatistics:
                 raise
             raise InputError(f"cannot read reference statistics {path}: {error}") from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise InputError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not belong together")
+            raise InputError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not match")
         statistics = cls(len(mean))
         statistics.count, statistics.mean = 2, mean  # any count: `covariance` divides by count - 1 = 1
         statistics._scatter = covariance

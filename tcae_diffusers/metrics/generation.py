@@ -36,7 +36,8 @@ def evaluate_generation(
     """
     if len(samples) < SMALLEST_SET:
         raise InputError(
-            f"{samples.name} holds {len(samples)} images; at least {SMALLEST_SET} are needed, thousands are meaningful"
+            f"{samples.name} holds {len(samples)} images; at least {SMALLEST_SET} are needed, and thousands for a "
+            "meaningful result"
         )
     own = SampleFeatures(**features_of(samples, network, batch_size, cache_folder))
     available = 0 if reference.features is None else len(reference.features)

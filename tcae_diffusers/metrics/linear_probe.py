@@ -118,7 +118,7 @@ def linear_probe(
     result = ProbeResult(correct, np.asarray(test_labels), LEARNING_RATES[best])
     if result.is_at_end_of_grid:
         logger.warning(
-            f"the linear probe chose learning rate {result.learning_rate:g}, an end of the grid from "
+            f"the linear probe chose learning rate {result.learning_rate:g}, an endpoint of the grid from "
             f"{LEARNING_RATES[0]:g} to {LEARNING_RATES[-1]:g}: its accuracy may be too low"
         )
     return result

@@ -130,7 +130,7 @@ def transformer_cost(model: nn.Module, latent_shape: tuple[int, int, int]) -> Tr
     try:
         count = count_macs(step, latent)
     except TypeError as error:
-        raise InputError(f"{type(twin).__name__} is not called like a DiT: {error}") from error
+        raise InputError(f"{type(twin).__name__} cannot be called like a DiT: {error}") from error
     return TransformerCost(
         latent_shape=tuple(latent_shape),
         macs=count.total,

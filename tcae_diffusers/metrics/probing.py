@@ -77,7 +77,7 @@ def representations(
             if handle is not None:
                 handle.remove()
         if token_module is not None and TOKENS not in found:
-            raise InputError(f"module {token_module!r} did not run while encoding; name one of the encoder")
+            raise InputError(f"module {token_module!r} was not called while encoding; pass a module of the encoder")
     return {name: values.float().cpu() for name, values in found.items()}
 
 

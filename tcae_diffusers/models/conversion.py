@@ -173,7 +173,9 @@ def read_checkpoint(path: str | os.PathLike, state_dict_key: str | None = None) 
         tensors = {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         found = list(state_dict)[:MAX_LISTED] if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise ValueError(f"{path} has no tensors at its top, but {found}; name their place with state_dict_key.")
+        raise ValueError(
+            f"{path} has no tensors at its top level, only {found}; pass their location as state_dict_key."
+        )
     return tensors
 
 
@@ -212,8 +214,8 @@ def _fill_latent_statistics(converted: dict[str, torch.Tensor], expected: Mappin
     absent = [name for name in LATENT_STATISTICS if name not in converted]
     if len(absent) == len(LATENT_STATISTICS):
         logger.warning(
-            "The checkpoint has no latent statistics: latents are left as the encoder gives them. Measure mean and "
-            "standard deviation per channel on training images and call set_latent_statistics() before training a "
+            "The checkpoint has no latent statistics, so latents are not normalised. Measure the mean and standard "
+            "deviation of each channel on training images and call set_latent_statistics() before training a "
             "diffusion model."
         )
         shape = expected[LATENT_STATISTICS[0]].shape

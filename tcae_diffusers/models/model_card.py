@@ -213,7 +213,7 @@ def _card_to_push(model: ModelMixin, repo_id: str, results: list[dict], license:
         existing = None
     if existing is None or any(line in existing.content for line in (GENERATED, _GENERATED_BY_DIFFUSERS)):
         return _card(model, repo_id, results, license)
-    logger.warning(f"{repo_id} has a model card of its own, which is kept.")
+    logger.warning(f"{repo_id} already has its own model card, which is kept.")
     return existing
 
 

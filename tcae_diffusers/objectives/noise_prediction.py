@@ -58,7 +58,7 @@ class NoisePredictionObjective:
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type {self.prediction_type!r} must be one of {', '.join(PREDICTION_TYPES)}.")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
-            raise ValueError(f"min_snr_gamma {self.min_snr_gamma} must be positive; leave it out for equal weights.")
+            raise ValueError(f"min_snr_gamma {self.min_snr_gamma} must be positive; omit it for equal weights.")
 
     def draw_levels(self, num: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
         """Timesteps of `num` samples, uniform in 0 to 999, int64 `(num,)`."""

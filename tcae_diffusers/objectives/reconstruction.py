@@ -74,7 +74,7 @@ class ReconstructionLoss(nn.Module):
         if pixel_loss not in PIXEL_LOSSES:
             raise ValueError(f"pixel_loss is {pixel_loss!r}; expected one of {', '.join(PIXEL_LOSSES)}")
         if pixel_loss == "mse" and mse_weight:
-            raise ValueError('pixel_loss is "mse" and mse_weight is not 0: give the weight as pixel_weight alone')
+            raise ValueError('pixel_loss is "mse" and mse_weight is not 0; set pixel_weight only')
         weights = {"pixel_weight": pixel_weight, "mse_weight": mse_weight, "perceptual_weight": perceptual_weight}
         for name, weight in weights.items():
             if weight < 0:
@@ -85,7 +85,7 @@ class ReconstructionLoss(nn.Module):
         if self.perceptual is not None:
             self.weights[self.perceptual.name] = perceptual_weight
         if not self.weights:
-            raise ValueError("all reconstruction weights are 0; give pixel_weight, mse_weight or perceptual_weight")
+            raise ValueError("all reconstruction weights are 0; set pixel_weight, mse_weight or perceptual_weight")
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> ReconstructionOutput:
         """

@@ -74,7 +74,7 @@ def teacher_temperature(
     """
     _check_total(total_steps)
     if not 0.0 <= warmup_fraction <= 1.0:
-        raise ValueError(f"warmup_fraction is {warmup_fraction}; expected a share of the run in [0, 1]")
+        raise ValueError(f"warmup_fraction is {warmup_fraction}; expected a fraction of the run in [0, 1]")
     warmup_steps = warmup_fraction * total_steps
     progress = 1.0 if warmup_steps == 0 else min(max(step, 0) / warmup_steps, 1.0)
     return warmup_value + (final_value - warmup_value) * progress

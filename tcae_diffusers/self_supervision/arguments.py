@@ -15,7 +15,7 @@ class SelfSupervisionArguments(Arguments):
 
     ssl: str = option("ibot", "Self-supervised method; none is the paper's ablation.", choices=available_methods())
     ssl_options: dict = option(
-        {}, 'Options of one method alone, as JSON; for mae: {"mask_ratio": 0.75}.', metavar="JSON"
+        {}, 'Options specific to the method, as JSON; for mae: {"mask_ratio": 0.75}.', metavar="JSON"
     )
     ssl_weight: float = option(1.0, "Weight of the self-supervised loss.")
     ssl_features: Literal["last", "first_stage"] = option(
@@ -30,10 +30,10 @@ class SelfSupervisionArguments(Arguments):
     ssl_hidden_dim: int = option(2048, "Hidden width of the self-supervised head.")
     ssl_bottleneck_dim: int = option(256, "Bottleneck width of the self-supervised head.")
     ssl_head_sharing: Literal["method", "shared", "semi_shared", "separate"] = option(
-        "method", "What class and patch tokens share of the head; method does as the authors of --ssl do."
+        "method", "Parts of the head that class and patch tokens share; method follows the authors of --ssl."
     )
     ssl_centering: Literal["method", "momentum", "sinkhorn_knopp"] = option(
-        "method", "How the teacher's outputs are balanced over the prototypes; method does as the authors of --ssl do."
+        "method", "How the teacher's outputs are balanced over the prototypes; method follows the authors of --ssl."
     )
     ssl_koleo_weight: float | None = option(
         None, "Weight of the KoLeo regulariser; 0.1 for dinov2 and 0 for other methods if unset."
@@ -47,23 +47,24 @@ class SelfSupervisionArguments(Arguments):
     ssl_num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
     ssl_global_crop_min_scale: float = option(
         0.25,
-        "Least fraction of the image's area that a global crop covers; the largest is all of it.",
+        "Smallest fraction of the image's area that a global crop covers; the largest is 1.",
         metavar="FRACTION",
     )
     ssl_local_crop_min_scale: float = option(
         0.05,
-        "Least fraction of the image's area that a local crop covers; the largest is --ssl_global_crop_min_scale.",
+        "Smallest fraction of the image's area that a local crop covers; the largest is --ssl_global_crop_min_scale.",
         metavar="FRACTION",
     )
     ssl_mask_probability: float = option(0.5, "Fraction of the global crops that are masked.", metavar="FRACTION")
     ssl_mask_ratio_min: float = option(
-        0.1, "Least fraction of the token groups that is hidden in a masked crop.", metavar="FRACTION"
+        0.1, "Smallest fraction of the token groups hidden in a masked crop.", metavar="FRACTION"
     )
     ssl_mask_ratio_max: float = option(
-        0.5, "Largest fraction of the token groups that is hidden in a masked crop.", metavar="FRACTION"
+        0.5, "Largest fraction of the token groups hidden in a masked crop.", metavar="FRACTION"
     )
     ssl_mask_shape: Literal["random", "block"] = option(
-        "block", "How hidden token groups lie: anywhere, or in rectangular blocks, as in iBOT's published runs."
+        "block",
+        "Arrangement of the hidden token groups: at random, or in rectangular blocks, as in iBOT's published runs.",
     )
     ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.")
     ssl_teacher_temperature_start: float = option(0.04, "Softmax temperature of the teacher at the first step.")
@@ -89,14 +90,14 @@ class SelfSupervisionArguments(Arguments):
     )
     ssl_mim_average: Literal["images", "masked_tokens"] = option(
         "images",
-        "How the loss of masked tokens is averaged: within each image and then over images (iBOT), or over all masked"
-        " tokens alike.",
+        "How the loss of masked tokens is averaged: within each image and then over images (iBOT), or over all "
+        "masked tokens equally.",
     )
     ssl_freeze_last_layer_steps: int = option(
         0, "Steps at the start during which the head's last layer is not trained."
     )
     ssl_drop_path: float = option(
-        0.0, "Stochastic depth rate of the student's last encoder block; earlier blocks have less (iBOT: 0.1)."
+        0.0, "Stochastic depth rate of the student's last encoder block; earlier blocks have lower rates (iBOT: 0.1)."
     )
 
     def __post_init__(self) -> None:

@@ -206,7 +206,7 @@ class SelfDistillation(SelfSupervision):
             blocks = adapter.transformer_blocks()
             if not blocks:
                 raise InputError(
-                    f"--ssl_drop_path needs transformer blocks, which {adapter.class_name} lacks; leave it out."
+                    f"--ssl_drop_path needs transformer blocks, which {adapter.class_name} lacks; omit it."
                 )
             self.stochastic_depth = StochasticDepth(adapter.token_encoder(), blocks, arguments.ssl_drop_path)
         self.collapse = CollapseMonitor(

@@ -21,7 +21,7 @@ class RunFolderArguments(Arguments):
         " new run if there is none.",
         metavar="FOLDER",
     )
-    seed: int = option(0, "Seed of all random numbers; they depend on it, the step and the sample alone.")
+    seed: int = option(0, "Seed of all random numbers, which depend only on it, the step and the sample.")
     checkpointing_steps: int = option(1000, "Steps between two checkpoints.")
     checkpoints_total_limit: int = option(
         2, "Number of checkpoints to keep; older ones are deleted once a newer one is complete."
@@ -75,8 +75,8 @@ class OptimizerArguments(Arguments):
     max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
     grad_clipping: Literal["norm", "per_tensor"] = option(
         "norm",
-        "What --max_grad_norm bounds: the norm of all gradients of a model together, or that of each parameter tensor,"
-        " as iBOT's release does.",
+        "What --max_grad_norm limits: the norm of all gradients of a model together, or that of each parameter "
+        "tensor, as iBOT's release does.",
     )
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class EMAArguments(Arguments):
     group: ClassVar[str] = "Averaged weights"
 
     ema_decay: float = option(
-        0.9999, "Decay of the averaged weights that are saved in the end; step n uses min(decay, (1 + n) / (10 + n))."
+        0.9999, "Decay of the averaged weights that are saved at the end; step n uses min(decay, (1 + n) / (10 + n))."
     )
 
     def __post_init__(self) -> None:
@@ -116,10 +116,11 @@ class ComputeArguments(Arguments):
         False, "Recompute activations in the backward pass, which takes less memory and more time."
     )
     compile: bool = option(
-        False, "Compile the repeated blocks with torch.compile: some minutes at the start, faster steps on GPUs."
+        False,
+        "Compile the repeated blocks with torch.compile; takes minutes at the start, but speeds up steps on GPUs.",
     )
     dataloader_num_workers: int = option(
-        0, "Worker processes that load data; with 0 the training process loads its own."
+        0, "Worker processes that load data; with 0 the training process loads it itself."
     )
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class LoggingArguments(Arguments):
 
     group: ClassVar[str] = "Logging"
 
-    log_steps: int = option(20, "Steps between two lines in the log, which are also entries of the tracker.")
+    log_steps: int = option(20, "Steps between log lines, which also go to the tracker.")
     report_to: str = option(
         "tensorboard",
         "Tracker: tensorboard, wandb, trackio or another that accelerate knows; or none.",

@@ -35,7 +35,7 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
         if name not in AUTOENCODER_TC_PRESETS:
             close = difflib.get_close_matches(name, AUTOENCODER_TC_PRESETS, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(AUTOENCODER_TC_PRESETS)}."
-            raise ValueError(f"--autoencoder {name} is no preset and no folder with a config.json; {hint}")
+            raise ValueError(f"--autoencoder {name} is neither a preset nor a folder with a config.json; {hint}")
         return _construct(AutoencoderTC, {**AUTOENCODER_TC_PRESETS[name], **overrides}, name)
     config_file = path / "config.json" if path.is_dir() else path
     try:
@@ -48,8 +48,8 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
     model_class = getattr(diffusers, class_name, None)
     if model_class is None or not hasattr(model_class, "encode"):
         raise ValueError(
-            f"--autoencoder {name}: {config_file} names the class {class_name!r}, which is no autoencoder of"
-            f" diffusers {diffusers.__version__} or of this package."
+            f"--autoencoder {name}: {config_file} has the class {class_name!r}, which is not an autoencoder of "
+            f"diffusers {diffusers.__version__} or of this package."
         )
     if not path.is_dir() or not any(path.glob("diffusion_pytorch_model*")):
         values = {key: value for key, value in config.items() if not key.startswith("_")}

@@ -99,7 +99,9 @@ class CheckpointManager:
         problem = None
         if error is not None:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            hint = "the disk is full; free some space" if full else "check that the folder is writable and has space"
+            hint = (
+                "the disk is full; free some space" if full else "check that the folder is writable and has free space"
+            )
             problem = f"{error}; {hint}"
         problems = [problem]
         if self.accelerator.num_processes > 1:
@@ -131,7 +133,7 @@ class CheckpointManager:
             problem = _verify(candidate)
             if problem is None:
                 return candidate
-            logger.warning(f"checkpoint {candidate} is not whole and is passed over: {problem}")
+            logger.warning(f"checkpoint {candidate} is incomplete or damaged and was skipped: {problem}")
         return None
 
     def load(self, path: Path) -> dict[str, Any]:
@@ -149,14 +151,14 @@ class CheckpointManager:
             raise CheckpointError(f"checkpoint {path} does not exist; pass --resume latest or a step-* folder.")
         problem = _verify(path)
         if problem is not None:
-            raise CheckpointError(f"checkpoint {path} is not whole: {problem}. Resume from an older one.")
+            raise CheckpointError(f"checkpoint {path} is incomplete or damaged: {problem}. Resume from an older one.")
         manifest = json.loads((path / MANIFEST).read_text())
         for key in sorted(self.identity.keys() | manifest["identity"].keys()):
             stored, current = manifest["identity"].get(key), self.identity.get(key)
             if stored != current:
                 raise CheckpointError(
-                    f"checkpoint {path} belongs to another run: its {key} is {stored}, this run's is {current}. Use"
-                    " the same setting, or start anew in another output_dir."
+                    f"checkpoint {path} belongs to another run: its {key} is {stored}, this run's is {current}. Use "
+                    "the same setting, or start a new run in another output_dir."
                 )
         self.accelerator.load_state(str(path))
         return manifest
@@ -193,5 +195,5 @@ def _verify(path: Path) -> str | None:
         if file.stat().st_size != expected["size"]:
             return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
         if sha256_of_file(file) != expected["sha256"]:
-            return f"{name} was altered (sha256 differs)"
+            return f"{name} was modified (sha256 differs)"
     return None

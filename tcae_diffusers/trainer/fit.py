@@ -132,7 +132,7 @@ def fit(
     if step == total:
         logger.info(f"finished; {hooks.finish()}")
     else:
-        logger.warning(f"{stop.reason}: saved at step {step}; continue with --resume latest")
+        logger.warning(f"{stop.reason}: saved at step {step}; resume with --resume latest")
     accelerator.end_training()
 
 
@@ -192,7 +192,7 @@ def clip_gradients(side: Side, arguments: RunArguments) -> torch.Tensor:
 
 def warn_of_skipped_steps(run: Run) -> None:
     if skipped := run.guard.check():
-        logger.warning(f"{skipped} steps so far were skipped because loss or gradient was not finite")
+        logger.warning(f"{skipped} steps skipped so far because the loss or a gradient was not finite")
 
 
 def is_log_step(step: int, arguments: RunArguments) -> bool:

@@ -73,8 +73,8 @@ class NonFiniteGuard:
         skipped, in_a_row = torch.stack([self.skipped, self.in_a_row]).tolist()
         if in_a_row >= self.limit:
             raise NonFiniteError(
-                f"loss or gradient norm was not finite for {int(in_a_row)} steps in a row; the weights are those of"
-                " the last finite step. Lower the learning rate or check the data, then resume from the last"
-                " checkpoint."
+                f"the loss or gradient norm was not finite for {int(in_a_row)} steps in a row; the weights are those "
+                "of the last finite step. Lower the learning rate or check the data, then resume from the last "
+                "checkpoint."
             )
         return int(skipped)

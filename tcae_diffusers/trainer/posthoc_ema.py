@@ -128,7 +128,7 @@ def reconstruct(folder: str | Path, sigma_rel: float, step: int | None = None) -
     available = sorted({at for at, _ in files})
     step = step if step is not None else max(available, default=0)
     if step not in available:
-        raise ValueError(f"no snapshots of step {step} in {folder}; there are those of {available or 'no step'}.")
+        raise ValueError(f"no snapshots of step {step} in {folder}; available steps: {available or 'none'}.")
     snapshots = [key for key in files if key[0] <= step]
     combined: dict[str, torch.Tensor] = {}
     for key, weight in zip(snapshots, snapshot_weights(snapshots, sigma_rel, step).tolist(), strict=True):

@@ -39,8 +39,8 @@ def prepare_run_folder(arguments: RunArguments) -> Path:
     folder = Path(arguments.output_dir)
     if any((folder / "checkpoints").glob("step-*")) and arguments.resume is None:
         raise FileExistsError(
-            f"output_dir {folder} already holds checkpoints; pass --resume latest to continue, or choose another"
-            " output_dir."
+            f"output_dir {folder} already holds checkpoints; pass --resume latest to resume, or choose another "
+            "output_dir."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

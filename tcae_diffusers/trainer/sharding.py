@@ -32,9 +32,9 @@ def refuse_deepspeed() -> None:
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise InputError(
-            "the launch configuration chooses DeepSpeed, which is not supported. Use FSDP2 to shard a model over GPUs:"
-            f" accelerate launch --config_file {CONFIG}. To keep it whole on each GPU, pass"
-            " training/configs/accelerate/ddp.yaml instead."
+            "the launch configuration selects DeepSpeed, which is not supported. Use FSDP2 to shard a model over "
+            f"GPUs: accelerate launch --config_file {CONFIG}. To keep a full copy on each GPU, use "
+            "training/configs/accelerate/ddp.yaml instead."
         )
 
 
@@ -52,13 +52,13 @@ def check_sharding(accelerator: Accelerator) -> None:
         "fsdp_state_dict_type: FULL_STATE_DICT": plugin.state_dict_type != StateDictType.SHARDED_STATE_DICT,
         # Buffers that are saved with the model, such as DiT's positions, have no shards to broadcast into.
         "fsdp_cpu_ram_efficient_loading: true": plugin.cpu_ram_efficient_loading,
-        "fsdp_activation_checkpointing: true (--gradient_checkpointing does it)": plugin.activation_checkpointing,
+        "fsdp_activation_checkpointing: true (use --gradient_checkpointing)": plugin.activation_checkpointing,
         "fsdp_offload_params: true": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "--mixed_precision fp16 (bf16 works)": accelerator.mixed_precision == "fp16",
     }
     for setting, found in unsupported.items():
         if found:
-            raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has settings that are.")
+            raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has supported settings.")
 
 
 def require_whole_parameters(accelerator: Accelerator) -> None:
@@ -70,9 +70,9 @@ def require_whole_parameters(accelerator: Accelerator) -> None:
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise InputError(
-            "accelerate shards one model with FSDP; the discriminator is a second. Use"
-            " DistributedDataParallel: choose multi-GPU without FSDP in `accelerate config`, or pass --multi_gpu or"
-            " --config_file training/configs/accelerate/ddp.yaml to `accelerate launch`."
+            "accelerate shards a single model with FSDP, and the discriminator is a second one. Use "
+            "DistributedDataParallel: choose multi-GPU without FSDP in `accelerate config`, or pass --multi_gpu or "
+            "--config_file training/configs/accelerate/ddp.yaml to `accelerate launch`."
         )
 
 

@@ -27,7 +27,7 @@ class DataArguments(Arguments):
     )
     horizontal_flip: bool = option(True, "Mirror half of the training images at random.")
     max_broken_images: int = option(
-        100, "Stop the run when more images than this cannot be decoded; each is named in the log."
+        100, "Stop the run when more images than this cannot be decoded; each is reported in the log."
     )
 
     def __post_init__(self) -> None:
@@ -46,15 +46,13 @@ class ReconstructionLossArguments(Arguments):
 
     pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Pixel loss.")
     pixel_weight: float = option(1.0, "Weight of the pixel loss.")
-    mse_weight: float = option(
-        0.0, "Weight of a mean squared error on top of the pixel loss, which helps short runs to start."
-    )
+    mse_weight: float = option(0.0, "Weight of a mean squared error added to the pixel loss, which helps short runs.")
     perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
         "none",
         "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
         " LPIPS.",
     )
-    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p of the paper.")
+    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p in the paper.")
     perceptual_weights_path: str | None = option(
         None,
         "File with the weights of the perceptual network; downloaded or from torch's cache if unset.",
@@ -70,8 +68,8 @@ class HeldoutArguments(Arguments):
 
     heldout_data: str | None = option(
         None,
-        "Images that are never trained on, for held-out figures and pictures; takes what --train_data takes, and if"
-        " unset nothing is held out.",
+        "Held-out images, never trained on, for figures and pictures; accepts the sources of --train_data. If "
+        "unset, nothing is held out.",
         metavar="SOURCE",
     )
     heldout_steps: int = option(500, "Steps between two evaluations on held-out images.")
@@ -107,8 +105,8 @@ class AdversarialArguments(ReconstructionArguments):
     )
     discriminator_weights_path: str | None = option(
         None,
-        "Weights of the discriminator's frozen network: a file, for dino a folder or name; the network's usual ones if"
-        " unset.",
+        "Weights of the discriminator's frozen network: a file, or for dino a folder or name; the network's default "
+        "weights if unset.",
         metavar="PATH",
     )
     discriminator_layers: int = option(
@@ -130,7 +128,7 @@ class AdversarialArguments(ReconstructionArguments):
         None, "Step at which the discriminator starts to train; --adversarial_start_step if unset."
     )
     discriminator_diff_augment: list[str] = option(
-        [], "DiffAugment of what the discriminator sees: any of color, translation, cutout.", metavar="NAME"
+        [], "DiffAugment of the discriminator's inputs: any of color, translation, cutout.", metavar="NAME"
     )
     discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.")
     discriminator_r1_interval: int = option(16, "Steps from one R1 penalty to the next.")
@@ -139,7 +137,7 @@ class AdversarialArguments(ReconstructionArguments):
     )
     adversarial_loss: Literal["hinge", "non_saturating"] = option("hinge", "Form of the adversarial loss.")
     adversarial_weight: float = option(
-        0.75, "Weight of the adversarial loss, lambda_q of the paper (RAE: 0.75); 0 trains without it."
+        0.75, "Weight of the adversarial loss, lambda_q in the paper (RAE: 0.75); 0 trains without it."
     )
     adversarial_start_step: int = option(0, "Step at which the adversarial loss starts to train the decoder.")
     adversarial_adaptive_weight: bool = option(

@@ -20,7 +20,7 @@ def require_tracker(name: str) -> None:
     and log nothing. Names that it does not know it refuses itself.
     """
     if name in LoggerType.list() and name != "all" and name not in map(str, get_available_trackers()):
-        raise ValueError(f"--report_to {name}: its package is not installed; pip install {name}, or pass none.")
+        raise ValueError(f"--report_to {name}: its package is not installed; run pip install {name}, or pass none.")
 
 
 def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str, first_step: int) -> None:

@@ -109,7 +109,7 @@ def test_figures_under_other_conditions_are_never_subtracted(tmp_path):
 
 def test_two_results_of_one_subject_are_named_and_not_chosen_from(tmp_path):
     results = [result(tmp_path / name, "a", [figure(20.0, 0.1)]) for name in ("first", "second")]
-    with pytest.raises(InputError, match=r"a has two results for PSNR .*first and .*second; name the one"):
+    with pytest.raises(InputError, match=r"a has two results for PSNR .*first and .*second; pass only one of them"):
         comparison_table([*results, result(tmp_path / "b", "b", [figure(25.0, 0.1)])])
 
 

@@ -195,7 +195,7 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
     assert evaluate(*arguments, "encoder.nothing") == 2
     assert "has no module 'encoder.nothing'" in capsys.readouterr().err
     assert evaluate(*arguments, "decoder.mid_block") == 2
-    assert "did not run while encoding" in capsys.readouterr().err
+    assert "was not called while encoding" in capsys.readouterr().err
 
 
 def test_component_pictures_show_where_the_latent_differs():

@@ -116,7 +116,7 @@ CASES = {
     "config is not JSON": (lambda t: {"autoencoder": text_file(t / "c.json", "{")}, ["c.json", "not JSON"]),
     "config of a class that is no autoencoder": (
         lambda t: {"autoencoder": text_file(t / "c.json", '{"_class_name": "UNet2DModel"}')},
-        ["UNet2DModel", "no autoencoder"],
+        ["UNet2DModel", "not an autoencoder"],
     ),
     "truncated weights": (
         lambda t: {"autoencoder": saved_model(t / "m", truncate_weights), "autoencoder_overrides": "{}"},

@@ -46,7 +46,7 @@ def test_stopped_by_a_signal_within_a_step_and_resumed_equals_uninterrupted(
         stop_at_call(patch, calls, number)
         # Returning is exit code 0; the handlers of this process are back afterwards.
         train(tmp_path / "run", **options)
-    assert f"{signal.Signals(number).name}: saved at step 2; continue with --resume latest" in caplog.text
+    assert f"{signal.Signals(number).name}: saved at step 2; resume with --resume latest" in caplog.text
     assert signal.getsignal(signal.SIGINT) is before
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert not (tmp_path / "run" / "model").exists()

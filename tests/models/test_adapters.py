@@ -77,7 +77,7 @@ def test_the_kl_encoder_owns_the_parameters_of_the_model_and_no_others():
 def test_a_class_without_tokens_says_which_have_them():
     adapter = adapt(FOREIGN["AutoencoderDC"]())
     assert adapter.token_encoder() is None
-    with pytest.raises(InputError, match=r"AutoencoderDC does not give .* AutoencoderKL, AutoencoderTC do"):
+    with pytest.raises(InputError, match=r"AutoencoderDC does not expose .* AutoencoderKL, AutoencoderTC do"):
         _ = adapter.token_width
 
 

@@ -33,8 +33,8 @@ def diffusers_log(caplog):
         ({"patch_size": 0}, "patch_size 0 must be at least 1"),
         ({"latent_channels": 0}, "latent_channels 0"),
         ({"num_attention_heads": 0}, "num_attention_heads 0"),
-        ({"num_attention_heads": 3}, "hidden_size 32 over num_attention_heads 3"),
-        ({"num_attention_heads": 16}, "hidden_size 32 over num_attention_heads 16"),
+        ({"num_attention_heads": 3}, "hidden_size 32 divided by num_attention_heads 3"),
+        ({"num_attention_heads": 16}, "hidden_size 32 divided by num_attention_heads 16"),
         ({"encoder_num_layers": (4,)}, r"encoder_num_layers \(4,\)"),
         ({"decoder_num_layers": (1, -1)}, r"decoder_num_layers \(1, -1\)"),
         ({"activation_fn": "relu"}, "activation_fn 'relu'"),
@@ -79,7 +79,7 @@ def test_derived_entries_follow_a_changed_ratio_unless_they_were_saved(tiny_conf
         changed = AutoencoderTC.from_config(model.config, spatial_compression_ratio=16)
         assert len(changed.config.block_out_channels) == 5
         model.save_config(tmp_path)
-        with pytest.raises(ValueError, match=r"block_out_channels has 4 entries, expected 5.*Leave it out"):
+        with pytest.raises(ValueError, match=r"block_out_channels has 4 entries, expected 5.*Omit it"):
             AutoencoderTC.from_config(AutoencoderTC.load_config(tmp_path), spatial_compression_ratio=16)
 
 

@@ -169,7 +169,7 @@ def test_pushing_writes_our_card_and_keeps_what_somebody_wrote(tiny_tcae, evalua
     for name in ("unmeasured", "named"):
         assert model_card.GENERATED in card(name) and "Not evaluated yet." in card(name)
     assert card("own") == existing["own"]
-    assert "lab/own has a model card of its own" in finished.stderr
+    assert "lab/own already has its own model card" in finished.stderr
     assert not list((hub_folder / "pipeline").rglob("README.md")) and not (tmp_path / "not_pushed/README.md").exists()
 
     for folder, arguments in (

@@ -176,7 +176,7 @@ def test_bad_sizes_and_ids_are_named():
         make(attention_head_dim=10)
     with pytest.raises(ValueError, match="null_class_id 2 is the id of a class; choose 3 or above"):
         make(null_class_id=2)
-    with pytest.raises(ValueError, match="there is no preset 'tc-dit-xxl'; did you mean tc-dit-xl"):
+    with pytest.raises(ValueError, match="unknown preset 'tc-dit-xxl'; did you mean tc-dit-xl"):
         TCDiTTransformer2DModel.from_preset("tc-dit-xxl")
 
 

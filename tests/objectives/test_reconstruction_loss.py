@@ -163,7 +163,7 @@ def test_dino_features_are_the_patch_tokens_of_evenly_spaced_layers(kind, tmp_pa
     ("call", "error", "message"),
     [
         (lambda: ReconstructionLoss("l2"), ValueError, "pixel_loss is 'l2'; expected one of l1"),
-        (lambda: ReconstructionLoss("mse", mse_weight=1.0), ValueError, "pixel_weight alone"),
+        (lambda: ReconstructionLoss("mse", mse_weight=1.0), ValueError, "set pixel_weight only"),
         (lambda: ReconstructionLoss(pixel_weight=-1), ValueError, "pixel_weight is -1"),
         (lambda: ReconstructionLoss(pixel_weight=0), ValueError, "all reconstruction weights are 0"),
         (lambda: ReconstructionLoss()(images(0, 8), images(0, 16)), ValueError, "sample has shape"),

@@ -102,7 +102,7 @@ def test_from_single_file_reads_our_layout_and_takes_a_key_map(foreign, tiny_vae
     assert_converted(theirs, tiny_vae)
     with pytest.raises(ValueError, match=r"unexpected: .*module\.[\s\S]*missing: "):
         AutoencoderTC.from_single_file(str(tmp_path / "foreign.ckpt"))
-    with pytest.raises(ValueError, match=r"no config\.json beside the single file; pass config="):
+    with pytest.raises(ValueError, match=r"no config\.json next to the single file; pass config="):
         AutoencoderTC.from_single_file(dict(foreign))
 
 
@@ -159,7 +159,7 @@ def test_unreadable_files_and_configs_are_named(foreign, config, tmp_path):
     with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read"):
         convert_checkpoint(tmp_path / "broken.safetensors", config, {})
     torch.save({"model": foreign, "step": 3}, tmp_path / "nested.ckpt")
-    with pytest.raises(ValueError, match=r"no tensors at its top, but \['model', 'step'\]"):
+    with pytest.raises(ValueError, match=r"no tensors at its top level, only \['model', 'step'\]"):
         convert_checkpoint(tmp_path / "nested.ckpt", config, {})
     with pytest.raises(ValueError, match=r"no 'ema' of state_dict_key 'ema'; there is \['model', 'step'\]"):
         convert_checkpoint(tmp_path / "nested.ckpt", config, {}, state_dict_key="ema")

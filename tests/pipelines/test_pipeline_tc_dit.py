@@ -90,8 +90,8 @@ def test_a_sampling_shift_draws_as_a_scheduler_of_that_shift_and_leaves_ours_alo
 @pytest.mark.parametrize(
     ("scheduler", "shift", "message"),
     [
-        (DDIMScheduler(clip_sample=False), 2.0, "timestep_shift=2.0 needs a scheduler of flow .*DDIMScheduler"),
-        (DPMSolverMultistepScheduler(), 2.0, "DPMSolverMultistepScheduler has none, so leave timestep_shift out"),
+        (DDIMScheduler(clip_sample=False), 2.0, "timestep_shift=2.0 needs a flow matching scheduler .*DDIMScheduler"),
+        (DPMSolverMultistepScheduler(), 2.0, "DPMSolverMultistepScheduler has none, so omit timestep_shift"),
         (FLOW_SCHEDULERS["euler-dynamic-shift"], 2.0, "use_dynamic_shifting=True: its shift follows the size"),
         (FLOW_SCHEDULERS["euler"], 0.0, "timestep_shift 0.0 must be above 0"),
     ],
@@ -195,15 +195,15 @@ def test_a_class_is_found_by_its_own_name_before_anything_like_it(make_pipeline,
 )
 def test_a_name_of_several_classes_is_an_error_that_lists_their_ids(make_pipeline, names, label, meant):
     pipeline = make_pipeline(id2label=dict(enumerate(names)))
-    with pytest.raises(ValueError, match=re.escape(f"ambiguous: it stands for the ids {meant}; pass an id")):
+    with pytest.raises(ValueError, match=re.escape(f"ambiguous: it matches the ids {meant}; pass an id")):
         pipeline(label)
     assert label not in pipeline.labels
 
 
 def test_names_that_the_transformer_has_no_class_for_are_refused(make_pipeline):
-    with pytest.raises(ValueError, match=r"names class 3 \('d'\), but the transformer has the classes 0 to 2"):
+    with pytest.raises(ValueError, match=r"has class 3 \('d'\), but the transformer has the classes 0 to 2"):
         make_pipeline(id2label=dict(enumerate("abcd")))
-    with pytest.raises(ValueError, match="id2label has ids twice, as number and as text: 1, '1'"):
+    with pytest.raises(ValueError, match="id2label contains ids both as a number and as text: 1, '1'"):
         make_pipeline(id2label={1: "a", "1": "b"})
 
 
@@ -443,7 +443,7 @@ def test_the_null_class_is_the_last_row_and_can_be_drawn(make_pipeline):
         ({"class_labels": 1.5}, r"1.5 of type float"),
         ({"class_labels": []}, r"class_labels is empty"),
         ({"height": 20}, r"height 20 is not a positive multiple of 8"),
-        ({"height": 16, "width": 32}, r"squares only, got height 16 and width 32"),
+        ({"height": 16, "width": 32}, r"square images only, got height 16 and width 32"),
         ({"latents": torch.zeros(2, 4, 2, 2)}, r"latents has shape \(2, 4, 2, 2\), expected \(1, 4, 2, 2\)"),
         ({"latents": torch.zeros(1, 4, 2)}, r"latents has shape"),
         ({"generator": seeds(0, 1)}, r"2 generators for 1 images"),
@@ -460,7 +460,7 @@ def test_bad_requests_say_what_is_wrong(make_pipeline, call, message):
 
 def test_class_ids_beyond_the_table_are_refused_without_names_too(make_pipeline):
     pipeline = make_pipeline(id2label=None)
-    with pytest.raises(ValueError, match="out of range; the transformer knows 0 to 2"):
+    with pytest.raises(ValueError, match="out of range; expected 0 to 2"):
         pipeline(7)
     with pytest.raises(ValueError, match="has no id2label"):
         pipeline("flags")
@@ -474,7 +474,7 @@ def test_compiled_transformers_draw_the_same(make_pipeline):
     pipeline = make_pipeline(transformer=compiled)
     drawn = pipeline(1, generator=seeds(0), **settings).images
     torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="squares only"):
+    with pytest.raises(ValueError, match="square images only"):
         pipeline(1, height=16, width=32)
 
 

@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="no snapshots of step 0 in"):
         reconstruct(tmp_path, 0.1)
     PowerFunctionEMA([torch.zeros(2)], 0.1).save_snapshot(tmp_path, ["weight"])
-    with pytest.raises(ValueError, match=r"no snapshots of step 7 in .*; there are those of \[0\]"):
+    with pytest.raises(ValueError, match=r"no snapshots of step 7 in .*; available steps: \[0\]"):
         reconstruct(tmp_path, 0.1, step=7)
     with pytest.raises(ValueError, match=r"sigma_rel 0.5 must be above 0 and below 0.28"):
         exponent_of(0.5)

@@ -140,12 +140,12 @@ def test_training_on_latents_without_unit_is_warned_of(tmp_path, tokenizer, capl
     latents = cache(tmp_path / "latents", **FAST, tokenizer=tokenizer)
     options = {"max_train_steps": 1, "checkpointing_steps": 1, "latents": latents, "tokenizer": tokenizer}
     train(tmp_path / "run", **options)
-    (record,) = [each for each in caplog.records if "where noise has 0 and 1" in each.message]
+    (record,) = [each for each in caplog.records if "but noise has 0 and 1" in each.message]
     assert str(latents) in record.message and "cache_latents" in record.message
     caplog.clear()
     cache(tmp_path / "latents", **FAST, tokenizer=tokenizer, write_statistics=True)
     train(tmp_path / "calibrated", **options)
-    assert "where noise has" not in caplog.text
+    assert "but noise has" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_what_counts_as_a_unit(caplog, mean, std, warned):
     latents = LatentCache(calibrated()[1])
     scale = latents.latent_std / std
     warn_of_latents_without_unit(latents.normalize_with(latents.latent_mean - mean * scale, scale))
-    assert ("where noise has" in caplog.text) == warned
+    assert ("but noise has" in caplog.text) == warned

@@ -40,7 +40,7 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
     output = tmp_path / "run"
     good = {**SMALL_DIT, "tokenizer": tokenizer, "latents": latents, "output_dir": output}
     cases = [
-        ({"tokenizer": other_tokenizer}, "made by another tokenizer"),
+        ({"tokenizer": other_tokenizer}, "made with another tokenizer"),
         (
             {"tokenizer": home() / "tokenizer", "latents": tmp_path / "nowhere"},
             f"{tmp_path / 'nowhere'} does not exist",
@@ -53,8 +53,8 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"learning_rates": 1}, "unknown argument --learning_rates"),
         ({"transformer": "tc-dit-m"}, "invalid choice: 'tc-dit-m'"),
         ({"label_dropout": 1}, "--label_dropout 1.0 must be at least 0 and below 1"),
-        ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be left out with flow_matching"),
-        ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be left out unless"),
+        ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be omitted with flow_matching"),
+        ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),
         ({"extra_ema_decays": [0.5, 1.5]}, "must be below 1 each"),
         ({"gfd_steps": 2}, "--gfd_reference None must be given with --gfd_steps"),
     ]
@@ -135,7 +135,7 @@ def test_statistics_are_refused_before_encoding_where_they_cannot_be_kept(tmp_pa
         resolution=16,
         output_dir=tmp_path / "latents",
     )
-    assert "AutoencoderTiny" in line and "keeps no per-channel statistics" in line
+    assert "AutoencoderTiny" in line and "has no per-channel statistics" in line
     assert not (tmp_path / "latents").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_collapsed_channel_is_named_and_the_tokenizer_stays_as_it_was(tmp_path
     before = file.read_bytes()
     options = {"tokenizer": tokenizer, "data": home() / "images", "output_dir": tmp_path / "latents"}
     line = ends_in_one_line(capsys, cache_latents.main, "--write_statistics", **options)
-    assert "channels [2] of the latent never vary" in line
+    assert "channels [2] of the latent are constant" in line
     assert file.read_bytes() == before
 
 

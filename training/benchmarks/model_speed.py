@@ -18,7 +18,7 @@ from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128
 from tcae_diffusers.models.token_linear import disable_fast_cpu_linear, enable_fast_cpu_linear
 
-DESCRIPTION = "encode + decode at 256x256, fp32: what layouts, fusing and kernels give, against DC-AE f32c128"
+DESCRIPTION = "encode + decode at 256x256, fp32: effect of layouts, fusing and kernels, compared with DC-AE f32c128"
 
 _RESOLUTION = 256
 _LEAST_ROUNDS = 3

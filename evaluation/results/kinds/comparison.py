@@ -51,8 +51,8 @@ class ComparisonResult(Result):
 
     def cards(self) -> list[Card]:
         larger = [pair["larger"] for _, pair in self._pairs()]
-        note = f"between {', '.join(self.subjects)}; {larger.count(None)} have none"
-        label = "differences are larger than their intervals"
+        note = f"between {', '.join(self.subjects)}; {larger.count(None)} have no interval"
+        label = "differences are significant at 95 %"
         return [Card(f"{larger.count(True)} of {len(larger)}", label, note)]
 
     def shown(self) -> dict[str, Any]:
@@ -70,6 +70,6 @@ def describe_difference(row: dict[str, Any], pair: dict[str, Any]) -> str:
     """One line about one difference."""
     text = f"{row['name']}: {pair['first']} - {pair['second']} = {pair['difference']:.4g}"
     if pair["larger"] is None:
-        return f"{text}, no interval known"
-    verdict = f"{pair['better']} is better" if pair["larger"] else "not larger than its interval"
+        return f"{text}, interval unknown"
+    verdict = f"{pair['better']} is better" if pair["larger"] else "not significant at 95 %"
     return f"{text} ± {pair['interval']:.2g}, {verdict}"

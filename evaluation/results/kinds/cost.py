@@ -40,7 +40,7 @@ class CostResult(Result):
         lines += [_transformer_line(name, cost) for name, cost in self.transformers.items()]
         return [
             *lines,
-            "MACs (multiply-accumulates) of one image, products of attention included. inference: largest sum of",
+            "MACs (multiply-accumulates) for one image, including attention products. inference: largest total of",
             "intermediate tensors alive at once; training: what autograd keeps. MiB in the weights' precision, one"
             " image.",
         ]

@@ -26,7 +26,9 @@ def distance_figure(figures: Sequence[Figure], name: str | None = None) -> Figur
     for figure in figures:
         if figure.name == name or (name is None and _is_distance(figure)):
             return figure
-    raise InputError(f"no figure {name or 'gFD or gFID'!r}; there are {', '.join(figure.name for figure in figures)}")
+    raise InputError(
+        f"no figure {name or 'gFD or gFID'!r}; expected one of {', '.join(figure.name for figure in figures)}"
+    )
 
 
 def _is_distance(figure: Figure) -> bool:

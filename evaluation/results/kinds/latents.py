@@ -37,7 +37,8 @@ class LatentsResult(AutoencoderResult):
             f"effective rank {channels['effective_rank']:.1f} of {channels['channels']} channels, isotropy "
             f"{channels['isotropy']:.3f}, dead channels {len(channels['dead_channels'])}",
             *(
-                f"{name}: cosine {values['cosine']:.3f}, finds itself {values['nearest']:.1%}"
+                f"{name}: cosine {values['cosine']:.3f}, nearest neighbour is its own counterpart "
+                f"{values['nearest']:.1%}"
                 for name, values in self.equivariance.items()
             ),
             *("  ".join(f"{key} {value:.4g}" for key, value in point.items()) for point in self.noise),
@@ -52,7 +53,7 @@ class LatentsResult(AutoencoderResult):
         return {
             "title": "Spectrum of the channels",
             "caption": "Share of variance in the first k principal directions of a latent vector. A straight line "
-            "means that all directions are used alike; an early bend means that few do the work.",
+            "means that all directions are used equally; an early bend means that a few dominate.",
             "svg": line_chart({"share": (list(range(1, len(cumulative) + 1)), cumulative)}, "directions"),
         }
 
@@ -61,8 +62,8 @@ class LatentsResult(AutoencoderResult):
         return [
             {
                 "title": f"{'PSNR (dB)' if name == 'psnr' else name} against noise in the latent",
-                "caption": "Noise in units of each channel's deviation. The flatter, the more of a diffusion model's "
-                "error the decoder forgives.",
+                "caption": "Noise in units of each channel's standard deviation. The flatter the curve, the better "
+                "the decoder tolerates the errors of a diffusion model.",
                 "svg": line_chart({name: (levels, [point[name] for point in self.noise])}, "noise level"),
             }
             for name in self.noise[0]

@@ -169,8 +169,8 @@ class _Memo:
         except (OSError, sqlite3.Error) as error:
             self._connection = None
             logger.warning(
-                f"hashes of files cannot be kept in {self._folder} ({error}), so every run reads all files; set "
-                "TCAE_CACHE to a folder that can be written, or remove this one if it is damaged"
+                f"file hashes cannot be cached in {self._folder} ({error}), so every run reads all files; set "
+                "TCAE_CACHE to a writable folder, or delete this one if it is damaged"
             )
 
     def look_up(self, keys: list[bytes], states: list[bytes | None]) -> list[bytes | None]:

@@ -59,15 +59,15 @@ class ImageFolderSource:
             entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")
         )
         if not classes:
-            raise ValueError(f"image folder {self.root} has no class folder; expected root/class/image.png")
+            raise ValueError(f"image folder {self.root} has no class folders; expected root/class/image.png")
 
         label_of = {class_name: label for label, class_name in enumerate(classes)}
         labels = [label_of[name.partition("/")[0]] for name in names]
         empty = label_of.keys() - {classes[label] for label in set(labels)}
         if empty:
             raise ValueError(
-                f"class folder {self.root / min(empty)} holds no image ({', '.join(IMAGE_EXTENSIONS)}); "
-                "add images or remove the folder"
+                f"class folder {self.root / min(empty)} contains no images ({', '.join(IMAGE_EXTENSIONS)}); add "
+                "images or remove the folder"
             )
         return [printable_name(name) for name in classes], labels
 

@@ -139,8 +139,8 @@ class FolderImages:
         if loose and len(loose) < len(self.files):
             nested = next(file for file in self.files if "/" in file)
             raise InputError(
-                f"{self.root} has images both beside and in class folders ({loose[0]} and {nested}); move one kind "
-                "away"
+                f"{self.root} has images both inside and outside class folders ({nested} and {loose[0]}); move one "
+                "kind elsewhere"
             )
         if loose:
             return None, None
@@ -235,7 +235,7 @@ class NpzImages:
 
 def _class_indices(labels: np.ndarray, count: int, name: str) -> list[int]:
     """`labels` as a list, if they are one class index per image."""
-    expected = f"expected one class index per image: whole numbers from 0 on of shape ({count},)"
+    expected = f"expected one class index per image: non-negative integers of shape ({count},)"
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,) or count == 0:
         raise InputError(f"{name} holds {labels.dtype} {labels.shape} labels for {count} images; {expected}")
     wrong = (labels < 0) | (labels >= _MOST_CLASSES)

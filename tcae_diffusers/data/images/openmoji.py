@@ -131,7 +131,7 @@ def rasterize_svg(file: Path, resolution: int) -> np.ndarray:
     )
     pixels = np.asarray(load_rgb_image(bytes(png), name=str(file)))
     if pixels.shape != (resolution, resolution, 3):
-        raise ValueError(f"{file} was drawn as {pixels.shape}, expected a square of {resolution} pixels")
+        raise ValueError(f"{file} was rasterised to {pixels.shape}, expected a square of {resolution} pixels")
     return pixels
 
 
@@ -165,7 +165,7 @@ def _open_or_build_cache(parent: Path, resolution: int) -> tuple[Path, dict]:
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "choose a writable folder"
         raise OSError(
-            error.errno, f"cannot keep OpenMoji images: {error.strerror}; {hint} or set TCAE_CACHE", str(folder)
+            error.errno, f"cannot cache OpenMoji images: {error.strerror}; {hint} or set TCAE_CACHE", str(folder)
         ) from error
     return folder, manifest
 
@@ -179,13 +179,13 @@ def _read_verified_manifest(folder: Path, resolution: int) -> dict | None:
         manifest = json.loads((folder / "manifest.json").read_text())
         problem = None
         if manifest["versions"] != versions:
-            problem = f"it was made by {manifest['versions']}, installed are {versions}"
+            problem = f"it was made with {manifest['versions']}, but {versions} are installed"
         elif manifest["resolution"] != resolution or sha256_of_file(folder / "images.npy") != manifest["sha256"]:
-            problem = "its images were altered"
+            problem = "its images were modified"
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
         problem = f"it is incomplete ({type(error).__name__}: {error})"
     if problem:
-        logger.warning(f"OpenMoji cache {folder} is not usable and is built again: {problem}")
+        logger.warning(f"OpenMoji cache {folder} is unusable and will be rebuilt: {problem}")
         return None
     return manifest
 
@@ -203,7 +203,7 @@ def _build_cache(folder: Path, resolution: int) -> dict:
         )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             drawn = pool.map(lambda file: rasterize_svg(file, resolution), files)
-            for position, pixels in enumerate(tqdm(drawn, "OpenMoji to pixels", len(files), unit="image")):
+            for position, pixels in enumerate(tqdm(drawn, "rasterising OpenMoji", len(files), unit="image")):
                 images[position] = pixels
         images.flush()
         del images

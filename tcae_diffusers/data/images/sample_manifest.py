@@ -43,18 +43,19 @@ def recorded_labels(root: Path, files: Sequence[str]) -> tuple[list[str], list[i
         if read_note(root / SETTINGS) is None:
             return None
         raise InputError(
-            f"{root} holds an unfinished set of samples ({MANIFEST} is missing); run the command that draws it again"
+            f"{root} holds an incomplete set of samples ({MANIFEST} is missing); run the command that generates it "
+            "again"
         )
     label_of = {entry["file"]: entry["label"] for entry in manifest["files"]}
     beside, lost = [file for file in files if file not in label_of], sorted(label_of.keys() - set(files))
     for problem, names, remedy in (
-        ("other images beside them", beside, "move those away"),
-        ("has lost some of them", lost, "run the command that draws them again"),
+        ("also holds other images", beside, "move them elsewhere"),
+        ("lacks some of them", lost, "run the command that generates them again"),
     ):
         if names:
             raise InputError(
-                f"{root} holds {len(label_of)} samples by its {MANIFEST} and {problem}: {len(names)}, the first is "
-                f"{names[0]!r}; {remedy}"
+                f"{root} should hold {len(label_of)} samples according to its {MANIFEST}, but {problem} "
+                f"({len(names)}, the first is {names[0]!r}); {remedy}"
             )
     return manifest["classes"], [label_of[file] for file in files]
 

@@ -112,7 +112,7 @@ class LatentCache(torch.utils.data.Dataset):
         if not torch.equal(index, torch.arange(shard["start"], shard["stop"])):
             raise LatentCacheError(
                 f"shard {path} holds images {int(index[0])} to {int(index[-1])}, expected {shard['start']} to "
-                f"{shard['stop'] - 1}: it is a copy of another shard or was altered; {_REMEDY}"
+                f"{shard['stop'] - 1}: it is a copy of another shard or was modified; {_REMEDY}"
             )
         labels = read_int64(path, "labels", header, data_start)
         wrong = (labels < 0) | (labels >= len(self.id2label))
@@ -132,15 +132,15 @@ class LatentCache(torch.utils.data.Dataset):
         """
         for shard in self.manifest["shards"]:
             if sha256_of_file(self.path / shard["file"]) != shard["sha256"]:
-                raise LatentCacheError(f"shard {self.path / shard['file']} was altered (sha256 differs); {_REMEDY}")
+                raise LatentCacheError(f"shard {self.path / shard['file']} was modified (sha256 differs); {_REMEDY}")
 
     def _match(self, expected: torch.nn.Module | TokenizerFingerprint) -> None:
         tokenizer = expected if isinstance(expected, TokenizerFingerprint) else TokenizerFingerprint.of(expected)
         difference = self.tokenizer.difference(tokenizer)
         if difference:
             raise LatentCacheError(
-                f"the latents in {self.path} were made by another tokenizer ({difference}); "
-                "cache the latents of this tokenizer, or load the one they were made by"
+                f"the latents in {self.path} were made with another tokenizer ({difference}); cache the latents of "
+                "this tokenizer, or load the one they were made with"
             )
         if tokenizer.latent_mean is None:
             return
@@ -159,7 +159,7 @@ class LatentCache(torch.utils.data.Dataset):
         off = float(((mean - self.latent_mean).abs() / self.latent_std).max())
         return (
             f"the tokenizer was calibrated with other statistics than those of {self.path} (means up to {off:.3g} "
-            "deviations apart); write this cache's statistics into it: run cache_latents once more with "
+            "deviations apart); write this cache's statistics into it: run cache_latents again with "
             "--write_statistics, or call set_latent_statistics(cache.latent_mean, cache.latent_std)"
         )
 
@@ -264,16 +264,16 @@ class LatentCache(torch.utils.data.Dataset):
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
 
-_REMEDY = "remove the cache folder and cache the latents again"
+_REMEDY = "delete the cache folder and cache the latents again"
 
 
 def _read_manifest(path: Path) -> dict:
     if not path.is_dir():
-        raise FileNotFoundError(f"latent cache {path} does not exist; make it with cache_latents.py")
+        raise FileNotFoundError(f"latent cache {path} does not exist; create it with cache_latents")
     file = path / MANIFEST
     if not file.exists():
-        state = "was not finished" if (path / JOB).exists() else f"has no {MANIFEST}"
-        raise LatentCacheError(f"latent cache {path} {state}; run the caching command (again) to complete it")
+        state = "is incomplete" if (path / JOB).exists() else f"has no {MANIFEST}"
+        raise LatentCacheError(f"latent cache {path} {state}; run cache_latents to complete it")
     try:
         manifest = json.loads(file.read_text())
         known = (manifest["format"], manifest["version"])

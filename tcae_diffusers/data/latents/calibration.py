@@ -32,8 +32,8 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
     dead = (cache.latent_std <= 0).nonzero().flatten().tolist()
     if dead:
         raise LatentCacheError(
-            f"channels {dead} of the latent never vary; the tokenizer has collapsed, train it longer (or, to leave it "
-            "without statistics, pass --write_statistics false)"
+            f"channels {dead} of the latent are constant, so the tokenizer has collapsed; train it longer, or pass "
+            "--write_statistics false to leave it without statistics"
         )
     if _holds(folder, cache):
         return
@@ -45,7 +45,7 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
             _write_into_pickle(file, buffers)
     if not _holds(folder, cache):
         raise LatentCacheError(
-            f"the tokenizer in {folder} does not load with the statistics that were written into it; save it anew "
+            f"the tokenizer in {folder} does not load with the statistics that were written into it; save it again "
             "with save_pretrained() and run the same command again"
         )
 
@@ -80,9 +80,10 @@ def warn_of_latents_without_unit(cache: LatentCache) -> None:
     mean, low, high = (float(value) for value in (means.abs().max(), deviations.min(), deviations.max()))
     if mean > _FARTHEST_MEAN or low < _DEVIATIONS[0] or high > _DEVIATIONS[1]:
         logger.warning(
-            f"the latents of {cache.path}, as they are trained on, have channel means up to {mean:.3g} and deviations "
-            f"from {low:.3g} to {high:.3g}, where noise has 0 and 1. For an AutoencoderTC, run cache_latents with "
-            "--write_statistics; other autoencoders have a scaling_factor and a shift_factor in their config"
+            f"the latents of {cache.path}, as used for training, have channel means of up to {mean:.3g} and standard "
+            f"deviations from {low:.3g} to {high:.3g}, but noise has 0 and 1. For an AutoencoderTC, run "
+            "cache_latents with --write_statistics; other autoencoders have a scaling_factor and a shift_factor in "
+            "their config"
         )
 
 
@@ -90,6 +91,6 @@ def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float
     """Warn if `latent_noise` is asked for on latents whose deviation is whatever the encoder gives."""
     if latent_noise and is_calibrated(autoencoder) is False:
         logger.warning(
-            f"--latent_noise {latent_noise:g} is meant in deviations of the latent, and the autoencoder has no "
-            "statistics of it yet: run cache_latents with the autoencoder first, which writes them into it"
+            f"--latent_noise {latent_noise:g} is in units of the latent's standard deviation, but the autoencoder "
+            "has no latent statistics yet; run cache_latents with it first, which writes them"
         )

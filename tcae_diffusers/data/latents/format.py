@@ -88,7 +88,8 @@ def explain_write_error(error: OSError, path: Path, size: int) -> OSError:
     """`error` with words about the cache; the finished shards stay, so the same command goes on from there."""
     hints = {
         errno.ENOSPC: f"the disk is full and {size / 2**20:.1f} MiB are needed; free some space and run again",
-        errno.EDQUOT: f"the quota is used up and {size / 2**20:.1f} MiB are needed; free some space and run again",
+        errno.EDQUOT: f"the disk quota is exceeded and {size / 2**20:.1f} MiB are needed; free some space and run "
+        "again",
     }
-    hint = hints.get(error.errno or 0, f"{error.strerror}; choose a folder that can be written")
+    hint = hints.get(error.errno or 0, f"{error.strerror}; choose a writable folder")
     return OSError(error.errno, f"cannot write the latent cache: {hint}", str(path))

@@ -94,7 +94,7 @@ class LatentShardWriter:
         if dtype not in DTYPES:
             raise ValueError(f"latent dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
         if not views or views[0] != PLAIN_VIEW or len(set(views)) != len(views) or {"labels", "index"} & set(views):
-            raise ValueError(f"views {views} must be distinct names, the first of them {PLAIN_VIEW!r}")
+            raise ValueError(f"views {views} must be distinct names, and the first must be {PLAIN_VIEW!r}")
         if sorted(id2label) != list(range(len(id2label))) or not id2label:
             raise ValueError(f"id2label has the labels {sorted(id2label)}, expected 0 to K - 1 without a gap")
         if len(latent_shape) != 3 or min(latent_shape) < 1:
@@ -135,8 +135,8 @@ class LatentShardWriter:
                 different = [key for key in self.job if found.get(key) != self.job[key]]
                 if different:
                     raise LatentCacheError(
-                        f"{self.path} holds latents of another job (different: {', '.join(different)}); "
-                        "remove the folder or choose another"
+                        f"{self.path} holds latents of another job (different: {', '.join(different)}); delete the "
+                        "folder or choose another"
                     )
                 break
         else:
@@ -208,8 +208,8 @@ class LatentShardWriter:
             tensors[view] = values.to(dtype)
             if not is_finite(tensors[view]):
                 raise ValueError(
-                    f"latents of images {shard.start} to {shard.stop - 1} reach {values.abs().max():g}, "
-                    f"beyond {self.job['dtype']}; cache them as bfloat16 or float32"
+                    f"latents of images {shard.start} to {shard.stop - 1} reach {values.abs().max():g}, beyond the "
+                    f"range of {self.job['dtype']}; cache them as bfloat16 or float32"
                 )
             if dtype is not torch.float32:
                 view_largest, view_squared = rounding_error(values, tensors[view])

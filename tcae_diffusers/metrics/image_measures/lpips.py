@@ -20,7 +20,7 @@ class LPIPS(ImageMeasure):
     """
 
     better: ClassVar = {"lpips": "lower"}
-    if_left_out: ClassVar = {"LPIPS": "not asked for; --lpips alex with its ImageNet weights gives it"}
+    if_left_out: ClassVar = {"LPIPS": "not requested; pass --lpips alex, which needs its ImageNet weights"}
 
     def __init__(self, network: LPIPSLoss):
         self._network = network

@@ -87,7 +87,7 @@ class AutoencoderAdapter:
         channels = self.config.get("encoder_block_out_channels") or self.config.get("block_out_channels")
         if channels:
             return 2 ** (len(channels) - 1)
-        raise InputError(f"cannot tell the compression ratio of {self.class_name}; its config names none")
+        raise InputError(f"cannot determine the compression ratio of {self.class_name} from its config")
 
     def check_image_size(self, height: int, width: int) -> None:
         """Raises [`InputError`] if a side is not a multiple of the compression ratio."""
@@ -171,7 +171,7 @@ class AutoencoderAdapter:
 
     def no_tokens(self) -> InputError:
         known = ", ".join(sorted(name for name, cls in ADAPTERS.items() if "token_encoder" in cls.__dict__))
-        return InputError(f"{self.class_name} does not give the tokens of its encoder; {known} do")
+        return InputError(f"{self.class_name} does not expose the tokens of its encoder; {known} do")
 
 
 def adapt(model: nn.Module) -> AutoencoderAdapter:

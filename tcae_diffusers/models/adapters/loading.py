@@ -43,7 +43,7 @@ def load_autoencoder(
         raise InputError(
             f"{path} holds a {class_name!r}, which is not an autoencoder of diffusers {diffusers.__version__} or of "
             "this package; expected AutoencoderTC, AutoencoderDC, AutoencoderKL, AutoencoderTiny, AutoencoderRAE or "
-            "the like."
+            "similar."
         )
     try:
         model = model_class.from_pretrained(target, **({"dtype": dtype} if dtype else {}))

@@ -499,8 +499,8 @@ class AutoencoderTC(
         final_factor = _final_compression_factor(spatial_compression_ratio, patch_size, staged_compression)
         if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 4:
             raise ValueError(
-                f"hidden_size {hidden_size} over num_attention_heads {num_attention_heads} must be a whole multiple of"
-                " 4: axial rotary positions need two pairs of channels per head."
+                f"hidden_size {hidden_size} divided by num_attention_heads {num_attention_heads} must be a multiple "
+                "of 4: axial rotary positions need two pairs of channels per head."
             )
         if activation_fn not in ("swiglu", "gelu", "gelu-approximate"):
             raise ValueError(f"activation_fn {activation_fn!r} must be 'swiglu', 'gelu' or 'gelu-approximate'.")
@@ -519,8 +519,8 @@ class AutoencoderTC(
         ):
             if given is not None and len(given) != len(block_channels):
                 raise ValueError(
-                    f"{name} has {len(given)} entries, expected {len(block_channels)}: log2 of the"
-                    f" compression ratio {spatial_compression_ratio}, plus one. Leave it out to have it derived."
+                    f"{name} has {len(given)} entries, expected {len(block_channels)}: log2 of the compression ratio "
+                    f"{spatial_compression_ratio}, plus one. Omit it to derive it."
                 )
         self.register_to_config(
             decoder_num_layers=tuple(decoder_num_layers),
@@ -610,8 +610,8 @@ class AutoencoderTC(
             folder = os.path.dirname(os.path.abspath(pretrained_model_link_or_path_or_dict)) if is_path else None
             if folder is None or not os.path.isfile(os.path.join(folder, cls.config_name)):
                 raise ValueError(
-                    f"There is no {cls.config_name} beside the single file; pass config= with the folder or repository"
-                    " that has one."
+                    f"There is no {cls.config_name} next to the single file; pass config= with a folder or "
+                    "repository that has one."
                 )
             kwargs["config"] = folder
         return super().from_single_file(pretrained_model_link_or_path_or_dict, **kwargs)

@@ -253,7 +253,7 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         if name not in TC_DIT_PRESETS:
             near = difflib.get_close_matches(name, TC_DIT_PRESETS, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(TC_DIT_PRESETS)}."
-            raise ValueError(f"there is no preset {name!r}; {hint}")
+            raise ValueError(f"unknown preset {name!r}; {hint}")
         return cls(**{**TC_DIT_PRESETS[name], **overrides})
 
     def forward(

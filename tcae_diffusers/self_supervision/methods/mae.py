@@ -94,8 +94,8 @@ class MaskedAutoencoding(SelfSupervision):
         Chart(
             "Masked autoencoding",
             {"train/loss_mae": "hidden pixels"},
-            "Squared error of the pixels behind hidden tokens; with normalised pixels 1 is what predicting the mean "
-            "colour of each group gives.",
+            "Squared error of the pixels behind hidden tokens; with normalised pixels, predicting the mean colour "
+            "of each group gives 1.",
         ),
     )
 

@@ -81,7 +81,7 @@ def _break(root, case):
     [
         ("missing", FileNotFoundError, "nowhere does not exist; expected a folder of root/class/image.png"),
         ("a file", FileNotFoundError, "file is a file; expected"),
-        ("no class", ValueError, "flat has no class folder; expected root/class/image.png"),
+        ("no class", ValueError, "flat has no class folders; expected root/class/image.png"),
         ("empty class", ValueError, "empty_class holds no image"),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_missing_extra_says_what_to_install(package, tmp_path, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot keep OpenMoji images.*TCAE_CACHE.*file"):
+    with pytest.raises(OSError, match=r"cannot cache OpenMoji images.*TCAE_CACHE.*file"):
         OpenMojiSource("train", RESOLUTION, tmp_path / "file")
 
 

@@ -217,14 +217,14 @@ def test_cached_latents_equal_those_of_encode_before_and_after_calibration(tmp_p
 def test_latents_of_another_tokenizer_or_calibration_are_refused(tmp_path):
     model = TinyEncoder()
     _write(tmp_path / "cache", tokenizer=TokenizerFingerprint.of(model))
-    with pytest.raises(LatentCacheError, match=r"made by another tokenizer .config_sha256"):
+    with pytest.raises(LatentCacheError, match=r"made with another tokenizer .config_sha256"):
         LatentCache(tmp_path / "cache", expected_tokenizer=TinyEncoder(width=8))
     model.latent_mean += 0.5
     with pytest.raises(LatentCacheError, match=r"calibrated with other statistics .* set_latent_statistics"):
         LatentCache(tmp_path / "cache", expected_tokenizer=model)
     with torch.no_grad():
         model.weight[1] += 1e-6
-    with pytest.raises(LatentCacheError, match=r"made by another tokenizer .weights_sha256"):
+    with pytest.raises(LatentCacheError, match=r"made with another tokenizer .weights_sha256"):
         LatentCache(tmp_path / "cache", expected_tokenizer=model)
 
 
@@ -253,7 +253,7 @@ def test_a_resume_writes_only_what_is_missing_and_gives_the_same_files(made, tmp
     (path / ".latents-00003.safetensors.1.writing").write_bytes(b"half")
     (path / "latents-00001.json").unlink()
     (path / shard_file(2)).write_bytes((path / shard_file(2)).read_bytes()[:-1])
-    with pytest.raises(LatentCacheError, match="was not finished; run the caching command"):
+    with pytest.raises(LatentCacheError, match="is incomplete; run cache_latents"):
         LatentCache(path)
     resumed = _writer(path)
     assert [shard.number for shard in resumed.pending_shards()] == [1, 2, 3, 4]
@@ -391,7 +391,7 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write the latent cache.*choose a folder.*file"):
+    with pytest.raises(OSError, match=r"cannot write the latent cache.*choose a writable folder.*file"):
         _writer(tmp_path / "file" / "cache")
 
 
@@ -419,7 +419,7 @@ def _flip_a_bit(path):
 
 
 DAMAGE = {
-    "no folder": (lambda p: shutil.rmtree(p), FileNotFoundError, "does not exist; make it with"),
+    "no folder": (lambda p: shutil.rmtree(p), FileNotFoundError, "does not exist; create it with"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), LatentCacheError, "has no manifest.json"),
     "half manifest": (lambda p: (p / "manifest.json").write_text("{"), LatentCacheError, "manifest.json is damaged"),
     "future": (lambda p: _edit_manifest(p, version=9), LatentCacheError, "version 9, expected tcae-latent-cache 1"),
@@ -450,7 +450,7 @@ DAMAGE = {
         LatentCacheError,
         r"label 7 of image 8 in .*latents-00001.* is not within \[0, 4\)",
     ),
-    "altered": (_flip_a_bit, LatentCacheError, r"latents-00002.safetensors was altered \(sha256 differs\)"),
+    "altered": (_flip_a_bit, LatentCacheError, r"latents-00002.safetensors was modified \(sha256 differs\)"),
 }
 
 
