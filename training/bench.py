@@ -19,8 +19,8 @@ class BenchArguments(Arguments):
     """
     Measure how fast this machine is.
 
-    Each benchmark is a module of training/benchmarks/ with a DESCRIPTION and a run(seconds). Absolute rates of a
-    shared machine wander; whatever is compared is measured interleaved in one run and reported as a ratio.
+    Each benchmark is a module of training/benchmarks/ with a DESCRIPTION and a run(seconds). Absolute rates on a
+    shared machine vary, so whatever is compared is measured alternately in one run and reported as a ratio.
     """
 
     group: ClassVar[str] = "Benchmarks"

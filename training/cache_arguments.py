@@ -89,7 +89,7 @@ class EncodingArguments(Arguments):
 
 @dataclass
 class CacheArguments(CacheFolderArguments, CacheSourceArguments, EncodingArguments):
-    """Encode a data set once, for training diffusion models on its latents."""
+    """Encode a dataset once, to train diffusion models on its latents."""
 
     presets: ClassVar[str] = "tcae_diffusers.training.configs"
 

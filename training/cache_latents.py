@@ -1,11 +1,11 @@
 """
-Encode a data set once: latents, latents of the mirrored images and labels, in sharded safetensors with a manifest.
+Encode a dataset once: latents, latents of the mirrored images and labels, in sharded safetensors with a manifest.
 
     accelerate launch training/cache_latents.py --tokenizer runs/tokenizer/model --data openmoji:train \
         --output_dir runs/latents
 
-Works with any diffusers autoencoder and any number of ranks; the files are the same for every number. Interrupted,
-also by `kill -9`, the same command goes on with the shards that are missing.
+Works with any diffusers autoencoder and any number of ranks; the files are the same for every number. After an
+interruption, including `kill -9`, the same command writes the missing shards.
 """
 
 from tcae_diffusers.training.commands import cache_latents as main

@@ -1,4 +1,4 @@
-"""The whole path on OpenMoji: `make demo`."""
+"""The complete workflow on OpenMoji: `make demo`."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
 
-# Steps for DEMO_MINUTES=10; other values scale them. What is not training takes about four minutes of the whole.
+# Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about four minutes.
 DEFAULT_MINUTES = 10.0
 TOKENIZER_STEPS = 750
 DIT_STEPS = 850
@@ -21,8 +21,8 @@ DIT_STEPS = 850
 @dataclass
 class DemoArguments(Arguments):
     """
-    The whole path on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, cache its latents, train
-    a DiT on them, draw samples, measure, and write a report. If interrupted, it resumes where it stopped.
+    The complete workflow on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, cache its latents,
+    train a DiT on them, sample, evaluate, and write a report. An interrupted demo resumes where it stopped.
     """
 
     group: ClassVar[str] = "Demo"

@@ -23,7 +23,7 @@ class LatentArguments(Arguments):
 
 @dataclass
 class LabelArguments(Arguments):
-    """What the transformer is told of an image's class."""
+    """Class conditioning."""
 
     group: ClassVar[str] = "Class labels"
 
@@ -114,7 +114,7 @@ class ObjectiveArguments(Arguments):
 
 @dataclass
 class FurtherEMAArguments(EMAArguments):
-    """Averages besides the one that the pipeline gets."""
+    """Weight averages in addition to the pipeline's."""
 
     extra_ema_decays: list[float] = option([], "Decays of additional weight averages; each is saved in ema/<decay>.")
     posthoc_ema_sigmas: list[float] = option(
@@ -132,7 +132,7 @@ class FurtherEMAArguments(EMAArguments):
 
 @dataclass
 class SampleArguments(Arguments):
-    """What is drawn along the way."""
+    """Samples and pipelines during training."""
 
     group: ClassVar[str] = "Samples and pipelines"
 
@@ -156,7 +156,7 @@ class SampleArguments(Arguments):
 
 @dataclass
 class OnlineFrechetArguments(Arguments):
-    """A trend of the generation quality during training."""
+    """A Fréchet distance during training, to follow the trend."""
 
     group: ClassVar[str] = "Fréchet distance during training"
 

@@ -4,7 +4,7 @@ Fine-tune the decoder of a trained tokenizer with L1, a perceptual and an advers
 
     accelerate launch training/finetune_decoder.py --autoencoder runs/tokenizer/model --output_dir runs/decoder
 
-The result lies in OUTPUT_DIR/model. Cached latents and diffusion models of the tokenizer stay valid: encoder and
+The result is in OUTPUT_DIR/model. Cached latents and diffusion models of the tokenizer stay valid: encoder and
 latent statistics are proved bit-identical before it is written. Any autoencoder of diffusers works.
 """
 
@@ -138,7 +138,7 @@ class DecoderTraining:
 
 
 def start(arguments: DecoderArguments) -> DecoderTraining:
-    """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
+    """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
     require_whole_parameters(accelerator)

@@ -11,7 +11,7 @@ from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
 
 @dataclass
 class WeightDecayArguments(AdversarialArguments):
-    """The weight decay of self-distillation, which rises."""
+    """The increasing weight decay of self-distillation."""
 
     group: ClassVar[str] = "Optimiser"
 

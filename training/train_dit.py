@@ -4,7 +4,7 @@ Train a diffusion transformer on cached latents, by flow matching or noise predi
     accelerate launch training/train_dit.py --config openmoji32_dit --latents runs/latents \
         --tokenizer runs/tokenizer/model --output_dir runs/dit
 
-The finished pipeline lies in OUTPUT_DIR/pipeline: `import tcae_diffusers`, then
+The finished pipeline is in OUTPUT_DIR/pipeline: `import tcae_diffusers`, then
 `DiffusionPipeline.from_pretrained("OUTPUT_DIR/pipeline")`.
 """
 
@@ -166,7 +166,7 @@ def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache
 
 
 def start(arguments: DiTArguments) -> DiTTraining:
-    """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
+    """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
     # What the user names is opened before anything is written.
     tokenizer = load_autoencoder(arguments.tokenizer)
     cache = open_cache(arguments, tokenizer)

@@ -3,7 +3,7 @@ Train a TC-AE tokenizer: L = alpha * L_rec + L_iBOT (arXiv 2604.07340, section 3
 
     accelerate launch training/train_tcae.py --config openmoji32 --output_dir runs/tokenizer
 
-The finished tokenizer lies in OUTPUT_DIR/model and loads with `AutoencoderTC.from_pretrained`. Other autoencoders of
+The finished tokenizer is in OUTPUT_DIR/model and loads with `AutoencoderTC.from_pretrained`. Other autoencoders of
 diffusers train with the same data, losses and budget: `--autoencoder FOLDER` with their config.json, and `--ssl none`.
 """
 
@@ -158,7 +158,7 @@ class TokenizerTraining:
 
 
 def start(arguments: TokenizerArguments) -> TokenizerTraining:
-    """Build everything and load the checkpoint to go on from; whatever is wrong with the arguments shows here."""
+    """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
     folder = prepare_run_folder(arguments)
     accelerator = start_accelerator(arguments, folder)
     check_sharding(accelerator)

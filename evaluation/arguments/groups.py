@@ -36,7 +36,7 @@ class MeasuringArguments(Arguments):
 
 @dataclass
 class MachineArguments(MeasuringArguments):
-    """Where and how fast."""
+    """Device and batch size."""
 
     group: ClassVar[str] = "Speed and memory"
 
@@ -62,7 +62,7 @@ class MachineArguments(MeasuringArguments):
 
 @dataclass
 class AutoencoderArguments(Arguments):
-    """What is measured."""
+    """The autoencoder to measure."""
 
     group: ClassVar[str] = "Autoencoder"
 
@@ -75,7 +75,7 @@ class AutoencoderArguments(Arguments):
 
 @dataclass
 class ImageArguments(AutoencoderArguments):
-    """What it is measured on."""
+    """The images to measure it on."""
 
     group: ClassVar[str] = "Images"
 
@@ -108,7 +108,7 @@ class ImageArguments(AutoencoderArguments):
 
 @dataclass
 class FeatureNetworkArguments(Arguments):
-    """In which features distances are measured."""
+    """The features in which distances are measured."""
 
     group: ClassVar[str] = "Feature network"
 
@@ -130,7 +130,7 @@ class FeatureNetworkArguments(Arguments):
 
 @dataclass
 class FeatureCacheArguments(FeatureNetworkArguments):
-    """Whether computed features are kept."""
+    """Caching of computed features."""
 
     feature_cache: Path | None = option(
         None, "Folder in which computed features are kept; the package's cache folder if unset.", metavar="FOLDER"

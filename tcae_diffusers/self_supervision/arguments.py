@@ -9,7 +9,7 @@ from . import available_methods
 
 @dataclass
 class SelfSupervisionArguments(Arguments):
-    """What the tokens of a tokenizer learn beside reconstruction."""
+    """Self-supervised training of the tokens, in addition to reconstruction."""
 
     group: ClassVar[str] = "Self-supervision"
 

@@ -8,7 +8,7 @@ from ..arguments import Arguments, option
 
 @dataclass
 class RunFolderArguments(Arguments):
-    """Where a run lives, and how it is continued."""
+    """The folder of a run, and how it resumes."""
 
     group: ClassVar[str] = "Run"
 
@@ -90,7 +90,7 @@ class OptimizerArguments(Arguments):
 
 @dataclass
 class EMAArguments(Arguments):
-    """The averaged weights, which are what is saved in the end."""
+    """The averaged weights, which are saved at the end."""
 
     group: ClassVar[str] = "Averaged weights"
 
@@ -130,7 +130,7 @@ class ComputeArguments(Arguments):
 
 @dataclass
 class LoggingArguments(Arguments):
-    """What is written down along the way."""
+    """Logging during training."""
 
     group: ClassVar[str] = "Logging"
 
