@@ -1,4 +1,4 @@
-"""One entry to everything that is measured: `python -m tcae_diffusers.evaluation <what> ...`, also `tcae-evaluate`."""
+"""Entry point of all evaluation commands: `python -m tcae_diffusers.evaluation <what> ...`, also `tcae-evaluate`."""
 
 from __future__ import annotations
 

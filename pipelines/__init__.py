@@ -1,4 +1,4 @@
-"""The diffusers pipeline of this project and what stands around it: export with code, images of any size."""
+"""The diffusers pipeline of this package, export with its code, and images of any size."""
 
 from .image_processing import PaddingImageProcessor
 from .pipeline_tc_dit import TCDiTPipeline

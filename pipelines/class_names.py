@@ -1,4 +1,4 @@
-"""Which class a name stands for."""
+"""Finding classes by name."""
 
 import difflib
 import unicodedata
@@ -9,7 +9,7 @@ class ClassNames:
     """
     Finds classes by name.
 
-    A name is looked up as it is written, first among whole names, then among synonyms, and then once more in both
+    A name is looked up as written, first among full names, then among synonyms, and then once more in both
     without regard to case and outer spaces. So a name that one class has finds it, whatever the others are called.
 
     Args:
@@ -31,15 +31,16 @@ class ClassNames:
                 self._folded.setdefault(folded, []).append(class_id)
 
     def ids_of(self, name: str) -> list[int]:
-        """All classes that `name` stands for equally well; more than one means that it is ambiguous."""
+        """All classes that `name` matches equally well; more than one means that it is ambiguous."""
         return self._whole.get(name) or self._synonyms.get(name) or self._folded.get(_folded(name), [])
 
     def id_of(self, name: str) -> int:
         """
-        The class that `name` stands for.
+        The class that `name` matches.
 
         Raises:
-            ValueError: for a name that no class has (the message has near ones) or several have (it lists their ids).
+            ValueError: if no class has this name (the message suggests similar ones) or several have it (it lists
+            their ids).
         """
         class_ids = self.ids_of(name)
         if len(class_ids) > 1:

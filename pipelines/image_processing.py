@@ -1,4 +1,4 @@
-"""Images of any size through an autoencoder that wants multiples of its compression ratio."""
+"""Images of any size for autoencoders that need multiples of their compression ratio."""
 
 import PIL.Image
 import torch
@@ -9,7 +9,7 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 
 class PaddingImageProcessor(VaeImageProcessor):
     r"""
-    Pads instead of resizing, and crops what comes back, so that every pixel keeps its place and value.
+    Pads instead of resizing, and crops the result, so that every pixel keeps its position and value.
 
     ```py
     >>> processor = PaddingImageProcessor(vae_scale_factor=vae.spatial_compression_ratio)

@@ -2,8 +2,8 @@
 """`TCDiTPipeline`: class-conditional image generation with a diffusion transformer in the latent space of an
 autoencoder.
 
-Beside torch and diffusers it imports a sibling only, so that an export can carry both to people who do not have this
-package; see `tcae_diffusers.pipelines.remote_code_export`.
+Besides torch and diffusers it imports only sibling modules, so that an export can include them for people who do not
+have this package; see `tcae_diffusers.pipelines.remote_code_export`.
 """
 
 import inspect
@@ -43,7 +43,7 @@ EXAMPLE_DOC_STRING = """
 
 class TCDiTPipeline(DiffusionPipeline):
     r"""
-    Draws images of given classes: noise -> diffusion transformer and scheduler -> latent -> autoencoder -> image.
+    Generates images of given classes: noise -> diffusion transformer and scheduler -> latent -> autoencoder -> image.
 
     The model's prediction must fit the scheduler, and the pipeline checks that it does:
 
@@ -59,7 +59,7 @@ class TCDiTPipeline(DiffusionPipeline):
             Decodes latents to images in `[-1, 1]`. Latents are `(B, C, H / ratio, W / ratio)`.
         transformer ([`~diffusers.DiTTransformer2DModel`] or a model with its signature):
             Called as `transformer(hidden_states, timestep=, class_labels=, return_dict=)` with `hidden_states` of
-            shape `(B, C, h, w)`. The null class, which stands for "no label", is the last row of its class table. A
+            shape `(B, C, h, w)`. The null class, for "no label", is the last row of its class table. A
             transformer without diffusers' `LabelEmbedding` names it with `null_class_id` in its config, and the number
             of classes with `num_classes`.
         scheduler ([`~diffusers.SchedulerMixin`]):
@@ -146,7 +146,7 @@ class TCDiTPipeline(DiffusionPipeline):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, the null class not counted; `None` if it cannot be told. Names count before the rows of
+        """Number of classes without the null class; `None` if unknown. Names count before the rows of
         the transformer's table, which may have unused ones so that its null class is the stock pipeline's 1000."""
         return max(self.id2label) + 1 if self.id2label else self._transformer_num_classes
 
@@ -157,7 +157,7 @@ class TCDiTPipeline(DiffusionPipeline):
 
     @property
     def null_class_id(self) -> int | None:
-        """Class id that stands for "no label"; `None` for a transformer trained without one."""
+        """Class id for "no label"; `None` for a transformer trained without one."""
         if "null_class_id" in self.transformer.config:
             return self.transformer.config.null_class_id
         for module in self.transformer.modules():
@@ -200,11 +200,12 @@ class TCDiTPipeline(DiffusionPipeline):
 
         Args:
             label (`str` or `list[str]`):
-                Names as in `id2label`, whole or one of their synonyms. What is not found as it is written is looked up
-                without regard to case.
+                Names as in `id2label`, in full or one of their synonyms. A name that is not found as written is looked
+                up case-insensitively.
 
         Raises:
-            ValueError: for a name that no class has (the message has near ones) or several have (it lists their ids).
+            ValueError: if no class has this name (the message suggests similar ones) or several have it (it lists
+            their ids).
         """
         if not self.id2label:
             raise ValueError(f"Class name {label!r} given, but this pipeline has no id2label; pass class ids instead.")
@@ -245,7 +246,7 @@ class TCDiTPipeline(DiffusionPipeline):
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
-        """Raises a `ValueError` that names the offending value for what could only fail later or draw wrong images."""
+        """Raises a `ValueError` for values that would fail only later or generate wrong images."""
         scheduler_type = scheduler_prediction_type(self.scheduler)
         if scheduler_type != self.config.prediction_type:
             fix = f'prediction_type="{self.config.prediction_type}"'
@@ -307,8 +308,8 @@ class TCDiTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
     ) -> torch.Tensor:
         """
-        The starting noise `(B, C, h, w)` in fp32: the sampler's state is kept in fp32 whatever the models' dtype is,
-        so rounding does not add up over the steps and the same seed starts from the same noise.
+        The initial noise `(B, C, h, w)` in fp32. The sampler's state is kept in fp32 whatever the models' dtype, so
+        that rounding errors do not accumulate and a seed always gives the same noise.
         """
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -415,7 +416,7 @@ class TCDiTPipeline(DiffusionPipeline):
 
         Args:
             class_labels (`int`, `str`, `torch.Tensor` or lists of them):
-                Class ids or names. `[[1], [2]]` is read as `[1, 2]`. `pipe.null_class_id` draws without a class.
+                Class ids or names. `[[1], [2]]` is read as `[1, 2]`. `pipe.null_class_id` generates unconditionally.
             height, width (`int`, *optional*):
                 Size in pixels, multiples of the compression ratio times the patch size. Default: the size trained on.
             num_inference_steps (`int`, defaults to 50):
@@ -531,11 +532,10 @@ class TCDiTPipeline(DiffusionPipeline):
 
 def scheduler_prediction_type(scheduler: SchedulerMixin) -> str:
     """
-    What `scheduler` takes the model's output for: `"flow_prediction"`, `"epsilon"`, `"v_prediction"` or `"sample"`.
+    How `scheduler` interprets the model's output: `"flow_prediction"`, `"epsilon"`, `"v_prediction"` or `"sample"`.
 
     Raises:
-        ValueError: for `"flow_prediction"` on the noise schedule of a variance-preserving diffusion, which draws noise
-        only.
+        ValueError: for `"flow_prediction"` with a variance-preserving noise schedule, which would generate only noise.
     """
     if scheduler.__class__.__name__.startswith("FlowMatch"):
         return "flow_prediction"

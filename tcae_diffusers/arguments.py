@@ -40,7 +40,7 @@ def option(
 
     Args:
         default: `dataclasses.MISSING` for an option that must be given; `None` is read as "unset".
-        help (`str`): A sentence that stands alone; `--help` adds the default.
+        help (`str`): A complete sentence; `--help` adds the default.
         positional (`bool`, defaults to `False`): Read without `--name`; a list takes all that is left.
         metavar (`str` or `tuple`, *optional*): Stands for the value in `--help`; a tuple for each value of a tuple.
         choices (`Sequence`, *optional*): What the value may be, where a `Literal` cannot say it.

@@ -1,4 +1,4 @@
-"""The one exception that stands for "the user gave something we cannot evaluate"."""
+"""The exception for input that a user can correct."""
 
 
 class InputError(ValueError):

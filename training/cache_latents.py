@@ -192,7 +192,7 @@ def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path
 
 
 def export_dataset(cache: LatentCache, folder: Path) -> None:
-    """Write the cache as a `datasets` dataset, replaced as a whole."""
+    """Write the cache as a `datasets` dataset, replaced atomically."""
     from tcae_diffusers.data.latents.dataset_export import latent_cache_to_dataset
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     accelerator = start_accelerator(arguments, folder)
     check_sharding(accelerator)
     autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
-    # Those of weights that were trained before: training moves the latents, cache_latents measures them anew.
+    # Statistics of the initial weights: training changes the latents, and cache_latents measures them again.
     adapt(autoencoder).reset_statistics()
     resolve_sizes(arguments, autoencoder)
     method = build_method(arguments, adapt(autoencoder))

@@ -1,4 +1,4 @@
-"""A whole comparison of several tokenizers from one YAML file; what is done already is not done again."""
+"""A complete comparison of several tokenizers from one YAML file; existing results are reused."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     A folder name for each class, all different, also where upper and lower case are the same.
 
     The class name itself, if it can be the name of a folder anywhere; else `class-<label>`, followed by what of the
-    name can be kept. The class names themselves stand in the manifest.
+    name can be kept. The class names themselves are in the manifest.
     """
     same = Counter(map(_as_file_systems_compare, class_names))
     width = len(str(len(class_names) - 1))

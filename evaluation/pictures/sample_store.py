@@ -1,4 +1,5 @@
-"""Where drawn samples are kept: PNG files, each written whole or not at all, so that an interrupted run goes on.
+"""Storage of generated samples: PNG files, each written completely or not at all, so that an interrupted run can
+resume.
 
 | layout | files |
 |---|---|
@@ -119,12 +120,12 @@ class SampleStore:
         return self.output.is_file() if self.layout == "npz" else (self.folder / MANIFEST).is_file()
 
     def path(self, index: int) -> Path:
-        """Where image `index` lies."""
+        """Path of image `index`."""
         file = f"{index:06d}.png"
         return self.folder / (self._class_folders[self.labels[index]] if self.layout == "folder" else "") / file
 
     def missing(self, indices: range) -> list[int]:
-        """Those of `indices` that are not drawn yet."""
+        """Those of `indices` that are not generated yet."""
         return [index for index in indices if not self.path(index).is_file()]
 
     def write(self, index: int, pixels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Puts the figures of several results side by side and says which differences are larger than their intervals."""
+"""Puts the figures of several results side by side and determines which differences are significant."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def format_number(value: float | None) -> str:
 
 
 def describe_figure(figure: Figure, of: str = "images") -> str:
-    """One line: name, value with its interval, number of images, and what stands beside it."""
+    """One line: name, value with its interval, number of images, floor and baseline."""
     spread = "" if figure.interval is None else f" ± {figure.interval:.2g}"
     line = f"{figure.name}: {figure.value:.4f}{spread} over {figure.samples} {of}"
     if figure.floor is not None:

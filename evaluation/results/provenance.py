@@ -1,4 +1,4 @@
-"""What a figure needs beside it to be worth something: versions, machine, command."""
+"""The provenance of a figure: versions, machine, command."""
 
 from __future__ import annotations
 

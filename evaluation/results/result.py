@@ -110,7 +110,7 @@ class Result:
 
     @property
     def folder(self) -> Path:
-        """Where its file lies, and its pictures beside it."""
+        """Folder of its file and pictures."""
         return self.path.parent
 
     def describe(self) -> list[str]:

@@ -1,5 +1,5 @@
 """
-Runs a command inside a larger one, unless its result is there already.
+Runs a command inside a larger one, unless its result already exists.
 
 A result is what was wanted if it was measured with the same arguments on the same content: it records both. Content is
 what files hold, not what they are called or dated, and links are followed; the hashes are remembered by the state of

@@ -1,4 +1,4 @@
-"""Where this package keeps what it computed once: rasterised images, features, hashes of files."""
+"""The folder in which this package caches rasterised images, features and file hashes."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How far a figure would move if other images had been drawn: 95 % intervals.
+"""95 % confidence intervals: how far a figure would move if other images had been drawn.
 
 The intervals are delete-a-group jackknives (Shao and Tu 1995, section 2.3): the images of each side are divided at
 random into ten groups, the figure is computed ten times with one group left out on both sides, and the spread of the

@@ -1,4 +1,4 @@
-"""A figure: a number, and what must stand beside it for the number to mean something."""
+"""A figure: a number together with what gives it meaning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Estimate:
         return self if interval is None else replace(self, interval=interval, interval_method=method)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready: what is `None` is left out, and `details` stand beside the rest."""
+        """JSON-ready: entries that are `None` are omitted, and `details` are merged in."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "details"}
         return {name: _stored(value) for name, value in own.items() if value is not None} | self.details
 

@@ -27,7 +27,7 @@ def merged(parts: list[FrechetStatistics]) -> FrechetStatistics:
 
 
 def frechet_interval_of_groups(first: list[FrechetStatistics], second: list[FrechetStatistics]) -> float | None:
-    """Interval of a Fréchet distance from statistics per group, for sets that were never in memory as a whole.
+    """Interval of a Fréchet distance from statistics per group, for sets that were never in memory at once.
 
     Args:
         first, second: One entry per group; where images are pairs (original and reconstruction), a pair is in one

@@ -4,7 +4,7 @@ structure loss).
 
 A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; `1 - A2 / A1` is what
 the paper calls structure loss. Features are averaged over positions (global average pooling), standardised, and probed
-with a learning-rate sweep; k-NN stands beside it because it trains nothing.
+with a learning-rate sweep; k-NN is reported too because it trains nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Foreign checkpoints to [`AutoencoderTC`]: one weight file and a map from its keys to ours.
+r"""Conversion of foreign checkpoints to [`AutoencoderTC`]: a weight file and a map from its keys to the model's.
 
     python -m tcae_diffusers.models.convert weights.ckpt out/ --config tc-ae-f32c128 --key_map map.json
 
@@ -54,7 +54,7 @@ def convert_checkpoint(
     state_dict_key: str | None = None,
 ) -> AutoencoderTC:
     """
-    Builds an [`AutoencoderTC`] from weights that are laid out otherwise.
+    Builds an [`AutoencoderTC`] from weights in another layout.
 
     Args:
         checkpoint (`str`, `os.PathLike` or state dict):

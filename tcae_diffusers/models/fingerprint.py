@@ -90,7 +90,7 @@ def weights_sha256(state_dict: dict[str, torch.Tensor]) -> str:
 
 
 def model_fingerprint(model: torch.nn.Module) -> dict[str, str]:
-    """`config_sha256` and `weights_sha256` of a whole model: equal weights have one hash wherever they are stored."""
+    """`config_sha256` and `weights_sha256` of a model: equal weights have equal hashes, wherever they are stored."""
     return {
         "config_sha256": config_sha256(getattr(model, "config", {})),
         "weights_sha256": sha256_of_tensors(model.state_dict()),

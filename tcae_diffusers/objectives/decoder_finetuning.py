@@ -1,4 +1,4 @@
-"""The module of phase 2: an autoencoder whose decoder alone learns (paper, section 3: decoder fine-tuning)."""
+"""The module of phase 2: an autoencoder whose decoder is fine-tuned (paper, section 3: decoder fine-tuning)."""
 
 import torch
 from torch import nn

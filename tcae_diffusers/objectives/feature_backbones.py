@@ -103,7 +103,7 @@ def build_feature_backbone(name: str, path: str | None = None, **options: Any) -
         options: of the class of that name.
 
     Raises:
-        InputError: unknown name, or weights that cannot be had.
+        InputError: unknown name, or weights that are not available.
     """
     if name == "efficientnet-lite0":
         return EfficientNetLiteFeatures(weights_path=path, **options)

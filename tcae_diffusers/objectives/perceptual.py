@@ -1,6 +1,6 @@
 """
-Perceptual distances with gradient to the reconstruction: LPIPS, and a distance of EfficientNet-Lite features for where
-LPIPS's backbone cannot be had. The two are different measures, and their names and figures must not be mixed.
+Perceptual distances with gradient to the reconstruction: LPIPS, and a distance of EfficientNet-Lite features for use
+without LPIPS's backbone. The two are different measures, and their names and figures must not be mixed.
 """
 
 import os
@@ -104,7 +104,7 @@ class EfficientNetFeatureLoss(FrozenNetwork):
     Distance of EfficientNet-Lite0 features: at each of five depths, the squared distance of channel-normalised
     features, averaged over positions, then over depths. Between 0 and 4.
 
-    It has LPIPS's form without its human-calibrated weights: a loss for training where no LPIPS backbone is to be had,
+    It has LPIPS's form without its human-calibrated weights: a training loss for when no LPIPS backbone is available,
     never a figure to report as LPIPS.
 
     Args:
@@ -144,7 +144,7 @@ def build_perceptual_loss(name: str, weights_path: str | None = None) -> FrozenN
 
     Raises:
         ValueError: unknown name.
-        FileNotFoundError: weights that are neither there nor to be downloaded.
+        FileNotFoundError: if the weights are neither present nor downloadable.
     """
     if name == "none":
         return None

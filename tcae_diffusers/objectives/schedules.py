@@ -2,7 +2,7 @@
 Schedules as pure functions of the step, so that a resumed run needs one integer and no scheduler state.
 
 A step is counted in optimizer steps from 0; `total_steps` is the length of the run. Steps outside the run are clamped
-to its ends, so a run that is asked to go on past its end keeps the final values.
+to its ends, so a run extended beyond its end keeps the final values.
 """
 
 import math

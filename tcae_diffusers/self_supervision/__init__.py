@@ -1,9 +1,9 @@
 """
-Self-supervised methods that train the tokens of a tokenizer beside its reconstruction.
+Self-supervised methods that train the tokens of a tokenizer in addition to reconstruction.
 
-A method is one file in `methods/`, named as `--ssl` names it, with a function `build(arguments, adapter, options)`
-that returns a [`method.SelfSupervision`]; `options` is its own dataclass `Options`, filled from `--ssl_options`, or
-`None` without one. Nothing else has to know of it.
+A method is one file in `methods/` with the name that `--ssl` takes, and a function `build(arguments, adapter,
+options)` that returns a [`method.SelfSupervision`]; `options` is its own dataclass `Options`, filled from
+`--ssl_options`, or `None` without one. No other file needs to change.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def available_methods() -> tuple[str, ...]:
-    """Names of the methods there are, without importing them."""
+    """Names of the available methods, without importing them."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "methods")])))
 
 
 def method_charts() -> list[Chart]:
-    """What the methods log, each chart once however many methods share it."""
+    """Charts of what the methods log, each once even if several methods share it."""
     from .method import SelfSupervision
 
     charts: list[Chart] = []

@@ -1,4 +1,4 @@
-"""The seam between the training of a tokenizer and a self-supervised method."""
+"""The interface between tokenizer training and a self-supervised method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StudentOutput:
         reconstruction (`torch.Tensor` of shape `(B, 3, H, W)`): Decoded images.
         latent (`torch.Tensor` of shape `(B, c, h, w)`): Un-normalised latent of the reconstructed images.
         kl (`torch.Tensor`, *optional*): Divergence of a sampled latent per pixel value, where the autoencoder has one.
-        method (`dict[str, torch.Tensor]`): What the method's own parts returned.
+        method (`dict[str, torch.Tensor]`): Outputs of the method's own modules.
     """
 
     reconstruction: torch.Tensor
@@ -30,17 +30,18 @@ class StudentOutput:
 
 class SelfSupervision(ABC):
     """
-    A method: which views it needs, what it trains, its loss, and what it does around an optimizer step.
+    A self-supervised method: the views it needs, the modules it trains, its loss, and what it does around an optimizer
+    step.
 
     Args:
         parts (`nn.Module`):
-            What is trained together with the autoencoder and not saved with it, such as a head. Called once per
-            forward pass as `parts(adapter, images, views)`, it runs the encoder over all that the step needs, images
-            to reconstruct included (equal sizes can share a pass), and returns what the encoder says of these, for
-            `adapter.training_latent`, and a `dict` of tensors for [`loss`].
+            Modules trained together with the autoencoder but not saved with it, such as a head. Called once per
+            forward pass as `parts(adapter, images, views)`, it runs the encoder over everything that the step needs,
+            including the images to reconstruct (equal sizes can share a pass), and returns the encoder's output for
+            these, for `adapter.training_latent`, and a `dict` of tensors for [`loss`].
     """
 
-    # What the method logs.
+    # Charts of what the method logs.
     charts: ClassVar[tuple[Chart, ...]] = ()
 
     def __init__(self, parts: nn.Module):
@@ -49,15 +50,15 @@ class SelfSupervision(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """The method in a few words, for the log and the folder of a run."""
+        """The method in a few words, for the log and for `run.json`."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to continue a run."""
+        """Settings that must match those of a checkpoint to resume from it."""
         return {}
 
     def crops(self) -> dict[str, Any]:
-        """Options of [`~data.images.multi_crop.MultiCropTransform`] that say which views an image gives."""
+        """Options of [`~data.images.multi_crop.MultiCropTransform`] for the views of an image."""
         return {}
 
     def prepare(self, batch: dict[str, torch.Tensor], generators: list[torch.Generator], device: torch.device) -> Any:
@@ -67,7 +68,7 @@ class SelfSupervision(ABC):
         Args:
             batch (`dict[str, torch.Tensor]`): From the loader, on the CPU: uint8 views and masks.
             generators (`list[torch.Generator]`):
-                One per image, on the CPU, each a function of (seed, step, slot): what is drawn from them does not
+                One per image, on the CPU, each a function of (seed, step, slot): random numbers drawn from them do not
                 depend on how a step is divided over ranks and forward passes.
         """
         return None
@@ -77,11 +78,11 @@ class SelfSupervision(ABC):
         self, output: StudentOutput, views: Any, step: int, with_diagnostics: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        The loss of one forward pass, fp32 without dimensions, and what is logged of it. Called inside autocast.
+        The loss of one forward pass, an fp32 scalar, and the values to log. Called inside autocast.
 
         Args:
-            step (`int`): Optimizer steps done.
-            with_diagnostics (`bool`): Whether this step ends with a log entry, which may cost more.
+            step (`int`): Completed optimizer steps.
+            with_diagnostics (`bool`): Whether this step is logged, so that costlier diagnostics are worth computing.
         """
 
     def after_backward(self, step: int) -> None:
@@ -93,14 +94,14 @@ class SelfSupervision(ABC):
         Called after the optimizer.
 
         Args:
-            skipped (`torch.Tensor` of shape `()`): 1.0 where the step was not finite and nothing moved, on the device.
+            skipped (`torch.Tensor` of shape `()`): 1.0 if the step was not finite and was skipped, on the device.
         """
         return
 
     def state(self) -> list[nn.Module]:
-        """Modules besides `parts` that belong into a checkpoint, such as a teacher."""
+        """Modules besides `parts` to store in a checkpoint, such as a teacher."""
         return []
 
     def warning(self, step: int, logged: dict[str, float]) -> str | None:
-        """A sentence for the log about what was logged after `step` steps, where a reader must not miss it."""
+        """A warning for the log about the values logged after `step` steps, or `None`."""
         return None

@@ -101,7 +101,7 @@ class Teacher(nn.Module):
     Moving average of the student's encoder and head, without gradient; update it with [`teacher.update_teacher`].
 
     Args:
-        encoder (`nn.Module`): The student's token encoder, copied as it stands.
+        encoder (`nn.Module`): The student's token encoder, copied in its current state.
         head ([`SelfDistillationHead`]): The student's, copied too.
         place (`str`): Which tokens the head reads.
     """

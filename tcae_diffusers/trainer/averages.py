@@ -19,7 +19,7 @@ def trained_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 def averaged_weights(model: ModelMixin, average: EMAModel) -> Iterator[ModelMixin]:
     """
     `model` with the averaged weights in eval mode inside the block, and with its own weights and modes afterwards.
-    Where these are sharded, all ranks must enter, and each gets a whole copy.
+    If they are sharded, all ranks must enter, and each gets a full copy.
 
     Args:
         average (`EMAModel`): Of the [`trained_parameters`] of `model`.

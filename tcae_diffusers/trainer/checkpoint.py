@@ -21,12 +21,12 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, is not whole, or belongs to another run."""
+    """A checkpoint cannot be written, is incomplete or damaged, or belongs to another run."""
 
 
 class CheckpointManager:
     """
-    Saves and loads the accelerator's whole state under `folder/step-<n>`.
+    Saves and loads the accelerator's complete state under `folder/step-<n>`.
 
     A checkpoint is written to a temporary folder beside its place, synced to disk, given a manifest (size and sha256
     of each file), and renamed as the last act; only then are older ones removed. A kill at any moment leaves the
@@ -144,7 +144,8 @@ class CheckpointManager:
             `dict`: its manifest, with `step` and `samples_seen`.
 
         Raises:
-            CheckpointError: if it does not exist, is not whole, or was written by a run with another identity.
+            CheckpointError: if it does not exist, is incomplete or damaged, or was written by a run with another
+            identity.
         """
         path = Path(path)
         if not path.is_dir():

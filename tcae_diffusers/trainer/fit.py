@@ -160,7 +160,7 @@ def take_step(
                 if hooks.after_backward is not None:
                     metrics |= hooks.after_backward(step)
                 metrics |= {side.grad_norm: clip_gradients(side, run.arguments) for side in sides}
-                # One side alone would go on against an opponent that stood still: all skip or none does.
+                # If only one side skipped, the other would train against a frozen opponent: all skip or none does.
                 skipped = run.guard.mark(
                     [side.optimizer for side in sides],
                     sum(metrics[side.loss] for side in sides),
@@ -196,5 +196,5 @@ def warn_of_skipped_steps(run: Run) -> None:
 
 
 def is_log_step(step: int, arguments: RunArguments) -> bool:
-    """Whether the step that starts with `step` done ends with a log entry, which wants what is too dear for others."""
+    """Whether the step after `step` completed steps is logged, with costly diagnostics."""
     return (step + 1) % arguments.log_steps == 0 or step + 1 == arguments.max_train_steps

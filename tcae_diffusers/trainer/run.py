@@ -236,7 +236,7 @@ def launch(arguments: RunArguments, start: Callable[[Any], Training]) -> None:
 
 
 def save_model(model: ModelMixin | DiffusionPipeline, folder: Path) -> None:
-    """`model.save_pretrained(folder)`, replaced as a whole: a reader sees the old model or the new one."""
+    "`model.save_pretrained(folder)`, replaced atomically: a reader sees either the old model or the new one."
     for leftover in folder.parent.glob(f".{folder.name}-*"):
         # Of a process that was killed here.
         shutil.rmtree(leftover)

@@ -1,4 +1,4 @@
-"""Training with parameters sharded over ranks (FSDP2, through accelerate): what differs from whole ones is here."""
+"""Training with parameters sharded over ranks (FSDP2, through accelerate): how it differs from unsharded training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +86,7 @@ def prepare(
         model (`nn.Module`): On FSDP2 it is sharded in place.
         units (sequence of `str`):
             Classes of the modules to gather one at a time; those that `model` has are used. The others are gathered
-            when `model` is called and stay whole until its gradients are there.
+            when `model` is called and stay gathered until its gradients are computed.
     """
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin

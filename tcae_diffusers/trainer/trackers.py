@@ -28,7 +28,7 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
     Save the arguments in the run's folder and open the trackers under the project `name`. Call it once nothing can be
     wrong with the arguments any more, a resume included.
 
-    A run that goes on from `first_step` goes on in its old entry: TensorBoard drops what a killed process logged after
+    A run that resumes from `first_step` continues its old entry: TensorBoard drops what a killed process logged after
     that step, wandb and trackio (which cannot) are told the run's id again.
     """
     if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""What the reconstruction measures cost beside the networks: the whole command's work against its forwards alone."""
+"""Overhead of the reconstruction measures: the complete command against its forward passes alone."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def run(seconds: float) -> dict[str, Any]:
         return parts.median(name) / bare
 
     share = {name: per_step(name) for name in ("data", "EMA", "teacher")}
-    # Rare and dear, so spread over the steps between two of them.
+    # Rare and expensive, so the cost is spread over the steps in between.
     share["logging"] = sum(parts.seconds["logging"]) / arguments.log_steps / bare
     share["checkpoints"] = per_step("checkpoint") / arguments.checkpointing_steps
     script = clock.median("script") + bare * (share["logging"] + share["checkpoints"])

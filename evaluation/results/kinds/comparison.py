@@ -1,4 +1,4 @@
-"""Several subjects side by side, and which differences mean something."""
+"""Several subjects side by side, and which differences are significant."""
 
 from __future__ import annotations
 

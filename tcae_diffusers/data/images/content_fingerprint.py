@@ -1,4 +1,4 @@
-"""What the files of a data set hold, as one hash: the same for a copy of the folder, another after a changed byte.
+"""One hash of the content of a dataset's files: the same for a copy of the folder, different after any byte changes.
 
 Every file is read once. Its hash is kept in the package's cache folder beside the file's size, times and inode, and is
 taken from there for as long as these are the same: later runs, and the other ranks of the first, only look at files.

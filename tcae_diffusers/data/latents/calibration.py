@@ -23,7 +23,7 @@ _DEVIATIONS = (0.5, 2.0)
 def write_statistics(cache: LatentCache, folder: Path) -> None:
     """
     Put the cache's statistics into every weights file of the tokenizer saved in `folder` that holds such buffers (any
-    shard, variant or format), and load it to see that they count. Each file is replaced as a whole.
+    shard, variant or format), and load it to check that they take effect. Each file is replaced atomically.
 
     Raises:
         LatentCacheError: A channel never varies, or the tokenizer does not load with the statistics.

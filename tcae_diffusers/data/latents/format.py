@@ -85,7 +85,7 @@ def write_cache_file(path: Path, content: bytes) -> None:
 
 
 def explain_write_error(error: OSError, path: Path, size: int) -> OSError:
-    """`error` with words about the cache; the finished shards stay, so the same command goes on from there."""
+    """`error` with a message about the cache; finished shards are kept, so the same command resumes."""
     hints = {
         errno.ENOSPC: f"the disk is full and {size / 2**20:.1f} MiB are needed; free some space and run again",
         errno.EDQUOT: f"the disk quota is exceeded and {size / 2**20:.1f} MiB are needed; free some space and run "

@@ -1,4 +1,4 @@
-"""The shard that is being filled: what it accepts, and when it counts as whole."""
+"""The shard being filled: what it accepts, and when it is complete."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

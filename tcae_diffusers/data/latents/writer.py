@@ -157,7 +157,7 @@ class LatentShardWriter:
 
     @property
     def is_finalized(self) -> bool:
-        """Whether the manifest stands: nothing is left to do."""
+        """Whether the manifest is written, so that nothing is left to do."""
         return (self.path / MANIFEST).exists()
 
     def is_complete(self, shard: LatentShard) -> bool:
@@ -176,7 +176,7 @@ class LatentShardWriter:
         return self.path / Path(shard_file(shard.number)).with_suffix(".json")
 
     def pending_shards(self, rank: int = 0, world_size: int = 1) -> list[LatentShard]:
-        """The shards that `rank` has still to write: a contiguous share of those that nobody has finished."""
+        """The shards that `rank` still has to write: a contiguous share of the unfinished ones."""
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not within [0, world_size={world_size})")
         # Shares are of all shards, not of the unfinished: ranks that look at different moments must not overlap.

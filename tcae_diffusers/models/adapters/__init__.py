@@ -1,9 +1,9 @@
 """
-Access to any autoencoder of diffusers. They answer in three dialects (`.latent`, `.latents`, `.latent_dist`) and two
-pixel ranges, and name their sizes in four ways; what is done about each stands here and nowhere else.
+Access to any autoencoder of diffusers. They return latents in three ways (`.latent`, `.latents`, `.latent_dist`),
+use two pixel ranges and name their sizes in four ways; all of these differences are handled here and nowhere else.
 
-A class that needs more than [`AutoencoderAdapter`] gets a file of its own in this folder, whose adapter names the
-class: importing this package is all that makes it known.
+A class that needs more than [`AutoencoderAdapter`] gets its own file in this folder, with an adapter that lists the
+class in `model_classes`; importing this package registers it.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What every autoencoder of diffusers can be asked, and how the usual one answers."""
+"""The interface to diffusers autoencoders, and its implementation for the usual ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AutoencoderAdapter:
     """
     Access to one autoencoder, with images in [-1, 1] and latents as its `encode` returns them.
 
-    Make it with [`adapt`], which chooses the class; it holds no state and costs nothing.
+    Create it with [`adapt`], which selects the class; it is stateless and free to create.
 
     Args:
         model (`ModelMixin`): Any autoencoder of diffusers.
@@ -27,7 +27,7 @@ class AutoencoderAdapter:
 
     # Classes that an adapter is for.
     model_classes: ClassVar[tuple[str, ...]] = ()
-    # First parts of the names of what comes after the latent.
+    # Top-level submodules that come after the latent.
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "post_quant_conv")
     # Places in the encoder where its tokens can be read.
     token_places: ClassVar[tuple[str, ...]] = ("last",)
@@ -156,7 +156,7 @@ class AutoencoderAdapter:
         """
         A module called with `(images, token_mask=None, mask_token=None)` that returns tokens as
         [`~models.tcae.autoencoder_tc.AutoencoderTCFeatures`] has them (`first_stage` and what belongs to it may be
-        `None`), made of the model's own parts; `None` for a class whose tokens nobody has named.
+        `None`), made of the model's own parts; `None` for a class without known tokens.
         """
         return None
 

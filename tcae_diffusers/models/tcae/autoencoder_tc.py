@@ -1,7 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """TC-AE: a ViT autoencoder with staged token compression ("TC-AE: Unlocking Token Capacity for Deep Compression
-Autoencoders", arXiv 2604.07340). The model is in this file and reads from top to bottom, but for rotary positions
-and tiles."""
+Autoencoders", arXiv 2604.07340). The model is in this file, except for rotary positions and tiling, and reads from top
+to bottom."""
 
 import difflib
 import math
@@ -31,7 +31,7 @@ from ..tiling import TilingMixin, apply_in_tiles
 @dataclass
 class AutoencoderTCEncoderOutput(BaseOutput):
     """
-    Output of [`AutoencoderTC.encode`], readable in the three dialects of diffusers callers.
+    Output of [`AutoencoderTC.encode`], readable through each of the accessors that diffusers callers use.
 
     Args:
         latent (`torch.Tensor` of shape `(B, latent_channels, H / ratio, W / ratio)`):

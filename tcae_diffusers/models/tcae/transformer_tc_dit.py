@@ -1,7 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, after
 LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm and 2D rotary positions, and with QK-norm, which LightningDiT
-offers too but trains without. The model is in this file and reads from top to bottom, but for rotary positions."""
+offers too but trains without. The model is in this file, except for rotary positions, and reads from top to bottom."""
 
 import difflib
 from collections.abc import Callable
@@ -31,9 +31,9 @@ TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
 
 def sincos_position_embedding(height: int, width: int, dim: int, base_size: int, device: torch.device) -> torch.Tensor:
     """
-    Fixed absolute positions, fp32 `(height * width, dim)`, beside the rotary ones as in LightningDiT: where in the
-    picture a token lies. Any grid is stretched over the `base_size` positions of the trained one, so that the middle
-    of a larger picture is still the middle.
+    Fixed absolute positions, fp32 `(height * width, dim)`, in addition to the rotary ones, as in LightningDiT. Any
+    grid is scaled to the `base_size` positions of the training grid, so that the centre of a larger picture is still
+    the centre.
     """
     exponent = torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4)
     frequencies = 10_000**-exponent
@@ -151,10 +151,9 @@ class TCDiTBlock(nn.Module):
 
 
 class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
-    r"""
-    Class-conditional diffusion transformer with the signature of [`~diffusers.DiTTransformer2DModel`], for
-    [`TCDiTPipeline`] and the stock [`~diffusers.DiTPipeline`]. Any latent height and width, also non-square ones and
-    others than trained on.
+    r"""Class-conditional diffusion transformer with the signature of [`~diffusers.DiTTransformer2DModel`], for
+    [`TCDiTPipeline`] and the stock [`~diffusers.DiTPipeline`]. Any latent height and width, including non-square ones
+    and ones not seen in training.
 
     Args:
         num_attention_heads (`int`, defaults to 16): Attention heads.

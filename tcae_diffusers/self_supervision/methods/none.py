@@ -1,4 +1,4 @@
-"""Reconstruction alone: the paper's ablation, and the way for autoencoders whose tokens nobody has named."""
+"""Reconstruction alone: the paper's ablation, and the only choice for autoencoders without known tokens."""
 
 import torch
 from torch import nn
