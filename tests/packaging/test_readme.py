@@ -1,0 +1,64 @@
+"""The commands in README.md and docs/evaluation.md are understood, and the files that they link to exist."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.training.cache_latents import CacheArguments
+from tcae_diffusers.training.train_dit import DiTArguments
+from tcae_diffusers.training.train_tcae import TokenizerArguments
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/evaluation.md")
+SCRIPTS = {
+    "training/train_tcae.py": TokenizerArguments,
+    "training/cache_latents.py": CacheArguments,
+    "training/train_dit.py": DiTArguments,
+}
+EVALUATION = (["tcae-evaluate"], ["python", "-m", "tcae_diffusers.evaluation"])
+
+
+def commands():
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield pytest.param(words, id=f"{page} {' '.join(words[:4])}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_are_understood(words):
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[:2] == ["accelerate", "launch"]:
+        parse_arguments(SCRIPTS[words[2]], words[3:])
+    else:
+        (program,) = (prefix for prefix in EVALUATION if words[: len(prefix)] == prefix)
+        command, *argv = words[len(program) :]
+        run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
+        parse_arguments(get_type_hints(run)["arguments"], argv)
+
+
+def test_there_are_commands_on_both_pages():
+    assert {parameter.id.split()[0] for parameter in commands()} == set(PAGES)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_to_files_and_headings(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in links:
+        file, _, heading = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, link
