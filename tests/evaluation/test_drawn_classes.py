@@ -130,9 +130,9 @@ def test_synonyms_match_and_classes_without_images_stay_empty(save_pipeline, tmp
 @pytest.mark.parametrize(
     ("drawn", "data", "problem"),
     [
-        (["circles", "squares"], ["cat", "dog"], "'cat', which stands for none of the 2 classes"),
-        (["circles", "squares"], ["circles", "squares", "stars"], "'stars', which stands for none of"),
-        (["A", "a", "B"], [" A"], "' A', which stands for several of the 3"),
+        (["circles", "squares"], ["cat", "dog"], "'cat', which matches none of the 2 classes"),
+        (["circles", "squares"], ["circles", "squares", "stars"], "'stars', which matches none of"),
+        (["A", "a", "B"], [" A"], "' A', which matches several of the 3"),
         (
             ["tench, Tinca tinca", "B"],
             ["tench", "Tinca tinca"],
@@ -170,7 +170,7 @@ def test_other_labels_do_not_mix_into_a_set(pipeline_folder, drawn, capsys):
     before = files_below(drawn)
     class_folder_set(drawn.parent / "data", {"squares": 10})
     assert draw_again(pipeline_folder, drawn) == 2
-    assert "images_per_class[0]: 6 there, 2 now" in capsys.readouterr().err
+    assert "images_per_class[0]: 6 before, 2 now" in capsys.readouterr().err
     assert files_below(drawn) == before
 
 
@@ -180,12 +180,12 @@ def test_other_class_names_do_not_mix_into_a_set(save_pipeline, pipeline_folder,
     shutil.rmtree(drawn.parent / "data")
     (drawn.parent / "rings").rename(drawn.parent / "data")
     assert draw_again(renamed, drawn) == 2
-    assert "classes[1]: 'squares' there, 'rings' now" in capsys.readouterr().err
+    assert "classes[1]: 'squares' before, 'rings' now" in capsys.readouterr().err
 
 
 def test_another_layout_does_not_mix_into_a_set(pipeline_folder, drawn, capsys):
     assert draw_again(pipeline_folder, drawn, "--layout", "flat") == 2
-    assert "layout: 'folder' there, 'flat' now" in capsys.readouterr().err
+    assert "layout: 'folder' before, 'flat' now" in capsys.readouterr().err
     assert len(list(drawn.rglob("*.png"))) == 9
 
 
@@ -240,7 +240,7 @@ def test_a_complete_archive_is_compared_too(pipeline_folder, tmp_path, capsys):
     assert generate(pipeline_folder, archive, *settings) == 0
     before = files_below(tmp_path)
     assert generate(pipeline_folder, archive, *settings, "--seed", 1) == 2
-    assert "seed: 0 there, 1 now" in capsys.readouterr().err
+    assert "seed: 0 before, 1 now" in capsys.readouterr().err
     assert generate(pipeline_folder, archive, *settings) == 0
     assert files_below(tmp_path) == before
     (tmp_path / "set.json").unlink()
@@ -269,7 +269,7 @@ def test_a_sampling_shift_changes_the_samples_and_stands_in_the_settings(pipelin
     assert noted["timestep_shift"] == 3.0
     assert noted["scheduler"]["shift"] == 1.0
     assert generate(pipeline_folder, tmp_path / "plain", *settings, "--timestep_shift", 3) == 2
-    assert "timestep_shift: None there, 3.0 now" in capsys.readouterr().err
+    assert "timestep_shift: None before, 3.0 now" in capsys.readouterr().err
 
 
 def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_folder, tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_a_learning_rate_at_an_end_of_the_grid_is_warned_of(monkeypatch, caplog)
     result = probe_digits()
     assert result.learning_rate == 1e-2
     assert result.is_at_end_of_grid
-    assert "chose learning rate 0.01, an end of the grid from 0.0001 to 0.01" in caplog.text
+    assert "chose learning rate 0.01, an endpoint of the grid from 0.0001 to 0.01" in caplog.text
 
 
 def test_units_and_dead_dimensions_do_not_matter():

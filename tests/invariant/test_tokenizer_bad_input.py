@@ -70,7 +70,7 @@ CASES = {
     "missing data folder": (lambda t: {"train_data": t / "nowhere"}, ["nowhere", "does not exist"]),
     "data folder is a file": (lambda t: {"train_data": text_file(t / "file", "")}, ["is a file", "root/class"]),
     "no class folder": (lambda t: {"train_data": folder_without_classes(t / "flat")}, ["no class folder"]),
-    "empty class": (lambda t: {"train_data": folder_with_an_empty_class(t / "data")}, ["empty", "holds no image"]),
+    "empty class": (lambda t: {"train_data": folder_with_an_empty_class(t / "data")}, ["empty", "contains no images"]),
     "only broken images": (lambda t: {"train_data": folder_of_broken_images(t / "data")}, ["none of the 3 images"]),
     "more broken images than allowed": (
         lambda t: {"train_data": folder_of_broken_images(t / "data"), "max_broken_images": 1},

@@ -161,7 +161,7 @@ def test_unreadable_files_and_configs_are_named(foreign, config, tmp_path):
     torch.save({"model": foreign, "step": 3}, tmp_path / "nested.ckpt")
     with pytest.raises(ValueError, match=r"no tensors at its top level, only \['model', 'step'\]"):
         convert_checkpoint(tmp_path / "nested.ckpt", config, {})
-    with pytest.raises(ValueError, match=r"no 'ema' of state_dict_key 'ema'; there is \['model', 'step'\]"):
+    with pytest.raises(ValueError, match=r"no 'ema' of state_dict_key 'ema', only \['model', 'step'\]"):
         convert_checkpoint(tmp_path / "nested.ckpt", config, {}, state_dict_key="ema")
     with pytest.raises(ValueError, match="config 'tc-ae-huge' is neither"):
         convert_checkpoint(foreign, "tc-ae-huge", {})

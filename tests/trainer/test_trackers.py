@@ -83,5 +83,5 @@ def test_a_tracker_that_is_not_installed_is_an_error_and_not_silence(monkeypatch
     monkeypatch.setattr("tcae_diffusers.trainer.trackers.get_available_trackers", lambda: ["tensorboard"])
     require_tracker("tensorboard")
     require_tracker("none")
-    with pytest.raises(ValueError, match="--report_to wandb: its package is not installed; pip install wandb"):
+    with pytest.raises(ValueError, match="--report_to wandb: its package is not installed; run pip install wandb"):
         require_tracker("wandb")

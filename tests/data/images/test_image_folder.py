@@ -82,7 +82,7 @@ def _break(root, case):
         ("missing", FileNotFoundError, "nowhere does not exist; expected a folder of root/class/image.png"),
         ("a file", FileNotFoundError, "file is a file; expected"),
         ("no class", ValueError, "flat has no class folders; expected root/class/image.png"),
-        ("empty class", ValueError, "empty_class holds no image"),
+        ("empty class", ValueError, "empty_class contains no images"),
     ],
 )
 def test_folders_that_cannot_serve_are_named(tmp_path, case, error, message):

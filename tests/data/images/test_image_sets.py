@@ -62,7 +62,7 @@ def test_every_kind_of_file_is_a_sample_and_a_reference(tmp_path):
 
 def test_images_beside_class_folders_are_refused(tmp_path):
     save(tmp_path / "a/0.png"), save(tmp_path / "sheet.png")
-    with pytest.raises(InputError, match=r"beside and in class folders \(sheet.png and a/0.png\)"):
+    with pytest.raises(InputError, match=r"inside and outside class folders \(a/0.png and sheet.png\)"):
         open_image_set(tmp_path)
 
 
