@@ -100,7 +100,7 @@ class _Refusal:
     def error(self, row: int, what: str, verb: str) -> InputError:
         value = repr(self.values[row].as_py())
         return InputError(
-            f"row {row} of {self.name} {what}: column {self.column!r} {verb} {value[:60]}; expected a whole number or "
-            "a string for each image. Mend the row, name another column with ?label=COLUMN, or use no labels with "
-            "?label="
+            f"row {row} of {self.name} {what}: column {self.column!r} {verb} {value[:60]}; expected an integer or a "
+            "string for each image. Fix the row, choose another column with ?label=COLUMN, or ignore the labels "
+            "with ?label="
         )

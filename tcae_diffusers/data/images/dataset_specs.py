@@ -64,7 +64,7 @@ class DatasetSpec:
             return cls(text, files, is_tar=True, **options)
         location, split = split_after_path(rest, ":")
         if not location:
-            raise InputError(f"{text!r} names no data set; expected NAME_OR_PATH[:SPLIT][?name=CONFIG]")
+            raise InputError(f"{text!r} does not specify a dataset; expected NAME_OR_PATH[:SPLIT][?name=CONFIG]")
         return cls(text, location, split=split or None, **options)
 
 
@@ -80,7 +80,7 @@ def _split_off_options(text: str) -> tuple[str, dict[str, Any]]:
         if len(values) > 1:
             raise InputError(f"{text!r} gives {key}= more than once")
         if not values[0] and key != "label":
-            raise InputError(f"{text!r} leaves {key}= empty; name one, or leave the key out")
+            raise InputError(f"{text!r} has an empty {key}=; give it a value or omit it")
         options[_KEYS[key]] = values[0]
     return location, options
 
@@ -142,21 +142,19 @@ def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str
         data_files=data_files, image=spec.image_column, label=spec.label_column or None, hash="1", **options
     )
     if not any(builder.config.data_files.values()):
-        raise InputError(f"{spec.location} names no tar file; expected a path, a glob or a URL")
+        raise InputError(f"{spec.location} does not specify a tar file; expected a path, a glob or a URL")
     return builder
 
 
 def _open_saved(spec: DatasetSpec) -> datasets.Dataset:
     if spec.config:
-        raise InputError(
-            f"{spec.location} was written by save_to_disk, which keeps no configurations; leave out name="
-        )
+        raise InputError(f"{spec.location} was written by save_to_disk, which has no configurations; omit name=")
     saved = datasets.load_from_disk(spec.location)
     if isinstance(saved, datasets.DatasetDict):
         _check_split(spec, list(saved), sliceable=False)
         return saved[spec.split or "train"]
     if spec.split not in (None, str(saved.split)):
-        raise InputError(f"{spec.location} holds one data set without splits; leave out :{spec.split}")
+        raise InputError(f"{spec.location} is a single dataset without splits; omit :{spec.split}")
     return saved
 
 
@@ -167,9 +165,11 @@ def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:
     for part in split.split("+") if sliceable else [split]:
         name, bracket, _ = part.strip().partition("[")
         if bracket and not sliceable and name in known:
-            raise InputError(f"{spec.location} gives whole splits only, not {split!r}; expected {', '.join(known)}")
+            raise InputError(
+                f"{spec.location} supports complete splits only, not {split!r}; expected {', '.join(known)}"
+            )
         if name not in known:
-            named = "" if spec.split else " (the one that is used unless another is named, as in NAME:SPLIT)"
+            named = "" if spec.split else " (the default; choose another as in NAME:SPLIT)"
             raise InputError(f"{spec.location} has no split {name!r}{named}; expected one of {', '.join(known)}")
 
 
@@ -185,7 +185,7 @@ def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetB
             ) from error
         if spec.config is None and len(configs) > 1:
             raise InputError(
-                f"{spec.location} has several configurations ({', '.join(configs)}); name one with ?name=CONFIG"
+                f"{spec.location} has several configurations ({', '.join(configs)}); choose one with ?name=CONFIG"
             ) from error
         raise
 
@@ -199,8 +199,7 @@ def _in_our_words(spec: DatasetSpec) -> Iterator[None]:
         raise
     except ConnectionError as error:
         raise InputError(
-            f"{spec.location} is no folder here, and the Hub cannot be reached to look for it there; check the path, "
-            "or the network"
+            f"{spec.location} is not a local folder, and the Hub cannot be reached; check the path or the network"
         ) from error
     except (ValueError, OSError, DatasetsError) as error:
         if isinstance(error.__cause__, InputError):

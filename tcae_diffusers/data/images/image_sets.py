@@ -73,7 +73,7 @@ class SourceImages:
         except InputError as error:
             if needs_labels:
                 raise
-            logger.warning(f"classes are left out: {error}")
+            logger.warning(f"classes are omitted: {error}")
 
     @property
     def fingerprint(self) -> str:

@@ -92,7 +92,7 @@ def build_image_source(
         return OpenMojiSource(rest, resolution=64 if resolution is None else resolution, cache_dir=cache_dir)
     if scheme == "stream":
         raise InputError(
-            f"{spec} can only be read as it comes, as --train_data of a tokenizer; use "
+            f"{spec} is a stream, which only the --train_data of a tokenizer accepts; use "
             + (rest if rest.startswith("webdataset:") else f"datasets:{rest}")
         )
     if scheme is not None:

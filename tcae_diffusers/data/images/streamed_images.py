@@ -58,7 +58,7 @@ class StreamedImages:
         self._dataset, self._files = open_stream(self.spec)
         features = self._dataset.features
         if features is None:
-            raise InputError(f"{spec} does not tell its columns before it is read; use datasets: in place of stream:")
+            raise InputError(f"{spec} does not declare its columns; use datasets: instead of stream:")
         if self.spec.label_column:
             find_label_column(features, self.spec.label_column, self.spec.name)
         self._options: dict[str, Any] = {
@@ -152,9 +152,9 @@ class StreamedImages:
         if states:
             epoch = 1 + max(position["epoch"] for state in states for position in state["positions"])
             logger.warning(
-                f"the checkpoint is of {len(states)} ranks with {len(states[0]['positions'])} readers each, this run "
-                f"has {world_size} with {readers}: the stream goes on with the start of epoch {epoch}; for the order "
-                "of the uninterrupted run use the same number of ranks and of --dataloader_num_workers"
+                f"the checkpoint was written by {len(states)} ranks with {len(states[0]['positions'])} readers each, "
+                f"but this run has {world_size} with {readers}, so the stream resumes at the start of epoch {epoch}; for "
+                "the order of the uninterrupted run use the same number of ranks and of --dataloader_num_workers"
             )
         return {"positions": [start_of_epoch(epoch)] * readers, "next_reader": 0, "broken": []}
 

@@ -156,4 +156,4 @@ def _named(tar: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise InputError(f"{tar} is damaged or no tar file ({error}); replace or remove it") from error
+        raise InputError(f"{tar} is damaged or not a tar file ({error}); replace or remove it") from error

@@ -74,13 +74,13 @@ def test_configurations_and_splits_are_chosen_by_name(configured, saved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{configured}", r"configured\d* has several configurations \(small, large\); name one with \?name=CONFIG"),
+        ("{configured}", r"configured\d* has several configurations \(small, large\); choose one with \?name=CONFIG"),
         ("{configured}?name=huge", "has no configuration 'huge'; expected name= one of small, large"),
         ("{configured}:val?name=small", "has no split 'val'; expected one of train, test"),
         ("{saved}/splits:val", "has no split 'val'; expected one of train, test"),
-        ("{saved}/splits:train[:1]", r"gives whole splits only, not 'train\[:1\]'; expected train, test"),
-        ("{saved}/single:val", "holds one data set without splits; leave out :val"),
-        ("{saved}/single?name=small", "which keeps no configurations; leave out name="),
+        ("{saved}/splits:train[:1]", r"supports complete splits only, not 'train\[:1\]'; expected train, test"),
+        ("{saved}/single:val", "is a single dataset without splits; omit :val"),
+        ("{saved}/single?name=small", "which has no configurations; omit name="),
         ("{saved}/empty", "empty cannot be read: "),
         ("{saved}/nothing", "nothing.*cannot be (read|reached)"),
     ],
@@ -93,9 +93,9 @@ def test_what_is_not_there_is_said_with_what_is(configured, saved, use, text, me
 
 
 def test_a_stream_has_whole_splits_only(configured):
-    with pytest.raises(InputError, match=r"gives whole splits only, not 'train\[:1\]'; expected train, test"):
+    with pytest.raises(InputError, match=r"supports complete splits only, not 'train\[:1\]'; expected train, test"):
         open_stream(DatasetSpec.parse(f"{configured}:train[:1]?name=small"))
-    with pytest.raises(InputError, match=r"has no split 'train' \(the one that is used.*expected one of only"):
+    with pytest.raises(InputError, match=r"has no split 'train' \(the default; choose another.*expected one of only"):
         _open_only_split(configured)
 
 
@@ -135,8 +135,8 @@ def test_a_path_may_hold_colons(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' names no data set"),
-        (":train", "':train' names no data set"),
+        ("", "'' does not specify a dataset"),
+        (":train", "':train' does not specify a dataset"),
         ("n?colour=red", "unknown key colour in 'n.colour=red'; expected name=, image=, label="),
         ("n?image=a&image=b", "gives image= more than once"),
         ("n?name=", "leaves name= empty"),
@@ -151,5 +151,5 @@ def test_texts_that_say_nothing_are_refused(text, message):
 
 @pytest.mark.parametrize(("text", "instead"), [("n:s", "datasets:n:s"), ("webdataset:a.tar", "webdataset:a.tar")])
 def test_a_stream_is_refused_where_images_are_read_at_an_index(text, instead):
-    with pytest.raises(InputError, match=f"stream:{text} can only be read as it comes.*use {instead}$"):
+    with pytest.raises(InputError, match=f"stream:{text} is a stream, which only .*use {instead}$"):
         build_image_source(f"stream:{text}")

@@ -94,7 +94,7 @@ def test_shards_without_labels_have_one_class_and_texts_may_be_labels(tmp_path):
 
 
 def test_what_is_no_tar_shard_is_said_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"\*.tar names no tar file; expected a path, a glob or a URL"):
+    with pytest.raises(InputError, match=r"\*.tar does not specify a tar file; expected a path, a glob or a URL"):
         _open(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"hello" * 400)
     for use in (_open, _streamed):

@@ -347,7 +347,9 @@ def test_a_value_beyond_float16_is_an_error_not_infinity(tmp_path):
     writer = _writer(tmp_path, dtype="float16", views=("latents",))
     with writer.open_shard(writer.shards[0]) as out:
         out.add(range(8), {"latents": torch.full((8, *SHAPE), 1e5)}, [0] * 8)
-    with pytest.raises(ValueError, match="reach 100000, beyond the range of float16; cache them as bfloat16 or float32"):
+    with pytest.raises(
+        ValueError, match="reach 100000, beyond the range of float16; cache them as bfloat16 or float32"
+    ):
         writer.flush()
 
 
