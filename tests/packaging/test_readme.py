@@ -26,7 +26,8 @@ EVALUATION = (["tcae-evaluate"], ["python", "-m", "tcae_diffusers.evaluation"])
 def commands():
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for block in (block for language, block in blocks if language in ("", "bash")):
             for line in block.replace("\\\n", " ").splitlines():
                 if words := shlex.split(line, comments=True):
                     yield pytest.param(words, id=f"{page} {' '.join(words[:4])}")

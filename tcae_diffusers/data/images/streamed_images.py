@@ -153,8 +153,8 @@ class StreamedImages:
             epoch = 1 + max(position["epoch"] for state in states for position in state["positions"])
             logger.warning(
                 f"the checkpoint was written by {len(states)} ranks with {len(states[0]['positions'])} readers each, "
-                f"but this run has {world_size} with {readers}, so the stream resumes at the start of epoch {epoch}; for "
-                "the order of the uninterrupted run use the same number of ranks and of --dataloader_num_workers"
+                f"but this run has {world_size} with {readers}, so the stream resumes at the start of epoch {epoch}; "
+                "for the order of the uninterrupted run use the same number of ranks and of --dataloader_num_workers"
             )
         return {"positions": [start_of_epoch(epoch)] * readers, "next_reader": 0, "broken": []}
 

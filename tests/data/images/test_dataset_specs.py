@@ -139,7 +139,7 @@ def test_a_path_may_hold_colons(tmp_path):
         (":train", "':train' does not specify a dataset"),
         ("n?colour=red", "unknown key colour in 'n.colour=red'; expected name=, image=, label="),
         ("n?image=a&image=b", "gives image= more than once"),
-        ("n?name=", "leaves name= empty"),
+        ("n?name=", "has an empty name="),
         ("webdataset:", "should be webdataset:FILES"),
         ("webdataset:a.tar?name=c", "should be webdataset:FILES"),
     ],

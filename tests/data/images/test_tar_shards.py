@@ -98,11 +98,11 @@ def test_what_is_no_tar_shard_is_said_in_one_line(tmp_path):
         _open(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"hello" * 400)
     for use in (_open, _streamed):
-        with pytest.raises(InputError, match=r"a\.tar is damaged or no tar file"):
+        with pytest.raises(InputError, match=r"a\.tar is damaged or not a tar file"):
             use(tmp_path)
     whole = write_tar(tmp_path / "a.tar", {f"{number}.png": encoded(number, size=60) for number in range(24)})
     whole.write_bytes(whole.read_bytes()[:9000])
-    with pytest.raises(InputError, match=r"a\.tar is damaged or no tar file"):
+    with pytest.raises(InputError, match=r"a\.tar is damaged or not a tar file"):
         _open(tmp_path)
     write_tar(whole, {"0.png": encoded(0)})
     write_tar(whole, {"0.png": encoded(1)}, mode="a")
