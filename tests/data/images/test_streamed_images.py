@@ -182,7 +182,7 @@ def test_another_number_of_readers_goes_on_with_a_new_epoch_and_says_so(specs, c
     resumed.load_state_dict([images.state_dict()])
     with caplog.at_level(logging.WARNING):
         batches = _take(resumed, 10, workers=2)
-    assert "of 1 ranks with 1 readers each, this run has 1 with 2" in caplog.text and "epoch 2" in caplog.text
+    assert "by 1 ranks with 1 readers each, but this run has 1 with 2" in caplog.text and "epoch 2" in caplog.text
     assert sorted(_flat(_numbers(batches))) == list(range(ROWS))
     assert {position["epoch"] for position in resumed.state_dict()["positions"]} == {2}
 
