@@ -81,7 +81,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def file_names(root: str | os.PathLike) -> list[str]:
     """Paths, relative to `root`, of the files at any depth below it, each folder in the order of its names.
 
-    Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are passed over.
+    Links are followed, except one that leads back to a folder it lies in. Hidden files and folders are skipped.
     """
     return list(_files_below(os.fspath(root), "", ()))
 

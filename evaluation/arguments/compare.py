@@ -11,21 +11,23 @@ from tcae_diffusers.errors import InputError
 @dataclass
 class CompareArguments(Arguments):
     """
-    One table and one page from the results of several tokenizers or generators, and which differences mean something.
+    One table and one page from the results of several tokenizers or generators, and which differences are significant.
 
-    Either merges results that are there (--results), or runs a whole comparison from a YAML file (--config), skipping
-    what is done. A difference is called larger than its interval if zero lies outside its 95 % interval; with twenty
-    such rows one is expected to be larger by chance. Intervals speak of the choice of images: that two tokenizers
-    would keep their order with another training seed, only more runs can say.
+    Either merges existing results (--results), or runs the comparison that a YAML file describes (--config), skipping
+    what is already measured. A difference is significant at 95 % if its interval excludes zero; of twenty such rows,
+    one is expected to be significant by chance. Intervals reflect the choice of images only: whether the order would
+    be the same with another training seed, only more runs can tell.
     """
 
     group: ClassVar[str] = "Comparison"
 
     results: list[str] = option(
-        [], "Result files or folders of them, one for each subject, which may be named.", metavar="[NAME=]PATH"
+        [],
+        "Result files or folders of them, one for each subject, each optionally with a name.",
+        metavar="[NAME=]PATH",
     )
     config: Path | None = option(
-        None, "YAML file of a whole comparison, as docs/evaluation.md describes it.", metavar="FILE"
+        None, "YAML file that describes a complete comparison; see docs/evaluation.md.", metavar="FILE"
     )
     title: str = option("Comparison", "Heading of the page.")
     output: Path = option(MISSING, "Folder for comparison.json and comparison.html.", metavar="FOLDER")

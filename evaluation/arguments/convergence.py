@@ -12,44 +12,49 @@ from .sampling import SamplingArguments
 
 @dataclass
 class CurveArguments(Arguments):
-    """What is compared."""
+    """The curves to compare."""
 
     group: ClassVar[str] = "Curves"
 
     curve: list[list[str]] = option(
         MISSING,
-        "A tokenizer's name and its points; given once for each tokenizer.",
+        "Name of a tokenizer and its points; repeat the option for each tokenizer.",
         metavar=("NAME", "STEPS=PATH"),
         repeat=True,
     )
-    baseline: str | None = option(None, "Curve that the factors refer to; the first if unset.", metavar="NAME")
+    baseline: str | None = option(
+        None, "Curve against which speed-ups are computed; the first if unset.", metavar="NAME"
+    )
     figure: str | None = option(
         None, "Name of the figure to compare; the gFD or gFID of the results if unset.", metavar="NAME"
     )
-    guidance_scale: float = option(1.0, "Scale of classifier-free guidance for drawn samples; 1 is none.")
-    output: Path = option(MISSING, "Folder for convergence.json, a page and drawn samples.", metavar="FOLDER")
+    guidance_scale: float = option(
+        1.0, "Scale of classifier-free guidance for generated samples; 1 means no guidance."
+    )
+    output: Path = option(MISSING, "Folder for convergence.json, a page and the generated samples.", metavar="FOLDER")
 
     def curves(self) -> dict[str, dict[int, str]]:
         """`{tokenizer: {steps: path}}`."""
         parsed = [parse_curve(words) for words in self.curve]
         curves = dict(parsed)
         if len(curves) < len(parsed):
-            raise InputError(f"two curves have one name: {', '.join(name for name, _ in parsed)}")
+            raise InputError(f"curves must have different names, got {', '.join(name for name, _ in parsed)}")
         if self.baseline not in (None, *curves):
-            raise InputError(f"--baseline {self.baseline!r} is no curve; there are {', '.join(curves)}")
+            raise InputError(f"--baseline {self.baseline!r} is not a curve; expected one of {', '.join(curves)}")
         return curves
 
 
 @dataclass
 class ConvergenceArguments(CurveArguments, SamplingArguments):
     """
-    How many DiT steps does each tokenizer need for the same quality? gFD against steps, and the factor between curves.
+    How many DiT steps does each tokenizer need for the same quality? gFD against steps, and the speed-up between
+    curves.
 
-    A curve is a list of STEPS=PATH, where PATH is a pipeline folder (samples are drawn and measured) or a
-    generation.json (or a folder that holds one). The factor compares the steps that two curves need for the same
-    figure: interpolated between measured points, linear in the figure and in the logarithm of the steps. A level that
-    a curve does not reach has no factor, and one that it has passed at its first point has only a bound; both are
-    said.
+    A curve is a list of STEPS=PATH, where PATH is a pipeline folder (samples are generated and measured) or a
+    generation.json (or a folder that holds one). The speed-up is the ratio of the steps that two curves need for the
+    same figure, interpolated linearly between measured points in the figure and in the logarithm of the steps. A curve
+    that does not reach the level has no speed-up, and one that is past it at its first point has only a lower bound;
+    both cases are reported.
     """
 
 

@@ -10,7 +10,7 @@ from tcae_diffusers.models.named_models import OTHER_AUTOENCODERS
 
 @dataclass
 class CountedModelArguments(Arguments):
-    """What is counted."""
+    """The models to count."""
 
     group: ClassVar[str] = "Models"
 
@@ -31,18 +31,20 @@ class CountedModelArguments(Arguments):
         (128, 8, 8), "Channels, height and width of the transformers' latent.", metavar=("C", "H", "W")
     )
     output: Path | None = option(
-        None, "Folder for cost.json, or a file called .json; nothing is written if unset.", metavar="PATH"
+        None, "Folder for cost.json, or a path that ends in .json; nothing is written if unset.", metavar="PATH"
     )
 
 
 @dataclass
 class LatencyArguments(Arguments):
-    """Whether models run, and how."""
+    """Timing of the models."""
 
     group: ClassVar[str] = "Latency"
 
-    latency: bool = option(False, "Time encoding and decoding here; models called by name get random weights.")
-    batch_size: int = option(1, "Images in one forward pass that is timed.")
+    latency: bool = option(
+        False, "Time encoding and decoding on this machine; models given by name get random weights."
+    )
+    batch_size: int = option(1, "Images in each timed forward pass.")
     device: str = option("cpu", "Device on which models are timed.", metavar="DEVICE")
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class CostArguments(CountedModelArguments, LatencyArguments):
     """
     What an autoencoder or a diffusion transformer costs: multiply-accumulates, parameters, activation memory, latency.
 
-    The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, products
-    of attention included: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on PyTorch's meta device:
-    full-size models take no memory and no time.
+    The paper (TC-AE, arXiv 2604.07340) compares autoencoders by the MACs of encoder plus decoder at 256x256, including
+    attention products: 164 GMAC for TC-AE, 607 GMAC for DC-AE f32. Counting runs on PyTorch's meta device: full-size
+    models take no memory and no time.
     """

@@ -13,7 +13,7 @@ from .groups import Content, MachineArguments
 
 @dataclass
 class DrawnSetArguments(Arguments):
-    """What is drawn, and how."""
+    """What is generated, and how."""
 
     group: ClassVar[str] = "Samples"
 
@@ -24,11 +24,11 @@ class DrawnSetArguments(Arguments):
     seed: int = option(0, "Seed of the samples; image i is a function of the seed and i.")
     labels: str = option(
         "balanced",
-        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are"
-        " followed, by name.",
+        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are "
+        "used, matched by name.",
         metavar="balanced|SOURCE",
     )
-    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 is none.")
+    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
     guidance_interval: tuple[float, float] | None = option(
         None,
         "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
@@ -36,25 +36,27 @@ class DrawnSetArguments(Arguments):
     )
     num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
     timestep_shift: float | None = option(
-        None, "Shift of the noise levels in sampling, for flow matching; the scheduler's own if unset."
+        None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Data type of the pipeline.")
     layout: Literal["folder", "flat", "npz"] = option(
         "folder", "What is written: class folders of PNG files, PNG files in one folder, or an ADM-style archive."
     )
-    output: Path = option(MISSING, "Folder for the images, or a file called .npz with --layout npz.", metavar="PATH")
+    output: Path = option(
+        MISSING, "Folder for the images, or a path that ends in .npz with --layout npz.", metavar="PATH"
+    )
 
 
 @dataclass
 class BaselineArguments(Arguments):
-    """What stands for a trained model."""
+    """Baselines to compare a trained model with."""
 
     group: ClassVar[str] = "Baselines"
 
     baseline: Literal["untrained", "class-mean"] | None = option(
         None,
-        "Set to draw instead: untrained is the pipeline with fresh random transformer weights, class-mean the"
-        " pixelwise mean of each class of --data.",
+        "Baseline to generate instead: untrained is the pipeline with a randomly initialised transformer, "
+        "class-mean the pixelwise mean of each class of --data.",
     )
     data: str | None = option(None, "Images that --baseline class-mean averages.", metavar="SOURCE")
     resolution: int | None = option(
@@ -67,11 +69,12 @@ class BaselineArguments(Arguments):
 @dataclass
 class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
     """
-    Draw a set of labelled samples from a class-conditional pipeline, or a baseline set, to compare with real images.
+    Generate a set of labelled samples with a class-conditional pipeline, or a baseline set, to compare with real
+    images.
 
-    Image i depends on the pipeline, the seed, i and the sampling settings only: batch size, number of ranks and
-    interruptions change nothing. Under accelerate launch each rank draws its own part. Run again after an
-    interruption, the command draws what is missing.
+    Image i depends only on the pipeline, the seed, i and the sampling settings: batch size, number of ranks and
+    interruptions change nothing. Under accelerate launch, the ranks share the images. After an interruption, the same
+    command generates what is missing.
     """
 
     content: ClassVar[Mapping[str, Content]] = {
@@ -88,7 +91,7 @@ class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
         if self.baseline == "class-mean" and not self.data:
             raise InputError("--baseline class-mean needs --data, the images to average")
         if self.baseline != "class-mean" and not self.pipeline:
-            raise InputError("--pipeline is missing: the folder of a saved pipeline")
+            raise InputError("--pipeline is missing; pass the folder of a saved pipeline")
 
     def sampling(self) -> dict[str, Any]:
         """What the pipeline is called with; options that are unset are left out, for pipelines that know none."""

@@ -14,13 +14,13 @@ from .groups import Content, FeatureCacheArguments, MachineArguments
 
 @dataclass
 class SampleSetArguments(Arguments):
-    """What is compared."""
+    """The sample sets to compare."""
 
     group: ClassVar[str] = "Sample sets and real images"
 
     samples: list[str] = option(
         MISSING,
-        "Folders or .npz files of generated images, which may be named; the first is the headline.",
+        "Folders or .npz files of generated images, each optionally with a name; the first is the main one.",
         metavar="[NAME=]PATH",
     )
     reference: str = option(
@@ -31,7 +31,8 @@ class SampleSetArguments(Arguments):
     )
     reference_count: str = option(
         "equal",
-        "Real images in a comparison: equal is as many as there are samples (all from 50,000 on), all, or a number.",
+        "Number of real images to compare with: equal (as many as there are samples, or all for 50,000 samples or "
+        "more), all, or a number.",
         metavar="equal|all|N",
     )
     seed: int = option(0, "Seed of the random draws from the real images.")
@@ -41,7 +42,9 @@ class SampleSetArguments(Arguments):
         super().__post_init__()
         count = self.reference_count
         if count not in ("equal", "all") and not (count.isdigit() and int(count) >= SMALLEST_SET):
-            raise InputError(f"--reference_count {count!r} must be equal, all, or a number from {SMALLEST_SET} on.")
+            raise InputError(
+                f"--reference_count {count!r} must be equal, all, or a number of at least {SMALLEST_SET}."
+            )
 
 
 @dataclass
@@ -50,12 +53,12 @@ class GenerationArguments(SampleSetArguments, FeatureCacheArguments, MachineArgu
     How close are sets of generated images to real ones? Fréchet distance, KID, Inception score, precision, recall,
     density and coverage.
 
-    Beside every figure stands its floor: the same measure between two disjoint random halves of the real images. A
-    perfect generator would score about the floor, not zero, because both sides are finite samples.
+    Every figure is reported with its floor: the same measure between two disjoint random halves of the real images. A
+    perfect generator would score close to the floor, not zero, because both sets are finite.
 
     With fewer than 50,000 real images each sample set is compared with as many of them as it has samples, drawn at
-    random several times: the Fréchet distance is biased upwards by small numbers, and only equal numbers make figures
-    and floor comparable. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
+    random several times: the Fréchet distance is biased upwards for small sets, and figures and floor are comparable
+    only for equal numbers. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
     """
 
     content: ClassVar[Mapping[str, Content]] = {

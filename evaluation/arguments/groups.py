@@ -42,7 +42,7 @@ class MachineArguments(MeasuringArguments):
 
     batch_size: int = option(32, "Images in one forward pass; figures do not depend on it.")
     device: str | None = option(
-        None, "Device to run on, such as cpu or cuda; the one that accelerate finds if unset.", metavar="DEVICE"
+        None, "Device to run on, such as cpu or cuda; chosen by accelerate if unset.", metavar="DEVICE"
     )
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class FeatureNetworkArguments(Arguments):
 
     extractor: str = option(
         EFFICIENTNET_LITE0,
-        "Feature network of the Fréchet distance and the like; only inception gives an FID.",
+        "Feature network of the Fréchet distance and similar measures; only inception gives an FID.",
         choices=EXTRACTOR_NAMES,
     )
     extractor_weights: Path | None = option(
@@ -133,9 +133,9 @@ class FeatureCacheArguments(FeatureNetworkArguments):
     """Caching of computed features."""
 
     feature_cache: Path | None = option(
-        None, "Folder in which computed features are kept; the package's cache folder if unset.", metavar="FOLDER"
+        None, "Folder in which computed features are cached; the package's cache folder if unset.", metavar="FOLDER"
     )
-    no_feature_cache: bool = option(False, "Compute features anew and keep none.")
+    no_feature_cache: bool = option(False, "Recompute features and do not cache them.")
 
     def cache_folder(self) -> Path | None:
         """Where features are kept; `None` for nowhere."""

@@ -14,12 +14,12 @@ WHOLE = (0.0, 1.0)
 
 @dataclass
 class SweepArguments(Arguments):
-    """Where guidance is varied."""
+    """The settings of guidance to try."""
 
     group: ClassVar[str] = "Sweep"
 
     pipeline: str = option(MISSING, "Pipeline folder or Hub name.", metavar="PATH")
-    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 is no guidance.")
+    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 means no guidance.")
     intervals: list[str] = option(
         ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
     )
@@ -29,10 +29,11 @@ class SweepArguments(Arguments):
 @dataclass
 class GuidanceSweepArguments(SweepArguments, SamplingArguments):
     """
-    How do samples change with classifier-free guidance? Draw and measure at every scale and interval of a grid.
+    How do samples change with classifier-free guidance? Generates and measures samples at every scale and interval of
+    a grid.
 
-    An interrupted sweep goes on where it was: images that are drawn and points that are measured stay. The best point
-    of a sweep is chosen on the very figure that is then read off it, which flatters it; draw again with another seed
+    An interrupted sweep resumes: images already generated and points already measured are kept. The best point of a
+    sweep is selected by the very figure that is reported for it, which is optimistic; confirm it with another seed
     before publishing it.
     """
 
@@ -50,7 +51,7 @@ class GuidanceSweepArguments(SweepArguments, SamplingArguments):
 
 
 def sweep_points(scales: list[float], intervals: list[tuple[float, float]]) -> list[tuple[float, tuple[float, float]]]:
-    """Every `(scale, interval)`, each once; without guidance (scale 1) the interval does not matter and is whole."""
+    """Every `(scale, interval)`, each once; without guidance (scale 1) there is only the full interval."""
     points = [(scale, WHOLE if scale == 1 else interval) for interval in intervals for scale in sorted(scales)]
     return list(dict.fromkeys(points))
 

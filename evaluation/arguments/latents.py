@@ -13,7 +13,7 @@ from .groups import Content, FeatureNetworkArguments, ImageArguments, MachineArg
 
 @dataclass
 class LatentSpaceArguments(Arguments):
-    """What is done to the latent."""
+    """The noise added to the latent."""
 
     group: ClassVar[str] = "Latent space"
 
@@ -33,9 +33,9 @@ class LatentsArguments(ImageArguments, LatentSpaceArguments, FeatureNetworkArgum
     """
     The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
 
-    Channel statistics come from all positions of all images; equivariance asks whether the latent of a moved image is
-    the moved latent; the noise curve decodes latents with Gaussian noise of growing size, which is what a diffusion
-    model's errors will cost.
+    Channel statistics come from all positions of all images; equivariance compares the latent of a transformed image
+    with the transformed latent; the noise curve decodes latents with increasing Gaussian noise, to estimate what the
+    errors of a diffusion model will cost.
     """
 
     content: ClassVar[Mapping[str, Content]] = {

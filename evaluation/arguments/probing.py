@@ -17,16 +17,16 @@ class ProbeArguments(Arguments):
     group: ClassVar[str] = "Probing"
 
     train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
-    test: str = option("openmoji:heldout", "Labelled images that the probes are judged on.", metavar="SOURCE")
+    test: str = option("openmoji:heldout", "Labelled images that the probes are evaluated on.", metavar="SOURCE")
     resolution: int | None = option(
         None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
     )
     token_module: str | None = option(
         None,
-        "Submodule of the encoder whose output is the tokens, for other models than AutoencoderTC.",
+        "Submodule of the encoder whose output is the tokens, for models other than AutoencoderTC.",
         metavar="NAME",
     )
-    tsne: bool = option(False, "Draw a t-SNE picture of each depth too, which needs scikit-learn.")
+    tsne: bool = option(False, "Also draw a t-SNE picture of each depth; needs scikit-learn.")
     epochs: int = option(50, "Passes of the linear probe over the training images.")
     seed: int = option(0, "Seed of the linear probe and of t-SNE.")
     output: Path = option(MISSING, "Folder for probing.json.", metavar="FOLDER")
@@ -43,7 +43,7 @@ class ProbingArguments(AutoencoderArguments, ProbeArguments, MachineArguments):
 
     A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
     what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
-    and for others by --token_module.
+    and for others if --token_module gives their module.
     """
 
     content: ClassVar[Mapping[str, Content]] = {

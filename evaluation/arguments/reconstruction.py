@@ -18,7 +18,7 @@ class ReconstructionMeasureArguments(Arguments):
     group: ClassVar[str] = "Reconstruction"
 
     lpips: Literal["none", "vgg", "alex", "squeeze"] = option(
-        "none", "Backbone of LPIPS, whose ImageNet weights it needs; papers mostly report alex."
+        "none", "Backbone of LPIPS, which needs its ImageNet weights; most papers report alex."
     )
     lpips_weights: Path | None = option(
         None, "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.", metavar="FILE"
@@ -32,9 +32,10 @@ class ReconstructionArguments(
     ImageArguments, ReconstructionMeasureArguments, FeatureNetworkArguments, MachineArguments
 ):
     """
-    How well does an autoencoder give back images that it has not seen? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
+    How well does an autoencoder reconstruct unseen images? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
 
-    Works for any autoencoder of diffusers. One batch is in memory at a time, so 50,000 images cost what 100 do.
+    Works for any autoencoder of diffusers. Only one batch is in memory at a time, so 50,000 images need no more memory
+    than 100.
     """
 
     content: ClassVar[Mapping[str, Content]] = {

@@ -11,19 +11,19 @@ from tcae_diffusers.arguments import Arguments, option
 class ReportArguments(Arguments):
     """
     One self-contained HTML file from what the other commands measured: pictures, curves, figures, commands and
-    attributions. It can be mailed, archived and opened without a network.
+    attributions. It can be mailed, archived and opened offline.
     """
 
     group: ClassVar[str] = "Report"
 
     results: list[Path] = option(MISSING, "Result files, or folders that are searched for them.", metavar="PATH")
     runs: list[str] = option(
-        [], "Training runs whose TensorBoard curves are shown, which may be named.", metavar="[NAME=]FOLDER"
+        [], "Training runs whose TensorBoard curves are shown, each optionally with a name.", metavar="[NAME=]FOLDER"
     )
     title: str = option("TC-AE: tokenizer and generator", "Heading of the page.")
     note: str = option("", "A paragraph under the heading.")
     commands: Path | None = option(
-        None, "Text file of commands, one in a line, that are listed before the measuring ones.", metavar="FILE"
+        None, "Text file with one command per line, listed before the evaluation commands.", metavar="FILE"
     )
-    credit: list[str] = option([], "An attribution besides those of the results; repeatable.", repeat=True)
-    output: Path = option(Path("report.html"), "File of the page.", metavar="FILE")
+    credit: list[str] = option([], "Attribution to add to those of the results; repeatable.", repeat=True)
+    output: Path = option(Path("report.html"), "HTML file to write.", metavar="FILE")

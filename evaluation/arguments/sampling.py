@@ -10,22 +10,22 @@ from .groups import FeatureCacheArguments, MachineArguments
 
 @dataclass
 class PointArguments(Arguments):
-    """What all points have in common, so that they can be compared."""
+    """Settings that all points share, so that they can be compared."""
 
     group: ClassVar[str] = "Samples of every point"
 
     reference: str | None = option(
         None, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
     )
-    num_images: int = option(50_000, "Number of images drawn at each point.", metavar="IMAGES")
+    num_images: int = option(50_000, "Number of images generated at each point.", metavar="IMAGES")
     num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
     timestep_shift: float | None = option(
-        None, "Shift of the noise levels in sampling, for flow matching; the scheduler's own if unset."
+        None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
     )
     labels: str = option(
         "balanced",
-        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are"
-        " followed, by name.",
+        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are "
+        "used, matched by name.",
         metavar="balanced|SOURCE",
     )
     seed: int = option(0, "Seed of the samples and of the random draws from the real images.")
@@ -33,4 +33,4 @@ class PointArguments(Arguments):
 
 @dataclass
 class SamplingArguments(PointArguments, FeatureCacheArguments, MachineArguments):
-    """How every point is drawn and measured."""
+    """How the samples of every point are generated and measured."""

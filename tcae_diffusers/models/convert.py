@@ -15,9 +15,9 @@ class ConversionArguments(Arguments):
     """
     Convert a checkpoint of another codebase to an AutoencoderTC.
 
-    The key map is a JSON object of regular expressions, each with what the keys that match it become: another key, a
-    list of keys for equal parts along the first dimension, or null for nothing. tcae_diffusers/models/conversion.py
-    has an example.
+    The key map is a JSON object of regular expressions, each mapped to what matching keys become: another key, a
+    list of keys for equal parts along the first dimension, or null to drop the tensor. See the example in
+    tcae_diffusers/models/conversion.py.
     """
 
     group: ClassVar[str] = "Conversion"
@@ -25,9 +25,13 @@ class ConversionArguments(Arguments):
     checkpoint: str = option(MISSING, "File to convert, safetensors or PyTorch.", positional=True)
     output: str = option(MISSING, "Folder to save the model to.", positional=True)
     config: str = option(MISSING, "Name of a preset, or a config.json or its folder.", metavar="CONFIG")
-    key_map: Path = option(MISSING, "JSON file that maps the checkpoint's keys to ours.", metavar="FILE")
+    key_map: Path = option(
+        MISSING, "JSON file that maps the checkpoint's keys to those of AutoencoderTC.", metavar="FILE"
+    )
     state_dict_key: str | None = option(
-        None, 'Where the weights lie in a nested checkpoint, such as "model.ema"; at its top if unset.', metavar="KEY"
+        None,
+        'Location of the weights in a nested checkpoint, such as "model.ema"; its top level if unset.',
+        metavar="KEY",
     )
 
 

@@ -98,7 +98,7 @@ def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
 @dataclass
 class Run:
     """
-    What the loop needs of a run, ready to go on from `first_step`.
+    What the training loop needs from a run, ready to continue from `first_step`.
 
     Args:
         name (`str`): Of the script, for trackers and checkpoints.

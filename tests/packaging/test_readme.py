@@ -1,17 +1,16 @@
 """The commands in README.md and docs/evaluation.md are understood, and the files that they link to exist."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
 from tcae_diffusers.arguments import parse_arguments
-from tcae_diffusers.training.cache_latents import CacheArguments
-from tcae_diffusers.training.train_dit import DiTArguments
-from tcae_diffusers.training.train_tcae import TokenizerArguments
+from tcae_diffusers.evaluation.__main__ import COMMANDS
+from tcae_diffusers.training.cache_arguments import CacheArguments
+from tcae_diffusers.training.dit_arguments import DiTArguments
+from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/evaluation.md")
@@ -42,8 +41,8 @@ def test_commands_are_understood(words):
     else:
         (program,) = (prefix for prefix in EVALUATION if words[: len(prefix)] == prefix)
         command, *argv = words[len(program) :]
-        run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
-        parse_arguments(get_type_hints(run)["arguments"], argv)
+        arguments_type, _ = COMMANDS[command]
+        parse_arguments(arguments_type, argv)
 
 
 def test_there_are_commands_on_both_pages():
