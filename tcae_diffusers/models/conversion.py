@@ -166,7 +166,7 @@ def read_checkpoint(path: str | os.PathLike, state_dict_key: str | None = None) 
     for part in state_dict_key.split(".") if state_dict_key else ():
         if not isinstance(state_dict, Mapping) or part not in state_dict:
             found = list(state_dict)[:MAX_LISTED] if isinstance(state_dict, Mapping) else type(state_dict).__name__
-            raise ValueError(f"{path} has no {part!r} of state_dict_key {state_dict_key!r}; there is {found}.")
+            raise ValueError(f"{path} has no {part!r} of state_dict_key {state_dict_key!r}, only {found}.")
         state_dict = state_dict[part]
     tensors = {}
     if isinstance(state_dict, Mapping):

@@ -82,7 +82,7 @@ def test_an_interrupted_run_goes_on_where_it_was(pipeline_folder, tmp_path):
 def test_other_settings_do_not_mix_into_one_folder(pipeline_folder, tmp_path, capsys):
     assert generate(pipeline_folder, tmp_path / "samples") == 0
     assert generate(pipeline_folder, tmp_path / "samples", "--seed", 1) == 2
-    assert "seed: 0 there, 1 now" in capsys.readouterr().err
+    assert "seed: 0 before, 1 now" in capsys.readouterr().err
 
 
 def test_all_layouts_hold_the_same_images(pipeline_folder, tmp_path):
