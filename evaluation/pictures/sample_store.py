@@ -23,9 +23,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tcae_diffusers.data.images.sample_manifest import KIND, MANIFEST, SETTINGS, read_note
+from tcae_diffusers.data.images.folder import image_names
+from tcae_diffusers.data.images.sample_manifest import (
+    ARCHIVE_SHA256,
+    KIND,
+    MANIFEST,
+    SETTINGS,
+    is_noted,
+    read_note,
+)
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import write_atomically, write_json
+from tcae_diffusers.files import sha256_of_file, write_atomically, write_json
 
 from .class_folders import class_folders
 from .contact_sheet import png_bytes
@@ -82,14 +90,16 @@ class SampleStore:
         """
         try:
             if self.layout == "npz" and self.output.exists():
-                self._compare_settings(self.output, read_note(self.output.with_suffix(".json")))
+                note = read_note(self.output.with_suffix(".json"))
+                self._compare_settings(self.output, note if note and is_noted(self.output, note) else None)
                 return
-            found = {path.relative_to(self.folder) for path in self.folder.rglob("*.png") if path.is_file()}
+            found = set(image_names(self.folder)) if self.folder.is_dir() else set()
             if found:
                 self._compare_settings(self.folder, read_note(self.folder / SETTINGS))
             elif is_main_process:
+                self._check_notes()
                 write_json(self.folder / SETTINGS, self._settings)
-            own = {self.path(index).relative_to(self.folder) for index in range(len(self.labels))}
+            own = {self.path(index).relative_to(self.folder).as_posix() for index in range(len(self.labels))}
             if found - own:
                 raise InputError(
                     f"{self.folder} holds {len(found - own)} images that do not belong to this set, such as "
@@ -99,6 +109,13 @@ class SampleStore:
                 (self.folder / MANIFEST).unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"cannot write samples to {self.folder}: {error}") from error
+
+    def _check_notes(self) -> None:
+        for path in (self.folder / SETTINGS, self.folder / MANIFEST):
+            if path.exists() and read_note(path) is None:
+                raise InputError(
+                    f"{path} was not written by this command, which needs that name; choose another --output"
+                )
 
     def _compare_settings(self, place: Path, found: dict[str, Any] | None) -> None:
         if found is None:
@@ -141,8 +158,9 @@ class SampleStore:
             )
         manifest = {**self._settings, **provenance}
         if self.layout == "npz":
-            write_json(self.output.with_suffix(".json"), manifest)
-            self._write_archive()
+            partial = self._write_archive()
+            write_json(self.output.with_suffix(".json"), {**manifest, ARCHIVE_SHA256: sha256_of_file(partial)})
+            partial.replace(self.output)
             shutil.rmtree(self.folder)
         else:
             entries = [
@@ -151,8 +169,8 @@ class SampleStore:
             ]
             write_json(self.folder / MANIFEST, {**manifest, "files": entries})
 
-    def _write_archive(self) -> None:
-        """Streams the PNG parts into one uncompressed archive, in constant memory."""
+    def _write_archive(self) -> Path:
+        """Streams the PNG parts into one uncompressed archive, in constant memory, under a name of its own."""
         partial = self.output.with_name(f".{self.output.name}.partial")
         with Image.open(self.path(0)) as first:
             shape = (len(self.labels), first.height, first.width, 3)
@@ -165,7 +183,7 @@ class SampleStore:
                         member.write(np.asarray(image.convert("RGB")).tobytes())
             with archive.open("arr_1.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(self.labels, dtype=np.int64))
-        partial.replace(self.output)
+        return partial
 
 
 def _change(key: str, before: Any, now: Any) -> str:

@@ -132,6 +132,8 @@ class FrechetStatistics:
             raise InputError(f"cannot read reference statistics {path}: {error}") from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise InputError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not match")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise InputError(f"{path}: mu or sigma holds values that are not finite")
         statistics = cls(len(mean))
         statistics.count, statistics.mean = 2, mean  # any count: `covariance` divides by count - 1 = 1
         statistics._scatter = covariance

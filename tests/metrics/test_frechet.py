@@ -196,6 +196,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         )
     with pytest.raises(InputError, match="NaN"):
         FrechetStatistics(24).update(np.full((2, 24), np.nan))
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(3), sigma=np.full((3, 3), np.nan))
+    with pytest.raises(InputError, match="not finite"):
+        FrechetStatistics.from_adm_npz(tmp_path / "nan.npz")
     np.savez(tmp_path / "wrong.npz", mean=np.zeros(3))
     with pytest.raises(InputError, match="expected mu and sigma"):
         FrechetStatistics.from_adm_npz(tmp_path / "wrong.npz")

@@ -1,5 +1,6 @@
 """From a column of a data set to one class index per image."""
 
+import re
 from typing import Any
 
 import datasets
@@ -10,6 +11,8 @@ from ...errors import InputError
 
 # Names that label columns have in the data sets of the Hub and in tar shards, the commonest first.
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "target")
+# No class is called so by other digits than these, nor by a number that Python refuses to read.
+_WHOLE_NUMBER = re.compile("[0-9]{1,18}")
 
 
 def find_label_column(features: datasets.Features, wanted: str | None, name: str) -> str | None:
@@ -41,7 +44,8 @@ def read_labels(dataset: datasets.Dataset, column: str, name: str) -> tuple[list
     Class names, and the index of each row's class as int64 `(N,)`.
 
     A `ClassLabel` column brings its names. The distinct values of other columns are the classes in sorted order: whole
-    numbers (also those that a missing value elsewhere turned into floats, as pandas does) and strings.
+    numbers (also those that a missing value elsewhere turned into floats, as pandas does) and strings. Where all
+    strings are whole numbers, they are sorted as numbers.
 
     Args:
         dataset (`datasets.Dataset`): With the column, of at least one row.
@@ -65,7 +69,7 @@ def read_labels(dataset: datasets.Dataset, column: str, name: str) -> tuple[list
     if pa.types.is_integer(values.type):
         return _of_numbers(values.to_numpy(), dataset.features[column], refuse)
     if pa.types.is_boolean(values.type) or pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return _by_sorting(np.asarray(values.to_pylist()))
+        return _by_sorting(values.to_pylist())
     raise refuse.error(0, "names no single class", f"holds {dataset.features[column]}, here")
 
 
@@ -80,7 +84,7 @@ def _of_numbers(numbers: np.ndarray, feature: Any, refuse: "_Refusal") -> tuple[
         # Data sets write -1 where a label is kept secret.
         raise refuse.error(int((numbers < 0).argmax()), "has no label", "is")
     if not isinstance(feature, datasets.ClassLabel):
-        return _by_sorting(numbers)
+        return _by_sorting(numbers.tolist())
     if numbers.max() >= feature.num_classes:
         raise refuse.error(
             int((numbers >= feature.num_classes).argmax()), f"names none of the {feature.num_classes} classes", "is"
@@ -88,9 +92,15 @@ def _of_numbers(numbers: np.ndarray, feature: Any, refuse: "_Refusal") -> tuple[
     return list(feature.names), numbers.astype(np.int64)
 
 
-def _by_sorting(values: np.ndarray) -> tuple[list[str], np.ndarray]:
-    distinct, labels = np.unique(values, return_inverse=True)
-    return [str(value) for value in distinct], labels.astype(np.int64)
+def _by_sorting(values: list[Any]) -> tuple[list[str], np.ndarray]:
+    distinct = set(values)
+    if all(isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) for value in distinct):
+        # Tar shards hold numbers as text: class 10 comes after class 9, as it does where they are numbers.
+        ordered = sorted(distinct, key=lambda text: (int(text), text))
+    else:
+        ordered = sorted(distinct)
+    label_of = {value: label for label, value in enumerate(ordered)}
+    return [str(value) for value in ordered], np.array([label_of[value] for value in values], dtype=np.int64)
 
 
 class _Refusal:

@@ -1,5 +1,6 @@
 """The text after `datasets:`, `webdataset:` and `stream:` on a command line, and the data set that it names."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...errors import InputError
 from ...existing_paths import split_after_path
+from .content_fingerprint import content_digests
 from .tar_shards import TarShards
 
 TAR_SCHEME = "webdataset:"
@@ -101,12 +103,26 @@ def open_dataset(spec: DatasetSpec, cache_dir: str | os.PathLike | None = None) 
         found = _find(spec, sliceable=True, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
         if isinstance(found, datasets.Dataset):
             return found
-        found.download_and_prepare()
+        found.download_and_prepare(_prepared_folder(found))
         dataset = found.as_dataset(split=spec.split or "train")
         if isinstance(found, TarShards) and spec.label_column is None:
             label = found.config.label_column
             return dataset.remove_columns(label) if dataset.unique(label) == [None] else dataset
         return dataset
+
+
+def _prepared_folder(builder: datasets.DatasetBuilder) -> str | None:
+    """
+    Where `builder` keeps what it prepares of these very files, `None` for its own choice.
+
+    `datasets` tells local files apart by path and modification time, and would give what it prepared of others that
+    were there before: some tools keep the time of what they copy.
+    """
+    files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+    if not files or not all(map(os.path.isfile, files)):
+        return None
+    content = hashlib.sha256(b"".join(content_digests(files))).hexdigest()
+    return f"{builder.cache_dir}-{content[:16]}"
 
 
 def open_stream(spec: DatasetSpec) -> tuple[datasets.IterableDataset, list[str]]:

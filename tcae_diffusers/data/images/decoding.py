@@ -81,7 +81,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         samples = np.asarray(image).astype(np.int64)
         if samples.min() < 0 or samples.max() > 65535:
             raise ValueError(f"integer samples of {samples.min()}..{samples.max()}, expected 0..65535")
-        return Image.fromarray(np.round(samples / 257).astype(np.uint8), mode="L").convert("RGB")
+        pixels = np.round(samples / 257).astype(np.uint8)
+        # One value of a grey PNG may stand for nothing at all.
+        if isinstance(clear := image.info.get("transparency"), int):
+            pixels[samples == clear] = 255
+        return Image.fromarray(pixels, mode="L").convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point samples have no fixed range; save the image with 8 or 16 bits per channel")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):

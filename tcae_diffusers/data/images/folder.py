@@ -1,6 +1,7 @@
 """Images in class folders: `root/class/image.png`."""
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...errors import InputError
 from ...files import file_names
 from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image
@@ -23,14 +25,15 @@ class ImageFolderSource:
     File names are held in one byte buffer rather than a list,
     so that a million of them neither cost a million Python objects nor are copied into each DataLoader worker.
     Where `evaluation generate` drew the images, classes and labels are those that it noted, see [`recorded_labels`].
+    A folder of images without class folders is one class, `image`, as a data set without a label column is.
 
     Args:
         root (`str` or `os.PathLike`): The folder.
 
     Raises:
         FileNotFoundError: `root` does not exist or is not a folder.
-        ValueError: `root` has no class folder, a class folder holds no image (the message names it), or a drawn set is
-            unfinished.
+        ValueError: `root` holds no images, or some beside and some in class folders; a class folder holds none (the
+            message names it); or a drawn set is unfinished.
         BrokenImageError: From `source[i]`, for a file that cannot be decoded.
     """
 
@@ -46,8 +49,9 @@ class ImageFolderSource:
         self._notes = [] if recorded is None else [MANIFEST]
         if recorded is not None:
             self.classes, labels = recorded
+        elif are_loose(self.root, names):
+            self.classes, labels = ["image"], [0] * len(names)
         else:
-            names = [name for name in names if "/" in name]
             self.classes, labels = self._labels_by_folder(names)
         encoded = [os.fsencode(name) for name in names]
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -59,7 +63,7 @@ class ImageFolderSource:
             entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")
         )
         if not classes:
-            raise ValueError(f"image folder {self.root} has no class folders; expected root/class/image.png")
+            raise InputError(f"image folder {self.root} contains no images ({', '.join(IMAGE_EXTENSIONS)})")
 
         label_of = {class_name: label for label, class_name in enumerate(classes)}
         labels = [label_of[name.partition("/")[0]] for name in names]
@@ -95,6 +99,22 @@ class ImageFolderSource:
 def image_names(root: str | os.PathLike) -> list[str]:
     """The images among [`file_names`]."""
     return [name for name in file_names(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+
+
+def are_loose(root: Path, names: Sequence[str]) -> bool:
+    """
+    Whether images (paths relative to `root`) lie in no class folders.
+
+    Raises:
+        InputError: Some do and some do not: to leave out either kind would be a guess.
+    """
+    loose, nested = ([name for name in names if ("/" in name) == in_folder] for in_folder in (False, True))
+    if loose and nested:
+        raise InputError(
+            f"{root} has images both inside and outside class folders ({nested[0]} and {loose[0]}); move one kind "
+            "elsewhere"
+        )
+    return bool(loose)
 
 
 def printable_name(name: str) -> str:

@@ -19,7 +19,7 @@ from ...files import sha256_of_json
 from .center_crop import center_crop, height_and_width
 from .content_fingerprint import content_digests, content_fingerprint
 from .decoding import load_rgb_image
-from .folder import IMAGE_EXTENSIONS, image_names, printable_name
+from .folder import IMAGE_EXTENSIONS, are_loose, image_names, printable_name
 from .sample_manifest import recorded_classes, recorded_labels
 from .sources import ImageSource, build_image_source, scheme_of
 
@@ -135,14 +135,7 @@ class FolderImages:
         self._shape: tuple[int, ...] = self._read(0).shape if size is None else ()
 
     def _labels_by_folder(self) -> tuple[list[str], list[int]] | tuple[None, None]:
-        loose = [file for file in self.files if "/" not in file]
-        if loose and len(loose) < len(self.files):
-            nested = next(file for file in self.files if "/" in file)
-            raise InputError(
-                f"{self.root} has images both inside and outside class folders ({nested} and {loose[0]}); move one "
-                "kind elsewhere"
-            )
-        if loose:
+        if are_loose(self.root, self.files):
             return None, None
         folders = [file.partition("/")[0] for file in self.files]
         # Folders come in the order of their names, and images folder by folder.
@@ -208,12 +201,15 @@ class NpzImages:
             raise InputError(
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"
             )
+        if len(self._images) == 0:
+            raise InputError(f"{path} contains no images")
         self.classes: list[str] | None = None
         self.labels: list[int] | None = None
+        self._recorded_classes: list[str] | None = None
         if labels is not None:
             self.labels = _class_indices(labels, len(self._images), f"{path}: arr_1")
-            numbers = [str(label) for label in range(max(self.labels) + 1)]
-            self.classes = recorded_classes(self.path, self.labels) or numbers
+            self._recorded_classes = recorded_classes(self.path, self.labels)
+            self.classes = self._recorded_classes or [str(label) for label in range(max(self.labels) + 1)]
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -223,7 +219,8 @@ class NpzImages:
     @property
     def fingerprint(self) -> str:
         (digest,) = content_digests([self.path])
-        return f"{digest.hex()}-{_cropped(self.size)}"
+        names = f"-{sha256_of_json(self._recorded_classes)[:16]}" if self._recorded_classes else ""
+        return f"{digest.hex()}{names}-{_cropped(self.size)}"
 
     def __len__(self) -> int:
         return len(self._images)

@@ -14,20 +14,48 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from .content_fingerprint import content_digests
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 # Either may lie in a folder of images for reasons of somebody else's.
 KIND = "samples"
+# Where the note beside an `.npz` says which archive it is about.
+ARCHIVE_SHA256 = "archive_sha256"
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """The content of a file of ours; `None` if there is no such file or it is somebody else's."""
+    """
+    The content of a file of ours; `None` if there is no such file or it is somebody else's.
+
+    Raises:
+        InputError: It says that it is ours, and does not hold what we write.
+    """
     try:
         content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         return None
-    return content if isinstance(content, dict) and content.get("kind") == KIND else None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        return None
+    needs_files = path.name == MANIFEST
+    if problem := _problem(content, needs_files):
+        raise InputError(f"{path} is damaged: {problem}; generate the samples again, or remove the file")
+    return content
+
+
+def _problem(note: dict[str, Any], needs_files: bool) -> str | None:
+    classes, files = note.get("classes"), note.get("files", None if needs_files else [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "it has no list of class names"
+    if not isinstance(files, list):
+        return "it has no list of files"
+    for entry in files:
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            return f"it lists {entry!r} instead of a file and its label"
+        label = entry.get("label")
+        if not isinstance(label, int) or not 0 <= label < len(classes):
+            return f"the label of {entry['file']} is {label!r}, but there are {len(classes)} classes"
+    return None
 
 
 def recorded_labels(root: Path, files: Sequence[str]) -> tuple[list[str], list[int]] | None:
@@ -61,8 +89,14 @@ def recorded_labels(root: Path, files: Sequence[str]) -> tuple[list[str], list[i
 
 
 def recorded_classes(archive: Path, labels: Sequence[int]) -> list[str] | None:
-    """Class names of a drawn `.npz`, from the `.json` beside it; `None` if that is not about these labels."""
+    """Class names of a drawn `.npz`, from the `.json` beside it; `None` if that is not about this very archive."""
     note = read_note(archive.with_suffix(".json"))
-    if note is None or note["images"] != len(labels) or max(labels) >= len(note["classes"]):
+    if note is None or not is_noted(archive, note) or max(labels) >= len(note["classes"]):
         return None
     return note["classes"]
+
+
+def is_noted(archive: Path, note: dict[str, Any]) -> bool:
+    """Whether the content of an `.npz` is what it was when `note` was written: another may have taken its place."""
+    (digest,) = content_digests([archive])
+    return note.get(ARCHIVE_SHA256) == digest.hex()

@@ -25,6 +25,10 @@ def _read(feature, values):
         (datasets.Value("uint8"), [3, 0, 3], ["0", "3"], [1, 0, 1]),
         (FLOAT, [2.0, 1.0, 2.0], ["1", "2"], [1, 0, 1]),
         (STRING, ["b", "a", "b"], ["a", "b"], [1, 0, 1]),
+        # Text in tar shards: as numbers, and not 1, 10, 2.
+        (STRING, ["10", "2", "1", "10"], ["1", "2", "10"], [2, 1, 0, 2]),
+        (STRING, ["10", "2", "x"], ["10", "2", "x"], [0, 1, 2]),
+        (STRING, ["1", "01", "a\0", "a"], ["01", "1", "a", "a\0"], [1, 0, 3, 2]),
         (datasets.Value("large_string"), ["b", "a"], ["a", "b"], [1, 0]),
         (datasets.Value("bool"), [True, False], ["False", "True"], [1, 0]),
     ],

@@ -1,5 +1,7 @@
 """Texts that name a data set: each is understood, or refused with a list of what there is."""
 
+import os
+
 import datasets
 import pytest
 
@@ -7,7 +9,7 @@ from tcae_diffusers.data.images.dataset_specs import DatasetSpec, open_dataset, 
 from tcae_diffusers.data.images.sources import build_image_source
 from tcae_diffusers.errors import InputError
 
-from ...tar_files import encoded
+from ...tar_files import encoded, write_tar
 
 CONFIGURATIONS = """---
 configs:
@@ -90,6 +92,29 @@ def test_what_is_not_there_is_said_with_what_is(configured, saved, use, text, me
     with pytest.raises(InputError, match=message) as caught:
         use(DatasetSpec.parse(text))
     assert "\n" not in str(caught.value) and "load_dataset" not in str(caught.value)
+
+
+def _write_at_one_time(file, content):
+    file.write_bytes(content)
+    os.utime(file, (1_700_000_000, 1_700_000_000))
+
+
+def test_files_that_take_the_place_of_others_with_their_times_are_read_anew(tmp_path):
+    found = []
+    for number in (1, 2):
+        write_tar(tmp_path / "a.tar", {"x.png": encoded(number), "x.cls": str(number).encode()})
+        rows = {"image": [{"bytes": encoded(number), "path": None}], "label": [str(number)]}
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "b.parquet")
+        for name in ("a.tar", "b.parquet"):
+            folder = tmp_path / name.partition(".")[0]
+            folder.mkdir(exist_ok=True)
+            _write_at_one_time(folder / name, (tmp_path / name).read_bytes())
+        sources = [build_image_source(text) for text in (f"webdataset:{tmp_path}/a/a.tar", f"datasets:{tmp_path}/b")]
+        assert [source.image(0).getpixel((0, 0))[0] for source in sources] == [10 * number] * 2
+        assert [source.classes for source in sources] == [[str(number)]] * 2
+        found.append([source.fingerprint for source in sources])
+    assert not {*found[0]} & {*found[1]}
 
 
 def test_a_stream_has_whole_splits_only(configured):

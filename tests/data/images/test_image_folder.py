@@ -70,7 +70,11 @@ def _break(root, case):
         (root / "file").write_text("")
         return root / "file"
     if case == "no class":
-        return _folder(root / "flat", {"a.png": "red"})
+        (root / "flat").mkdir()
+        (root / "flat/notes.txt").write_text("")
+        return root / "flat"
+    if case == "mixed":
+        return _folder(root / "mixed", {"cat/a.png": "red", "b.png": "red"})
     _folder(root / "set", {"cat/a.png": "red"})
     (root / "set/empty_class").mkdir()
     return root / "set"
@@ -81,13 +85,20 @@ def _break(root, case):
     [
         ("missing", FileNotFoundError, "nowhere does not exist; expected a folder of root/class/image.png"),
         ("a file", FileNotFoundError, "file is a file; expected"),
-        ("no class", ValueError, "flat has no class folders; expected root/class/image.png"),
+        ("no class", ValueError, "flat contains no images"),
+        ("mixed", ValueError, r"images both inside and outside class folders \(cat/a.png and b.png\)"),
         ("empty class", ValueError, "empty_class contains no images"),
     ],
 )
 def test_folders_that_cannot_serve_are_named(tmp_path, case, error, message):
     with pytest.raises(error, match=message):
         build_image_source(_break(tmp_path, case))
+
+
+def test_a_folder_without_class_folders_is_one_class(tmp_path):
+    source = build_image_source(_folder(tmp_path / "flat", {"b.png": "red", "a.png": "blue"}))
+    assert (source.classes, source.labels.tolist(), source.name(0)) == (["image"], [0, 0], "a.png")
+    assert source.image(1).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("case", ["empty", "text", "truncated", "dangling link", "float", "huge"])
@@ -142,6 +153,12 @@ def test_transparency_is_composed_on_white(tmp_path, mode):
 def test_a_transparent_colour_of_an_rgb_png_becomes_white(tmp_path):
     Image.new("RGB", (2, 2), (10, 20, 30)).save(tmp_path / "a.png", transparency=(10, 20, 30))
     assert load_rgb_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_transparent_value_of_a_16_bit_grey_png_becomes_white(tmp_path):
+    Image.fromarray(np.array([[30_000, 257]], np.uint16)).save(tmp_path / "a.png", transparency=30_000)
+    rgb = load_rgb_image(tmp_path / "a.png")
+    assert [rgb.getpixel((0, 0)), rgb.getpixel((1, 0))] == [(255, 255, 255), (1, 1, 1)]
 
 
 def test_exif_rotation_is_applied(tmp_path):

@@ -54,6 +54,12 @@ def test_linked_folders_count_in_every_role_and_circles_do_not(tmp_path):
         assert (len(images), images.classes, images.labels) == (16, ["a", "b"], [0] * 8 + [1] * 8)
 
 
+def test_an_archive_without_images_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((0, 16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a\.npz"):
+        open_image_set(tmp_path / "a.npz")
+
+
 def test_every_kind_of_file_is_a_sample_and_a_reference(tmp_path):
     for ending in ("png", "PNG", "bmp", "gif", "ppm", "tif", "webp"):
         save(tmp_path / f"a.{ending}")
