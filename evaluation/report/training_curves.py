@@ -110,7 +110,11 @@ _LEARNING = (
     ),
     Chart(
         "Spread of the latent channels",
-        {"latent/channel_std": "mean", "latent/min_channel_std": "smallest"},
+        {
+            "latent/channel_std": "mean",
+            "latent/min_channel_std": "smallest",
+            "heldout/min_channel_std": "smallest, held-out images",
+        },
         "Standard deviation of the latent's channels before normalisation. A channel at 0 is dead.",
     ),
     Chart(

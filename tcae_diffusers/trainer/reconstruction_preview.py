@@ -138,9 +138,9 @@ def build_preview(arguments: ReconstructionArguments, folder: Path) -> Reconstru
 
 
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:
-    """Whether latents `(N, c, h, w)` collapse: `latent/effective_rank`, between 1 and c, `latent/min_channel_std`."""
+    """Whether latents `(N, c, h, w)` collapse: `latent/effective_rank`, of 1 to c, and `heldout/min_channel_std`."""
     covariance = np.atleast_2d(np.cov(latents.transpose(0, 1).flatten(1).double().numpy()))
     return {
         "latent/effective_rank": spectrum_figures(covariance)["effective_rank"],
-        "latent/min_channel_std": float(np.sqrt(np.diag(covariance).min())),
+        "heldout/min_channel_std": float(np.sqrt(np.diag(covariance).min())),
     }

@@ -18,7 +18,7 @@ def test_effective_rank_counts_the_directions_that_are_used():
     assert latent_figures(one)["latent/effective_rank"] == pytest.approx(1, abs=1e-6)
     dead = white.clone()
     dead[:, 3] = 7.0
-    assert latent_figures(dead)["latent/min_channel_std"] == 0
+    assert latent_figures(dead)["heldout/min_channel_std"] == 0
     assert 4.9 < latent_figures(dead)["latent/effective_rank"] <= 5
 
 
@@ -34,7 +34,7 @@ def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):
     scalars = set(events.Tags()["scalars"])
     expected = {"heldout/psnr", "heldout/ssim", "latent/effective_rank", "heldout/rFD-efficientnet-lite0"}
     expected |= {"train/grad_norm_encoder", "train/grad_norm_decoder", "train/grad_norm_head", "train/data_wait_share"}
-    expected |= {"train/memory_gib", "train/images_per_second", "latent/min_channel_std", "train/learning_rate"}
+    expected |= {"train/memory_gib", "train/images_per_second", "heldout/min_channel_std", "train/learning_rate"}
     assert expected <= scalars, expected - scalars
     assert [event.step for event in events.Scalars("heldout/psnr")] == [2, 4]
     pictures = sorted(file.name for file in (run / "pictures").iterdir())
