@@ -15,8 +15,8 @@ class DataArguments(Arguments):
 
     train_data: str = option(
         "openmoji:train",
-        "Training images: openmoji:SPLIT, a folder of root/class/img.png, datasets:NAME[:SPLIT] or webdataset:FILES"
-        " (tar shards); stream:NAME[:SPLIT] and stream:webdataset:FILES are read as they arrive.",
+        "Training images: openmoji:SPLIT, a folder of images (with class folders or without), datasets:NAME[:SPLIT] "
+        "or webdataset:FILES (tar shards); stream:NAME[:SPLIT] and stream:webdataset:FILES are read as they arrive.",
         metavar="SOURCE",
     )
     data_resolution: int | None = option(

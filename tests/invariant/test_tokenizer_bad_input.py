@@ -18,9 +18,15 @@ from ..latent_commands import assert_same_training_state, home, run
 from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted
 
 
-def folder_without_classes(place: Path) -> Path:
+def folder_of_texts(place: Path) -> Path:
     place.mkdir()
-    Image.new("RGB", (16, 16)).save(place / "image.png")
+    text_file(place / "notes.txt", "")
+    return place
+
+
+def folder_with_an_image_outside_classes(place: Path) -> Path:
+    shutil.copytree(home() / "images", place)
+    Image.new("RGB", (16, 16)).save(place / "loose.png")
     return place
 
 
@@ -69,7 +75,11 @@ CASES = {
     # files
     "missing data folder": (lambda t: {"train_data": t / "nowhere"}, ["nowhere", "does not exist"]),
     "data folder is a file": (lambda t: {"train_data": text_file(t / "file", "")}, ["is a file", "root/class"]),
-    "no class folder": (lambda t: {"train_data": folder_without_classes(t / "flat")}, ["no class folder"]),
+    "no image": (lambda t: {"train_data": folder_of_texts(t / "data")}, ["contains no images"]),
+    "images in and outside classes": (
+        lambda t: {"train_data": folder_with_an_image_outside_classes(t / "data")},
+        ["both inside and outside class folders", "loose.png"],
+    ),
     "empty class": (lambda t: {"train_data": folder_with_an_empty_class(t / "data")}, ["empty", "contains no images"]),
     "only broken images": (lambda t: {"train_data": folder_of_broken_images(t / "data")}, ["none of the 3 images"]),
     "more broken images than allowed": (

@@ -63,6 +63,19 @@ def test_a_tokenizer_needs_no_labels(tmp_path, labels, feature):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
+def test_a_tokenizer_needs_no_class_folders(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8)
+    runs = []
+    for place in ("classes/cat", "flat"):
+        (tmp_path / place).mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / place / f"{number}.png")
+        data = tmp_path / place.partition("/")[0]
+        runs.append(train(tmp_path / f"run-of-{data.name}", data=data, heldout_data=data, max_train_steps=2))
+    ours, theirs = (load_file(folder / "model" / "diffusion_pytorch_model.safetensors") for folder in runs)
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
 def test_caching_refuses_a_label_that_is_none_before_anything_is_encoded(tmp_path, capsys):
     data = save(tmp_path / "set", [0, 1, None, 1] * 2)
     with pytest.raises(SystemExit) as caught:
