@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tcae_diffusers.metrics.reference import open_reference_content
+
 from ..arguments.generate import GenerateArguments
 from ..arguments.generation import GenerationArguments
 from ..arguments.sampling import SamplingArguments
@@ -28,6 +30,8 @@ def measure_pipeline(
     Raises:
         InputError: If the pipeline or the reference cannot be used.
     """
+    # A reference that cannot be read should not be found out after hours of drawing.
+    open_reference_content(sampling.reference)
     shared = {entry: getattr(sampling, entry) for entry in ("seed", "batch_size", "device")}
     drawing = GenerateArguments(
         pipeline=pipeline,

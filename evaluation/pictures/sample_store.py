@@ -33,7 +33,7 @@ from tcae_diffusers.data.images.sample_manifest import (
     read_note,
 )
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.files import sha256_of_file, write_atomically, write_json
+from tcae_diffusers.files import file_names, sha256_of_file, write_atomically, write_json
 
 from .class_folders import class_folders
 from .contact_sheet import png_bytes
@@ -97,6 +97,7 @@ class SampleStore:
             if found:
                 self._compare_settings(self.folder, read_note(self.folder / SETTINGS))
             elif is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_notes()
                 write_json(self.folder / SETTINGS, self._settings)
             own = {self.path(index).relative_to(self.folder).as_posix() for index in range(len(self.labels))}
@@ -111,7 +112,16 @@ class SampleStore:
             raise InputError(f"cannot write samples to {self.folder}: {error}") from error
 
     def _check_notes(self) -> None:
-        for path in (self.folder / SETTINGS, self.folder / MANIFEST):
+        paths = [self.folder / SETTINGS, self.folder / MANIFEST]
+        if self.layout == "npz":
+            paths = [self.folder / SETTINGS, self.output.with_suffix(".json")]
+            # The whole folder of parts is removed in the end.
+            if others := [name for name in file_names(self.folder) if name != SETTINGS]:
+                raise InputError(
+                    f"{self.folder} holds {others[0]}, but this command needs that folder and removes it when it is "
+                    "done; choose another --output"
+                )
+        for path in paths:
             if path.exists() and read_note(path) is None:
                 raise InputError(
                     f"{path} was not written by this command, which needs that name; choose another --output"
@@ -156,6 +166,7 @@ class SampleStore:
             raise RuntimeError(
                 f"{len(missing)} of {len(self.labels)} samples are missing, the first is {self.path(missing[0])}"
             )
+        self._check_sizes()
         manifest = {**self._settings, **provenance}
         if self.layout == "npz":
             partial = self._write_archive()
@@ -168,6 +179,19 @@ class SampleStore:
                 for index, label in enumerate(self.labels)
             ]
             write_json(self.folder / MANIFEST, {**manifest, "files": entries})
+
+    def _check_sizes(self) -> None:
+        # What was there before this run may have been damaged, and the last file says that all is well.
+        sizes: dict[tuple[int, int], Path] = {}
+        for path in map(self.path, range(len(self.labels))):
+            try:
+                with Image.open(path) as image:
+                    sizes[image.size] = path
+            except OSError as error:
+                raise InputError(f"{path} is damaged ({error}); remove it and run the command again") from error
+        if len(sizes) > 1:
+            (first, path), (second, other) = [*sizes.items()][:2]
+            raise InputError(f"{path} has size {first} and {other} {second}; remove what is not of this set")
 
     def _write_archive(self) -> Path:
         """Streams the PNG parts into one uncompressed archive, in constant memory, under a name of its own."""

@@ -11,6 +11,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from ..arguments import save_arguments
+from ..data.images.folder import printable_name
 from .arguments import RunArguments
 
 
@@ -34,7 +35,8 @@ def start_trackers(accelerator: Accelerator, arguments: RunArguments, name: str,
     if accelerator.is_main_process:
         save_arguments(arguments, Path(arguments.output_dir) / "arguments.yaml")
     config = {
-        key: value if isinstance(value, int | float | str | bool) else str(value)
+        # Trackers store text as UTF-8, which a path need not be.
+        key: value if isinstance(value, int | float | bool) else printable_name(str(value))
         for key, value in asdict(arguments).items()
     }
     # Trackers run on the main process; the others need no entry, and none of the file that names it.

@@ -88,6 +88,37 @@ def test_an_archive_that_took_the_place_of_a_drawn_one_is_not_called_by_its_name
     assert generate(*arguments) == 2
 
 
+@pytest.mark.parametrize("theirs", ["set.json", "set.parts/notes.txt"])
+def test_an_archive_takes_no_place_of_files_of_others(save_pipeline, tmp_path, theirs, capsys):
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).write_text('{"theirs": 1}')
+    assert generate(save_pipeline(["cat"]), tmp_path / "set.npz", "--layout", "npz", "--num_images", 1) == 2
+    assert theirs.rpartition("/")[2] in capsys.readouterr().err
+    assert (tmp_path / theirs).read_text() == '{"theirs": 1}' and not (tmp_path / "set.npz").exists()
+
+
+def test_a_damaged_image_is_not_said_to_be_complete(save_pipeline, tmp_path, capsys):
+    arguments = [save_pipeline(["cat", "dog"]), tmp_path / "set", "--num_images", 4]
+    assert generate(*arguments) == 0
+    (tmp_path / "set" / "manifest.json").unlink()
+    (tmp_path / "set" / "cat" / "000000.png").write_bytes(b"")
+    assert generate(*arguments) == 2
+    assert "000000.png is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    (tmp_path / "set" / "cat" / "000000.png").unlink()
+    assert generate(*arguments) == 0 and (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_drawn_set_is_read_by_its_notes_or_refused(save_pipeline, tmp_path):
+    assert generate(save_pipeline(["b", "a"]), tmp_path / "sets" / "one", "--num_images", 4) == 0
+    assert open_image_set(tmp_path / "sets" / "one").classes == ["b", "a"]
+    for spec in (tmp_path / "sets", f"datasets:{tmp_path}/sets/one"):
+        with pytest.raises(InputError, match="holds generated samples"):
+            open_image_set(spec, 16)
+    with pytest.raises(InputError, match="holds generated samples"):
+        ImageFolderSource(tmp_path / "sets")
+
+
 @pytest.mark.parametrize("name", ["settings.json", "manifest.json"])
 def test_files_of_others_are_neither_written_over_nor_removed(save_pipeline, tmp_path, name, capsys):
     (tmp_path / "set").mkdir()
@@ -316,7 +347,8 @@ def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_fo
 def test_plans_pass_the_shift_on(monkeypatch, tmp_path):
     passed = []
     monkeypatch.setattr(measured_samples, "run_unless_done", lambda run, arguments, kind: passed.append(arguments))
+    real = str(class_folder_set(tmp_path / "real", {"cat": 1}))
     for shift in (None, 2.5):
-        measure_pipeline("pipeline", tmp_path, "name", SamplingArguments(reference="x", timestep_shift=shift))
+        measure_pipeline("pipeline", tmp_path, "name", SamplingArguments(reference=real, timestep_shift=shift))
     assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]
     assert "timestep_shift" not in passed[0].sampling() and passed[2].sampling()["timestep_shift"] == 2.5

@@ -115,6 +115,11 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
             "guidance_sweep --pipeline {0}/pipeline --reference {0}/good --output {0}/out --intervals 1",
             "is not FROM:TO",
         ),
+        # Before anything is drawn.
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/nowhere --output {0}/out",
+            "{0}/nowhere does not exist",
+        ),
         ("convergence --output {0}/out --curve a 5={0}/nowhere", "neither a generation.json nor a pipeline"),
         ("convergence --output {0}/out --curve a 5={0}/pipeline", "pass --reference"),
         ("convergence --output {0}/out --curve a 5={0}/bad.json", "cannot read {0}/bad.json"),

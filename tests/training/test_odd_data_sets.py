@@ -1,5 +1,8 @@
 """Data sets with rows that hold no image or no label, through the commands that meet them."""
 
+import os
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -74,6 +77,15 @@ def test_a_tokenizer_needs_no_class_folders(tmp_path):
         runs.append(train(tmp_path / f"run-of-{data.name}", data=data, heldout_data=data, max_train_steps=2))
     ours, theirs = (load_file(folder / "model" / "diffusion_pytorch_model.safetensors") for folder in runs)
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_trackers_take_paths_that_are_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xe9/cat"))
+    folder.mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (16, 16), (30 * number, 0, 0)).save(folder / f"{number}.png")
+    run_folder = train(tmp_path / "run", data=folder.parent, max_train_steps=1, report_to="tensorboard")
+    assert (run_folder / "model").is_dir() and any((run_folder / "logs").rglob("events*"))
 
 
 def test_caching_refuses_a_label_that_is_none_before_anything_is_encoded(tmp_path, capsys):

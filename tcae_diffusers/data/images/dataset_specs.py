@@ -16,6 +16,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ...errors import InputError
 from ...existing_paths import split_after_path
 from .content_fingerprint import content_digests
+from .sample_manifest import refuse_drawn_set
 from .tar_shards import TarShards
 
 TAR_SCHEME = "webdataset:"
@@ -59,7 +60,7 @@ class DatasetSpec:
             InputError: There is no name, or a key that is unknown, empty or given twice.
         """
         rest, options = _split_off_options(text)
-        if rest.startswith(TAR_SCHEME):
+        if rest.startswith(TAR_SCHEME) and not os.path.exists(rest):
             files = rest.removeprefix(TAR_SCHEME)
             if not files or "config" in options:
                 raise InputError(f"{text!r} should be webdataset:FILES[?image=EXTENSION&label=EXTENSION]")
@@ -190,6 +191,8 @@ def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:
 
 
 def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetBuilder:
+    if os.path.isdir(spec.location):
+        _check_folder(spec.location)
     try:
         return datasets.load_dataset_builder(spec.location, name=spec.config, cache_dir=cache_dir)
     except ValueError as error:
@@ -204,6 +207,18 @@ def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetB
                 f"{spec.location} has several configurations ({', '.join(configs)}); choose one with ?name=CONFIG"
             ) from error
         raise
+
+
+def _check_folder(location: str) -> None:
+    """Refuse what `datasets` would read as something else, or not at all, without a word."""
+    refuse_drawn_set(Path(location), "name the folder without datasets:")
+    for folder, subfolders, _ in os.walk(location):
+        for name in subfolders:
+            if os.path.islink(path := os.path.join(folder, name)):
+                raise InputError(
+                    f"{path} is a link to a folder, which `datasets` does not follow; name the folder without "
+                    "datasets:, or put a copy in place of the link"
+                )
 
 
 @contextmanager

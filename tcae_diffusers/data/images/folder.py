@@ -7,15 +7,22 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from diffusers.utils import logging
 from PIL import Image
 
 from ...errors import InputError
 from ...files import file_names
 from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image
-from .sample_manifest import MANIFEST, recorded_labels
+from .sample_manifest import MANIFEST, recorded_labels, refuse_sets_below
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+logger = logging.get_logger(__name__)
+
+# The names of the formats that Pillow always decodes to pixels.
+IMAGE_EXTENSIONS = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm"),
+    *(".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 class ImageFolderSource:
@@ -46,6 +53,8 @@ class ImageFolderSource:
             raise FileNotFoundError(f"image folder {self.root} {state}; expected a folder of root/class/image.png")
         names = image_names(self.root)
         recorded = recorded_labels(self.root, names)
+        if recorded is None:
+            refuse_sets_below(self.root)
         self._notes = [] if recorded is None else [MANIFEST]
         if recorded is not None:
             self.classes, labels = recorded
@@ -97,8 +106,27 @@ class ImageFolderSource:
 
 
 def image_names(root: str | os.PathLike) -> list[str]:
-    """The images among [`file_names`]."""
-    return [name for name in file_names(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    """The images among [`file_names`].
+
+    Raises:
+        InputError: A link leads nowhere, so what it held would be left out.
+    """
+    _warn_of_hidden_images(root)
+    names = []
+    for name in file_names(root):
+        if name.lower().endswith(IMAGE_EXTENSIONS):
+            names.append(name)
+        elif not os.path.exists(os.path.join(root, name)):
+            raise InputError(f"{os.path.join(root, name)} is a link to something that does not exist; remove it")
+    return names
+
+
+def _warn_of_hidden_images(root: str | os.PathLike) -> None:
+    with os.scandir(root) as entries:
+        hidden = [entry.path for entry in entries if entry.name.startswith(".") and entry.is_dir()]
+    for folder in hidden:
+        if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in os.listdir(folder)):
+            logger.warning(f"{printable_name(folder)} is hidden, so its images are left out")
 
 
 def are_loose(root: Path, names: Sequence[str]) -> bool:

@@ -94,6 +94,18 @@ def test_what_is_not_there_is_said_with_what_is(configured, saved, use, text, me
     assert "\n" not in str(caught.value) and "load_dataset" not in str(caught.value)
 
 
+def test_a_linked_folder_that_datasets_would_pass_over_is_refused(tmp_path):
+    for name in ("set/cat", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").write_bytes(encoded(1))
+    os.symlink(tmp_path / "elsewhere", tmp_path / "set/dog")
+    assert len(build_image_source(tmp_path / "set")) == 2
+    with pytest.raises(InputError, match="set/dog is a link to a folder"):
+        build_image_source(f"datasets:{tmp_path}/set")
+    with pytest.raises(InputError, match="set/dog is a link to a folder"):
+        open_stream(DatasetSpec.parse(f"{tmp_path}/set"))
+
+
 def _write_at_one_time(file, content):
     file.write_bytes(content)
     os.utime(file, (1_700_000_000, 1_700_000_000))

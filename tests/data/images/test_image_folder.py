@@ -3,11 +3,13 @@ import pickle
 
 import numpy as np
 import pytest
+from diffusers.utils import logging
 from PIL import Image
 
 from tcae_diffusers.data.images.decoding import BrokenImageError, load_rgb_image
 from tcae_diffusers.data.images.folder import ImageFolderSource
 from tcae_diffusers.data.images.sources import ImageSource, build_image_source
+from tcae_diffusers.errors import InputError
 
 
 def _folder(root, files):
@@ -93,6 +95,26 @@ def _break(root, case):
 def test_folders_that_cannot_serve_are_named(tmp_path, case, error, message):
     with pytest.raises(error, match=message):
         build_image_source(_break(tmp_path, case))
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jp2", "tga", "avif", "PNG"])
+def test_images_of_other_endings_count(tmp_path, ending):
+    _folder(tmp_path / "set", {"cat/a.png": "red", f"cat/b.{ending}": "red"})
+    source = build_image_source(tmp_path / "set")
+    assert len(source) == 2 and source.image(1).getpixel((0, 0))[0] > 250
+
+
+def test_a_class_that_is_a_link_to_nothing_or_hidden_is_named(two_classes, caplog):
+    logging.enable_propagation()
+    try:
+        _folder(two_classes / ".NET", {"a.png": "red"})
+        assert ".NET" not in build_image_source(two_classes).classes
+    finally:
+        logging.disable_propagation()
+    assert ".NET is hidden, so its images are left out" in caplog.text
+    os.symlink(two_classes / "gone", two_classes / "zebra")
+    with pytest.raises(InputError, match="zebra is a link to something that does not exist"):
+        build_image_source(two_classes)
 
 
 def test_a_folder_without_class_folders_is_one_class(tmp_path):
