@@ -21,7 +21,7 @@ def test_killed_20_times_at_random_moments_and_resumed_equals_uninterrupted(tmp_
     assert len(hits) == 20
 
 
-@pytest.mark.parametrize("moment", ["torch.save", "_sha256", "_sync", "os.rename", "shutil.rmtree"])
+@pytest.mark.parametrize("moment", ["torch.save", "sha256_of_file", "sync", "os.rename", "shutil.rmtree"])
 def test_killed_while_saving(tmp_path, moment):
     """In the midst of writing, before the manifest, before the rename, and while the oldest checkpoint is removed."""
 
