@@ -14,6 +14,9 @@ BLOCKS = ("BasicTransformerBlock", "TCDiTBlock")
 SHARDED_UNITS = (*BLOCKS, "CombinedTimestepLabelEmbeddings")
 TRANSFORMERS = (DIT, TC_DIT, *TC_DIT_PRESETS)
 
+# Layers that read latents or write them.
+LATENT_LAYERS = ("pos_embed.proj", "proj_in", "proj_out", "proj_out_1", "proj_out_2")
+
 # The null class that diffusers' stock DiTPipeline asks for, whatever the number of classes.
 STOCK_NULL_CLASS_ID = 1000
 

@@ -32,6 +32,7 @@ from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.trainer.adversary import Adversary, Pass, build_adversary
@@ -40,9 +41,10 @@ from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.image_batches import build_training_images, image_loader
+from tcae_diffusers.trainer.optimizers import build_optimizer
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, build_preview
 from tcae_diffusers.trainer.reconstruction_terms import build_reconstruction_loss
-from tcae_diffusers.trainer.run import Run, adamw, begin_run, launch, prepare_run_folder, save_model, start_accelerator
+from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import require_whole_parameters
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
 
@@ -162,7 +164,8 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
 
     ema = EMAModel(trained_parameters(autoencoder), decay=arguments.ema_decay, foreach=True)
     ema.to(accelerator.device)
-    optimizer = adamw(trained_parameters(autoencoder), arguments, arguments.weight_decay)
+    groups = [{"params": trained_parameters(autoencoder), "weight_decay": arguments.weight_decay}]
+    optimizer = build_optimizer(arguments, groups, autoencoder, adapt(autoencoder).pixel_layers)
     model, optimizer = accelerator.prepare(tokenizer, optimizer)
     side = Side(autoencoder, model, optimizer, [ema])
     adversary = build_adversary(arguments, accelerator)

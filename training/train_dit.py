@@ -31,13 +31,15 @@ from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.image_batches import step_indexed_loader
+from tcae_diffusers.trainer.optimizers import build_optimizer
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
-from tcae_diffusers.trainer.run import Run, adamw, begin_run, launch, prepare_run_folder, save_model, start_accelerator
+from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import check_sharding, model_class, prepare
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.dit_objectives import Objective, build_objective, draw_step_randomness, objective_in_words
 from tcae_diffusers.training.dit_transformers import (
     BLOCKS,
+    LATENT_LAYERS,
     SHARDED_UNITS,
     build_transformer,
     check_latent_shape,
@@ -194,7 +196,8 @@ def start(arguments: DiTArguments) -> DiTTraining:
     if arguments.compile:
         compile_blocks(transformer, names=BLOCKS)
     pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
-    optimizer = adamw(transformer.parameters(), arguments, arguments.weight_decay)
+    groups = [{"params": list(transformer.parameters()), "weight_decay": arguments.weight_decay}]
+    optimizer = build_optimizer(arguments, groups, transformer, LATENT_LAYERS)
     model, optimizer = prepare(accelerator, transformer, optimizer, SHARDED_UNITS)
     tokenizer.to(accelerator.device)
     averages = [

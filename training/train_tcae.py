@@ -43,10 +43,11 @@ from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit, is_log_step
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.image_batches import build_training_images, image_loader
+from tcae_diffusers.trainer.optimizers import build_optimizer
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, build_preview
 from tcae_diffusers.trainer.reconstruction_terms import build_reconstruction_loss
-from tcae_diffusers.trainer.run import Run, adamw, begin_run, launch, prepare_run_folder, save_model, start_accelerator
-from tcae_diffusers.trainer.sharding import check_sharding, is_sharded, prepare, start_adam_state
+from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
+from tcae_diffusers.trainer.sharding import check_sharding, is_sharded, prepare, start_optimizer_state
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 logger = get_logger(__name__)
@@ -179,12 +180,13 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     if arguments.compile:
         compile_blocks(student, *method.state(), names=tuple(autoencoder._repeated_blocks or ()))
 
-    optimizer = adamw(parameter_groups(student, arguments), arguments)
+    edges = [f"autoencoder.{name}" for name in adapt(autoencoder).pixel_layers]
+    optimizer = build_optimizer(arguments, parameter_groups(student, arguments), student, edges)
     # What diffusers keeps on one device is called as a whole, which is what FSDP asks of a unit.
     model, optimizer = prepare(accelerator, student, optimizer, units=autoencoder._no_split_modules or ())
     ema = EMAModel(autoencoder.parameters(), decay=arguments.ema_decay, foreach=True)
     if is_sharded(autoencoder):
-        start_adam_state(optimizer)
+        start_optimizer_state(optimizer)
     identity = {
         "data": dataset.fingerprint,
         "ssl": arguments.ssl,

@@ -56,10 +56,15 @@ class StepArguments(Arguments):
 
 @dataclass
 class OptimizerArguments(Arguments):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     group: ClassVar[str] = "Optimiser"
 
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw",
+        "Optimiser: AdamW, or Muon for the matrices between the first and the last layer and AdamW for the rest "
+        "(discriminators keep AdamW).",
+    )
     learning_rate: float = option(5e-4, "Peak learning rate; with --scale_lr, that of a total batch of 256 images.")
     scale_lr: bool = option(False, "Multiply the peak learning rate by the total batch size divided by 256.")
     lr_warmup_fraction: float = option(
@@ -71,7 +76,8 @@ class OptimizerArguments(Arguments):
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.")
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.")
     adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.")
-    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    muon_momentum: float = option(0.95, "Momentum of Muon.")
+    weight_decay: float = option(0.0, "Weight decay of the optimizer.")
     max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
     grad_clipping: Literal["norm", "per_tensor"] = option(
         "norm",
@@ -82,6 +88,7 @@ class OptimizerArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("lr_warmup_fraction", 0 <= self.lr_warmup_fraction <= 1, "between 0 and 1")
+        self._require("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1")
         self._require("learning_rate", self.learning_rate > 0, "positive")
 
     def peak_learning_rate(self, total_batch_size: int) -> float:

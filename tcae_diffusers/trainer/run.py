@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -179,6 +178,7 @@ def begin_run(
         "script": name,
         "model": {"class": model_class(model).__name__, **configuration},
         "seed": arguments.seed,
+        "optimizer": arguments.optimizer,
         "total batch": total_batch,
         "max_train_steps": arguments.max_train_steps,
     }
@@ -187,18 +187,6 @@ def begin_run(
     )
     first_step = checkpoints.resume(arguments.resume)
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
-
-
-def adamw(parameters: Any, arguments: RunArguments, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW as the arguments say, fused, so that a step can be skipped on the device ([`NonFiniteGuard`])."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=arguments.learning_rate,
-        betas=(arguments.adam_beta1, arguments.adam_beta2),
-        eps=arguments.adam_epsilon,
-        weight_decay=weight_decay,
-        fused=True,
-    )
 
 
 class Training(Protocol):

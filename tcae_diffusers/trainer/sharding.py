@@ -100,13 +100,16 @@ def prepare(
     return accelerator.prepare(model, optimizer)
 
 
-def start_adam_state(optimizer: torch.optim.Optimizer) -> None:
+def start_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """
-    Give AdamW the state that it otherwise makes at the first update of each parameter. Sharded checkpoints are read
-    into the state of all parameters, so one that was written while some were frozen could not be read without.
+    Give AdamW and Muon the state that they otherwise make at the first update of each parameter. A sharded checkpoint
+    is read into the state of all parameters, so one written while some were frozen could not be read without.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if group.get("matrices"):
+                optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+                continue
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),

@@ -22,6 +22,7 @@ VARIANTS = {
         "posthoc_ema_sigmas": [0.05, 0.1],
         "posthoc_ema_steps": 3,
     },
+    "dit by muon": {"optimizer": "muon", "attention_head_dim": 32},
     "tc-dit by v prediction": {"transformer": "tc-dit", "objective": "v_prediction", "min_snr_gamma": 5},
 }
 

@@ -10,7 +10,7 @@ import torch
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, fork_ranks
-from ..tokenizer_commands import SMOOTH, assert_close_state, checkpoint, save_state_of_each_step, train
+from ..tokenizer_commands import MUON, SMOOTH, assert_close_state, checkpoint, save_state_of_each_step, train
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -24,6 +24,15 @@ def whole(tmp_path_factory):
 def test_eight_accumulated_images_equal_a_batch_of_eight(tmp_path, whole):
     run = train(tmp_path / "run", **SMOOTH, train_batch_size=1, gradient_accumulation_steps=8)
     assert_close_state(run, whole)
+
+
+def test_muon_learns_the_same_from_two_ranks_and_from_accumulated_images(tmp_path):
+    options = {**SMOOTH, **MUON, "max_train_steps": 3}
+    whole = train(tmp_path / "whole", **options, train_batch_size=8)
+    halves = {**options, "train_batch_size": 4}
+    assert_close_state(train(tmp_path / "accumulated", **halves, gradient_accumulation_steps=2), whole, step=3)
+    assert fork_ranks(lambda rank: train(tmp_path / "ranks", **halves)) == [0, 0]
+    assert_close_state(tmp_path / "ranks", whole, step=3)
 
 
 def test_the_tolerance_would_notice_another_batch(tmp_path, whole):

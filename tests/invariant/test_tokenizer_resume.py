@@ -10,7 +10,7 @@ import torch
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, weights
-from ..tokenizer_commands import checkpoint, train, uninterrupted
+from ..tokenizer_commands import MUON, checkpoint, train, uninterrupted
 
 
 def stop_at_call(monkeypatch, number, signal_number):
@@ -31,6 +31,7 @@ VARIANTS = {
     "dinov2 in accumulated halves": {"ssl": "dinov2", "train_batch_size": 2, "gradient_accumulation_steps": 2},
     "dino on the first stage": {"ssl": "dino", "ssl_features": "first_stage"},
     "reconstruction alone": {"ssl": "none"},
+    "muon": {**MUON, "ssl_hidden_dim": 64},
 }
 
 

@@ -14,7 +14,7 @@ from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_close, assert_equal, fork_ranks, home, tensors_of, weights
-from ..tokenizer_commands import checkpoint, train
+from ..tokenizer_commands import MUON, checkpoint, train
 from .test_dit_sharded import shard, sharded_state
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
@@ -46,6 +46,7 @@ VARIANTS = {
         "max_train_steps": 3,
     },
     "reconstruction": {**SMALL, "ssl": "none", "max_train_steps": 3},
+    "muon": {**SMALL, **MUON, "ssl_freeze_last_layer_steps": 3},
     "kl": {
         **SMALL,
         "ssl": "none",

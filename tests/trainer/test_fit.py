@@ -8,7 +8,8 @@ from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.checkpoint import CheckpointManager
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.nonfinite import NonFiniteGuard
-from tcae_diffusers.trainer.run import Run, adamw
+from tcae_diffusers.trainer.optimizers import adamw
+from tcae_diffusers.trainer.run import Run
 
 from ..latent_commands import reset_accelerate
 

@@ -29,6 +29,8 @@ class AutoencoderAdapter:
     model_classes: ClassVar[tuple[str, ...]] = ()
     # Top-level submodules that come after the latent.
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "post_quant_conv")
+    # Layers that read pixels or write them.
+    pixel_layers: ClassVar[tuple[str, ...]] = ("encoder.conv_in", "decoder.conv_out")
     # Places in the encoder where its tokens can be read.
     token_places: ClassVar[tuple[str, ...]] = ("last",)
     # Whether patches can be hidden from the token encoder, as masked image modelling asks.

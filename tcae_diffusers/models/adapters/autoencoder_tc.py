@@ -10,6 +10,7 @@ class TCAdapter(AutoencoderAdapter):
     """Training goes to encoder and decoder directly: tiling and the statistics of the latent are for using a model."""
 
     model_classes = ("AutoencoderTC",)
+    pixel_layers = ("encoder.patch_embed", "decoder.proj_out")
     token_places = ("last", "first_stage")
     hides_patches = True
 
