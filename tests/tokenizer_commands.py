@@ -50,6 +50,11 @@ OPTIONS = {
 # keeps what is compared a smooth function of the gradients.
 SMOOTH = {"adam_epsilon": 1e-3}
 
+# Ways to shape the latent, each alone: what is drawn differs between the steps and images of a short run.
+SHAPINGS = {
+    "equivariance": {"latent_equivariance": 0.7, "latent_equivariance_min_scale": 0.5},
+}
+
 
 # Muon trains matrices of 64x64 and more.
 MUON = {"optimizer": "muon", "autoencoder_overrides": json.dumps({**TINY, "hidden_size": 64})}

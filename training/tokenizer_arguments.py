@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from tcae_diffusers.arguments import option
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.self_supervision.arguments import SelfSupervisionArguments
+from tcae_diffusers.trainer.latent_shaping_arguments import LatentShapingArguments
 from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
 
 
@@ -24,7 +25,7 @@ class WeightDecayArguments(AdversarialArguments):
 
 
 @dataclass
-class TokenizerArguments(WeightDecayArguments, SelfSupervisionArguments):
+class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSupervisionArguments):
     """Train a TC-AE tokenizer jointly with self-supervision, or another autoencoder without."""
 
     group: ClassVar[str] = "Tokenizer"

@@ -43,6 +43,7 @@ from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit, is_log_step
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
 from tcae_diffusers.trainer.image_batches import build_training_images, image_loader
+from tcae_diffusers.trainer.latent_shaping import build_latent_shaping
 from tcae_diffusers.trainer.optimizers import build_optimizer
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, build_preview
 from tcae_diffusers.trainer.reconstruction_terms import build_reconstruction_loss
@@ -84,9 +85,12 @@ class TokenizerTraining:
         if self.adversary is not None:
             reconstruction += f" + {self.adversary.describe(arguments)}"
         weighted = f", {method}" if method.startswith("without") else f" + {arguments.ssl_weight:g} * {method}"
+        losses = f"{arguments.reconstruction_weight:g} * ({reconstruction}){weighted}"
+        if shaping := self.student.shaping.description:
+            losses += f", latent with {shaping}"
         parameters, data = self.autoencoder.num_parameters(), f"{arguments.train_data}: {self.dataset.description}"
         return {
-            "losses": f"{arguments.reconstruction_weight:g} * ({reconstruction}){weighted}",
+            "losses": losses,
             "autoencoder": type(self.autoencoder).__name__,
             "parameters": parameters,
             "data": data,
@@ -168,7 +172,7 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     adapt(autoencoder).reset_statistics()
     resolve_sizes(arguments, autoencoder)
     method = build_method(arguments, adapt(autoencoder))
-    student = TokenizerStudent(autoencoder, method.parts)
+    student = TokenizerStudent(autoencoder, method.parts, build_latent_shaping(arguments, adapt(autoencoder)))
     transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip, **method.crops())
     dataset = build_training_images(arguments, transform)
     preview = build_preview(arguments, folder)
@@ -192,6 +196,7 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
         "ssl": arguments.ssl,
         "losses": reconstruction_loss.description,
         **method.identity,
+        **student.shaping.identity,
     }
     adversary = build_adversary(arguments, accelerator)
     state = method.state()
@@ -243,8 +248,8 @@ def forward_student(
     views = training.method.prepare(batch, slot_generators(seed, step, first_slot, len(images)), images.device)
     # Generators of their own: what a method draws must not change how latents are sampled.
     generators = slot_generators(seed, step, first_slot, len(images))
-    output = training.side.model(images, views, generators)
-    return StudentPass(images, output.reconstruction, generators, output, views)
+    output = training.side.model(images, views, generators, step)
+    return StudentPass(output.shaped.target, output.reconstruction, generators, output, views)
 
 
 def passes_without_graph(
@@ -257,8 +262,8 @@ def passes_without_graph(
         first_slot = training.run.first_slot(micro_step)
         generators = slot_generators(training.arguments.seed, step, first_slot, len(images))
         with torch.no_grad(), accelerator.autocast():
-            sample = training.student.reconstruct(images, generators)
-        yield Pass(images, sample.float(), generators)
+            sample, target = training.student.reconstruct(images, generators, step)
+        yield Pass(target, sample.float(), generators)
 
 
 def compute_loss(
@@ -280,7 +285,7 @@ def compute_loss(
     # The frozen networks of a method run in the precision of the student.
     with training.run.accelerator.autocast():
         ssl, logged = training.method.loss(output, seen.views, step, is_log_step(step, arguments))
-    loss, metrics = loss + arguments.ssl_weight * ssl, metrics | logged
+    loss, metrics = loss + arguments.ssl_weight * ssl, metrics | logged | output.shaped.logged
     if is_log_step(step, arguments):
         channels = output.latent.detach().float().transpose(0, 1).flatten(1).std(dim=1)
         metrics |= {"latent/channel_std": channels.mean(), "latent/min_channel_std": channels.min()}

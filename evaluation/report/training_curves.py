@@ -151,6 +151,14 @@ _HEALTH = (
         is_health=True,
     ),
     Chart(
+        "What was done to latents",
+        {"shaping/scale": "side after scaling"},
+        "What training did to latents before they were decoded, as fractions of the whole, averaged over the steps "
+        "since the last point. It is drawn at random, so it should show no trend; the reconstruction loss is of these "
+        "latents, while held-out figures are of whole ones.",
+        is_health=True,
+    ),
+    Chart(
         "Speed",
         {"train/images_per_second": "images/s"},
         "Images per second, without the time for evaluation and checkpoints. Dips mean a busy machine or slow data.",

@@ -8,7 +8,7 @@ import torch
 
 # First word of each use, so that no two uses share a stream. A tag in front and not a further number behind:
 # SeedSequence pads with zeros, which makes (seed, epoch) and (seed, epoch, 0) the same.
-_SAMPLE, _ORDER, _SLOT, _BLOCK = 1, 2, 3, 4
+_SAMPLE, _ORDER, _SLOT, _BLOCK, _STEP = 1, 2, 3, 4, 5
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -43,11 +43,17 @@ def slot_generators(seed: int, step: int, first_slot: int, count: int) -> list[t
         first_slot (`int`): Place of the first image within the step's global batch.
         count (`int`): Images.
     """
-    generators = []
-    for slot in range(first_slot, first_slot + count):
-        state = np.random.SeedSequence((_SLOT, seed, step, slot)).generate_state(1, np.uint64)
-        generators.append(torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
-    return generators
+    return [_torch_generator(_SLOT, seed, step, slot) for slot in range(first_slot, first_slot + count)]
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """CPU generator for what all images of an optimizer step share, a function of (seed, step)."""
+    return _torch_generator(_STEP, seed, step)
+
+
+def _torch_generator(*words: int) -> torch.Generator:
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def choose_per_sample(seed: int, epochs: int | np.ndarray, indices: np.ndarray, num_choices: int) -> np.ndarray:

@@ -10,20 +10,23 @@ import torch
 from torch import nn
 
 from ..charts import Chart
+from ..objectives.latent_shaping import Shaped
 
 
 @dataclass
 class StudentOutput:
     """
     Args:
-        reconstruction (`torch.Tensor` of shape `(B, 3, H, W)`): Decoded images.
-        latent (`torch.Tensor` of shape `(B, c, h, w)`): Un-normalised latent of the reconstructed images.
+        reconstruction (`torch.Tensor` of the shape of `shaped.target`): Decoded images.
+        latent (`torch.Tensor` of shape `(B, c, h, w)`): Un-normalised latent of the images, as the encoder gives it.
+        shaped ([`~objectives.latent_shaping.Shaped`]): What was decoded, and what it was to be reconstructed to.
         kl (`torch.Tensor`, *optional*): Divergence of a sampled latent per pixel value, where the autoencoder has one.
         method (`dict[str, torch.Tensor]`): Outputs of the method's own modules.
     """
 
     reconstruction: torch.Tensor
     latent: torch.Tensor
+    shaped: Shaped
     kl: torch.Tensor | None = None
     method: dict[str, torch.Tensor] = field(default_factory=dict)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..models.adapters import adapt
+from ..objectives.latent_shaping import LatentShaping, Shaped
 from .method import StudentOutput
 
 
@@ -18,35 +19,49 @@ class TokenizerStudent(nn.Module):
     Args:
         autoencoder (`nn.Module`): Any autoencoder of diffusers; what is saved at the end.
         parts (`nn.Module`): See [`SelfSupervision`].
+        shaping ([`LatentShaping`]): What happens to the latent before it is decoded.
     """
 
-    def __init__(self, autoencoder: nn.Module, parts: nn.Module):
+    def __init__(self, autoencoder: nn.Module, parts: nn.Module, shaping: LatentShaping):
         super().__init__()
         self.autoencoder = autoencoder
         self.parts = parts
+        self.shaping = shaping
 
     def forward(
-        self, images: torch.Tensor, views: Any = None, generators: list[torch.Generator] | None = None
+        self,
+        images: torch.Tensor,
+        views: Any = None,
+        generators: list[torch.Generator] | None = None,
+        step: int = 0,
     ) -> StudentOutput:
         """
         Args:
             images (`torch.Tensor` of shape `(B, 3, H, W)`): Images to reconstruct, in [-1, 1].
             views: From [`SelfSupervision.prepare`].
             generators (`list[torch.Generator]`, *optional*):
-                One per image, for autoencoders that sample their latent; its mode when not given.
+                One per image, for autoencoders that sample their latent, and for its shaping; the mode as it is when
+                not given.
+            step (`int`, defaults to 0): Completed optimizer steps, for the shaping.
         """
         adapter = adapt(self.autoencoder)
         encoded, outputs = self.parts(adapter, images, views)
         latent, kl = adapter.training_latent(encoded, generators)
+        shaped = self.shaping(Shaped(latent, images), generators, step)
         return StudentOutput(
-            reconstruction=adapter.training_decode(latent),
+            reconstruction=adapter.training_decode(shaped.latent),
             latent=latent,
+            shaped=shaped,
             # Per pixel value, so that the weight means what it does beside a summed reconstruction loss (LDM: 1e-6).
             kl=None if kl is None else kl / images.numel(),
             method=outputs,
         )
 
-    def reconstruct(self, images: torch.Tensor, generators: list[torch.Generator] | None = None) -> torch.Tensor:
-        """The reconstruction of [`forward`] alone, which no view changes."""
+    def reconstruct(
+        self, images: torch.Tensor, generators: list[torch.Generator] | None, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reconstruction of [`forward`] and its target alone, which no view changes."""
         adapter = adapt(self.autoencoder)
-        return adapter.training_decode(adapter.training_latent(adapter.training_encode(images), generators)[0])
+        latent, _ = adapter.training_latent(adapter.training_encode(images), generators)
+        shaped = self.shaping(Shaped(latent, images), generators, step)
+        return adapter.training_decode(shaped.latent), shaped.target

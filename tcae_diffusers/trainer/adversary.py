@@ -24,7 +24,14 @@ Generators = list[torch.Generator]
 
 @dataclass
 class Pass:
-    """One forward pass as both sides see it: images and reconstructions in [-1, 1], and generators of their slots."""
+    """
+    One forward pass as both sides see it.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, 3, H, W)`): What was to be reconstructed, in [-1, 1].
+        sample (`torch.Tensor` of shape `(B, 3, H, W)`): What the decoder made, in about [-1, 1].
+        generators (`list[torch.Generator]`): Of the images' slots.
+    """
 
     images: torch.Tensor
     sample: torch.Tensor
@@ -134,15 +141,15 @@ def build_adversary(arguments: AdversarialArguments, accelerator: Accelerator) -
     Raises:
         ValueError, FileNotFoundError, ImportError: options out of range, images too small, weights not to be had.
     """
-    if arguments.discriminator == "none" or arguments.adversarial_weight == 0:
+    if not arguments.has_discriminator:
         return None
     require_whole_parameters(accelerator)
     backbone = None
     if arguments.discriminator == "patchgan":
-        smallest = 3 * 2**arguments.discriminator_layers
-        if arguments.resolution < smallest:
+        needed = arguments.discriminator_min_resolution
+        if arguments.resolution < needed:
             raise InputError(
-                f"--discriminator_layers {arguments.discriminator_layers} needs images of at least {smallest} pixels,"
+                f"--discriminator_layers {arguments.discriminator_layers} needs images of at least {needed} pixels,"
                 f" --resolution is {arguments.resolution}; use fewer layers."
             )
         discriminator = PatchGANDiscriminator(

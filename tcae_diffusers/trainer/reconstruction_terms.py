@@ -10,9 +10,10 @@ def build_reconstruction_loss(arguments: ReconstructionArguments) -> Reconstruct
     Raises:
         ValueError, FileNotFoundError, ImportError: weights of the perceptual network that cannot be had or used.
     """
-    if arguments.perceptual.startswith("lpips") and arguments.resolution < 32:
+    needed = arguments.perceptual_min_resolution
+    if arguments.resolution < needed:
         raise ValueError(
-            f"--perceptual {arguments.perceptual} needs images of at least 32x32, --resolution is"
+            f"--perceptual {arguments.perceptual} needs images of at least {needed}x{needed}, --resolution is"
             f" {arguments.resolution}; use efficientnet-lite0, which enlarges them, or none."
         )
     return ReconstructionLoss(

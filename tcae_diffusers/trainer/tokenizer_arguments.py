@@ -59,6 +59,11 @@ class ReconstructionLossArguments(Arguments):
         metavar="FILE",
     )
 
+    @property
+    def perceptual_min_resolution(self) -> int:
+        """Pixels along a side that the perceptual loss needs: LPIPS halves images five times."""
+        return 32 if self.perceptual.startswith("lpips") else 1
+
 
 @dataclass
 class HeldoutArguments(Arguments):
@@ -153,3 +158,12 @@ class AdversarialArguments(ReconstructionArguments):
         self._require("discriminator_ema_decay", 0 <= self.discriminator_ema_decay < 1, "at least 0 and below 1")
         for name in ("adversarial_start_step", "discriminator_start_step"):
             self._require(name, (getattr(self, name) or 0) >= 0, "0 or more")
+
+    @property
+    def has_discriminator(self) -> bool:
+        return self.discriminator != "none" and self.adversarial_weight != 0
+
+    @property
+    def discriminator_min_resolution(self) -> int:
+        """Pixels along a side that the discriminator needs: three positions are left behind a PatchGAN's strides."""
+        return 3 * 2**self.discriminator_layers if self.has_discriminator and self.discriminator == "patchgan" else 1

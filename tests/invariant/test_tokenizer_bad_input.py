@@ -14,7 +14,7 @@ from PIL import Image
 from tcae_diffusers.trainer import checkpoint as checkpoint_module
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_same_training_state, home, run
+from ..latent_commands import FOREIGN, assert_same_training_state, home, run
 from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted
 
 
@@ -64,6 +64,12 @@ def truncate_weights(place: Path) -> None:
 def change_width(place: Path) -> None:
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+
+
+def rae(place: Path) -> dict:
+    """Options that train an autoencoder whose decoder always makes images of 16 pixels."""
+    FOREIGN["AutoencoderRAE"]().save_pretrained(place / "rae")
+    return {"autoencoder": place / "rae", "resolution": 16, "ssl_drop_path": 0}
 
 
 def overridden(**values) -> str:
@@ -162,6 +168,22 @@ CASES = {
         ["patch_center_momentum is 1.5"],
     ),
     "mask ratios the wrong way round": (lambda t: {"ssl_mask_ratio_min": 0.6}, ["--ssl_mask_ratio_max 0.5"]),
+    "share of steps above one": (
+        lambda t: {"latent_equivariance": 1.5},
+        ["--latent_equivariance 1.5", "between 0 and 1"],
+    ),
+    "latents scaled to nothing": (
+        lambda t: {"latent_equivariance_min_scale": 0},
+        ["--latent_equivariance_min_scale 0.0", "above 0"],
+    ),
+    "images too small for the discriminator once scaled": (
+        lambda t: {"latent_equivariance": 0.5, "discriminator": "patchgan", "discriminator_layers": 2},
+        ["--latent_equivariance_min_scale 0.25", "8 pixels", "at least 12", "0.75"],
+    ),
+    "scaled latents of a decoder of one size": (
+        lambda t: {"latent_equivariance": 0.5, "ssl": "none", "autoencoder_overrides": "{}", **rae(t)},
+        ["AutoencoderRAE", "one size", "--latent_equivariance 0"],
+    ),
     "drop path with recomputed activations": (lambda t: {"gradient_checkpointing": True}, ["drop_path", "choose one"]),
     # arguments
     "unknown option": (lambda t: {"learning_rat": 1}, ["--learning_rat", "--learning_rate"]),
@@ -224,6 +246,7 @@ OTHER_RUNS = {
         ["mim_average is None", "masked_tokens"],
     ),
     "other losses": ({"pixel_weight": 2.0}, ["losses is"]),
+    "another shaping of the latent": ({"latent_equivariance": 0.5}, ["latent shaping is None", "0.5 of the steps"]),
 }
 
 

@@ -10,7 +10,15 @@ import torch
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, fork_ranks
-from ..tokenizer_commands import MUON, SMOOTH, assert_close_state, checkpoint, save_state_of_each_step, train
+from ..tokenizer_commands import (
+    MUON,
+    SHAPINGS,
+    SMOOTH,
+    assert_close_state,
+    checkpoint,
+    save_state_of_each_step,
+    train,
+)
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -39,6 +47,19 @@ def test_the_tolerance_would_notice_another_batch(tmp_path, whole):
     run = train(tmp_path / "run", **SMOOTH, train_batch_size=7)
     with pytest.raises(AssertionError):
         assert_close_state(run, whole)
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+def test_a_shaped_latent_is_the_same_for_accumulated_images_and_two_ranks(tmp_path, name):
+    options = {**SMOOTH, **SHAPINGS[name], "ssl_num_local_crops": 0, "max_train_steps": 4, "checkpointing_steps": 4}
+    whole = train(tmp_path / "whole", **options, train_batch_size=8)
+    divided = {"train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert fork_ranks(lambda rank: train(tmp_path / "run", **options, **divided)) == [0, 0]
+    assert_close_state(tmp_path / "run", whole, step=4)
+    # The tolerance would notice images whose latents were shaped otherwise.
+    unshaped = train(tmp_path / "unshaped", **{**options, **dict.fromkeys(SHAPINGS[name])}, train_batch_size=8)
+    with pytest.raises(AssertionError):
+        assert_close_state(unshaped, whole, step=4)
 
 
 @pytest.mark.parametrize("ssl", ["ibot", "none"])

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
+from tcae_diffusers.objectives.latent_shaping import ShapingChain
 from tcae_diffusers.self_supervision.self_distillation import DistillationParts
 from tcae_diffusers.self_supervision.student import TokenizerStudent
 from tcae_diffusers.trainer.fit import Side, clip_gradients
@@ -14,7 +15,7 @@ from ..self_supervision.recipes import head_and_loss
 
 def test_parts_add_up_to_the_whole(tiny_tcae):
     head, _ = head_and_loss("ibot", 32, out_dim=8)
-    student = TokenizerStudent(tiny_tcae, DistillationParts(head, 32, "last"))
+    student = TokenizerStudent(tiny_tcae, DistillationParts(head, 32, "last"), ShapingChain())
     for parameter in student.parameters():
         parameter.grad = torch.randn_like(parameter)
     parts = gradient_norms(student)

@@ -35,6 +35,8 @@ class AutoencoderAdapter:
     token_places: ClassVar[tuple[str, ...]] = ("last",)
     # Whether patches can be hidden from the token encoder, as masked image modelling asks.
     hides_patches: ClassVar[bool] = False
+    # Whether a latent of any height and width is decoded, to an image of as many times its size.
+    decodes_any_size: ClassVar[bool] = True
 
     def __init__(self, model: ModelMixin):
         self.model = model

@@ -15,6 +15,7 @@ class RAEAdapter(AutoencoderAdapter):
 
     model_classes = ("AutoencoderRAE",)
     pixel_layers = ("encoder.embeddings.patch_embeddings.projection", "decoder.decoder_pred")
+    decodes_any_size = False
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return latent_of(self.training_encode(images))

@@ -1,0 +1,44 @@
+"""The shaping of the latent that the arguments describe."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..models.adapters import AutoencoderAdapter
+from ..objectives.latent_equivariance import LatentEquivariance
+from ..objectives.latent_shaping import LatentShaping, ShapingChain
+from .latent_shaping_arguments import LatentShapingArguments
+
+
+def build_latent_shaping(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> ShapingChain:
+    """
+    Everything that is on, in the order in which it is applied; an empty chain without any.
+
+    Raises:
+        InputError: a setting that does not fit the autoencoder or the losses.
+    """
+    shapings: list[LatentShaping] = []
+    if arguments.latent_equivariance:
+        shapings.append(_equivariance(arguments, adapter))
+    return ShapingChain(shapings)
+
+
+def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> LatentEquivariance:
+    if not adapter.decodes_any_size:
+        raise InputError(
+            f"--latent_equivariance scales latents down, but the decoder of {adapter.class_name} always returns images"
+            " of one size; pass --latent_equivariance 0."
+        )
+    ratio = adapter.spatial_ratio
+    equivariance = LatentEquivariance(
+        arguments.seed, ratio, arguments.latent_equivariance, arguments.latent_equivariance_min_scale
+    )
+    positions = arguments.resolution // ratio
+    smallest = equivariance.smallest_side(positions) * ratio
+    needed = max(arguments.perceptual_min_resolution, arguments.discriminator_min_resolution)
+    if smallest < needed:
+        raise InputError(
+            f"--latent_equivariance_min_scale {arguments.latent_equivariance_min_scale} makes images of {smallest}"
+            f" pixels, but the losses of this run need at least {needed}; use a larger scale, such as"
+            f" {min(1.0, needed / arguments.resolution):g}."
+        )
+    return equivariance

@@ -1,0 +1,33 @@
+"""Options that shape the latent while an autoencoder trains."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..arguments import option
+from .tokenizer_arguments import AdversarialArguments
+
+
+@dataclass
+class LatentShapingArguments(AdversarialArguments):
+    """What shapes the latent during training; the saved autoencoder works as without."""
+
+    group: ClassVar[str] = "Latent shaping"
+
+    latent_equivariance: float = option(
+        0.0,
+        "Fraction of the steps in which latents are scaled down and rotated before they are decoded, to be compared "
+        "with images treated alike (EQ-VAE: 0.5); 0 trains without.",
+        metavar="FRACTION",
+    )
+    latent_equivariance_min_scale: float = option(
+        0.25,
+        "Smallest side of latents that --latent_equivariance scales down, as a fraction of their own; 1 only rotates.",
+        metavar="FRACTION",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("latent_equivariance", 0 <= self.latent_equivariance <= 1, "between 0 and 1")
+        self._require(
+            "latent_equivariance_min_scale", 0 < self.latent_equivariance_min_scale <= 1, "above 0 and at most 1"
+        )
