@@ -3,40 +3,46 @@
 import importlib
 import pkgutil
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any
 
-from tcae_diffusers.arguments import Arguments, exit_with_error, option
+from tcae_diffusers.arguments import exit_with_error
 from tcae_diffusers.command import start_command
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.training import benchmarks
-
-
-@dataclass
-class BenchArguments(Arguments):
-    """
-    Measure how fast this machine is.
-
-    Each benchmark is a module of training/benchmarks/ with a DESCRIPTION and a run(seconds). Absolute rates on a
-    shared machine vary, so whatever is compared is measured alternately in one run and reported as a ratio.
-    """
-
-    group: ClassVar[str] = "Benchmarks"
-
-    names: list[str] = option([], "Benchmarks to run; all of them if none is named.", positional=True)
-    list: bool = option(False, "List the benchmarks and stop.")
-    seconds: float = option(60.0, "Time for each benchmark in seconds.")
-    output: Path | None = option(
-        None, "Folder for bench.json, or a path that ends in .json; nothing is written if unset.", metavar="PATH"
-    )
+from tcae_diffusers.training.bench_arguments import BenchArguments
 
 
 def find_benchmarks() -> dict[str, ModuleType]:
     """All benchmarks by name, in alphabetical order."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
     return {name: importlib.import_module(f"{benchmarks.__name__}.{name}") for name in names}
+
+
+def is_by_name_only(module: ModuleType) -> bool:
+    """Whether a benchmark takes too long, or answers another question, to be run where none is named."""
+    return getattr(module, "BY_NAME_ONLY", False)
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """What a benchmark returned: a line for each figure, or a Markdown table where its values are rows."""
+    if result and all(isinstance(row, dict) for row in result.values()):
+        return markdown_table(result)
+    return "\n".join(f"   {key:44} {format_value(value)}" for key, value in result.items())
+
+
+def format_value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows by name as Markdown; a column that a row lacks is left empty there."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [format_value(row[column]) if column in row else "" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,14 +60,13 @@ def run(arguments: BenchArguments) -> int:
         raise InputError(f"unknown benchmark {', '.join(unknown)}; expected one of {', '.join(available)}")
     if arguments.list:
         for name, module in available.items():
-            print(f"{name:24} {module.DESCRIPTION}")
+            print(f"{name:24} {module.DESCRIPTION}" + (" (by name only)" if is_by_name_only(module) else ""))
         return 0
     results = {}
-    for name in arguments.names or available:
+    for name in arguments.names or [name for name, module in available.items() if not is_by_name_only(module)]:
         print(f"== {name}: {available[name].DESCRIPTION}")
-        results[name] = available[name].run(arguments.seconds)
-        for key, value in results[name].items():
-            print(f"   {key:44} {value:.4g}" if isinstance(value, float) else f"   {key:44} {value}")
+        results[name] = available[name].run(arguments)
+        print(format_result(results[name]))
     if arguments.output:
         from tcae_diffusers.evaluation.results.kinds.bench import BenchResult
         from tcae_diffusers.evaluation.results.provenance import provenance

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 
+from tcae_diffusers.training.bench_arguments import BenchArguments
+
 DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"
 
 _LEAST_ROUNDS = 3
 _CLASSES = 1000
 
 
-def run(seconds: float) -> dict[str, Any]:
+def run(arguments: BenchArguments) -> dict[str, Any]:
     """Nothing is measured where there is no GPU."""
     if not torch.cuda.is_available():
         return {"no GPU": "nothing to measure on this machine"}
-    return measure(torch.device("cuda"), seconds)
+    return measure(torch.device("cuda"), arguments.seconds)
 
 
 def measure(

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tcae_diffusers.metrics.mac_counter import count_macs
+from tcae_diffusers.training.bench_arguments import BenchArguments
 
 DESCRIPTION = "caching latents against the bare encoder; DiT steps from the cache against a tensor in memory"
 
@@ -207,10 +208,10 @@ def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, A
     }
 
 
-def run(seconds: float) -> dict[str, Any]:
+def run(arguments: BenchArguments) -> dict[str, Any]:
     """Half of the time for each of the two questions."""
     accelerator = Accelerator()
     table: dict[str, Any] = {"device": str(accelerator.device), "threads": float(torch.get_num_threads())}
     with tempfile.TemporaryDirectory() as folder:
-        table |= _caching(seconds / 2, accelerator, Path(folder) / "caches")
-        return table | _training(seconds / 2, accelerator.device, Path(folder) / "latents")
+        table |= _caching(arguments.seconds / 2, accelerator, Path(folder) / "caches")
+        return table | _training(arguments.seconds / 2, accelerator.device, Path(folder) / "latents")

@@ -17,6 +17,7 @@ from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128
 from tcae_diffusers.models.token_linear import disable_fast_cpu_linear, enable_fast_cpu_linear
+from tcae_diffusers.training.bench_arguments import BenchArguments
 
 DESCRIPTION = "encode + decode at 256x256, fp32: effect of layouts, fusing and kernels, compared with DC-AE f32c128"
 
@@ -58,12 +59,12 @@ def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, (time.process_time() - processor) / torch.get_num_threads()
 
 
-def run(seconds: float, threads: int = 2) -> dict[str, Any]:
+def run(arguments: BenchArguments, threads: int = 2) -> dict[str, Any]:
     """
     Times every variant once per round, in turns, for at least three rounds; the first is not counted.
 
     Args:
-        seconds: Time budget.
+        arguments: `seconds` is the time budget.
         threads: Threads of PyTorch during the benchmark.
 
     Returns:
@@ -93,7 +94,7 @@ def run(seconds: float, threads: int = 2) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*variants, "matmul")}
     images = torch.rand(1, 3, _RESOLUTION, _RESOLUTION) * 2 - 1
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    threads_before, deadline, rounds = torch.get_num_threads(), time.perf_counter() + seconds, 0
+    threads_before, deadline, rounds = torch.get_num_threads(), time.perf_counter() + arguments.seconds, 0
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():

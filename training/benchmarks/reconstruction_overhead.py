@@ -13,6 +13,7 @@ import torch
 from tcae_diffusers.data.images.image_sets import uint8_batches
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
+from tcae_diffusers.training.bench_arguments import BenchArguments
 
 DESCRIPTION = "reconstruction at 64 px: PSNR, SSIM, MS-SSIM, rFD with interval, against the forwards alone (goal 1.3)"
 
@@ -45,8 +46,8 @@ def _forwards_alone(model, network: FeatureNetwork, images: RandomImages) -> flo
     return time.perf_counter() - start
 
 
-def run(seconds: float) -> dict[str, Any]:
-    """Both take turns on parts of the set until `seconds` are over; 10,000 images at most, 64 at least."""
+def run(arguments: BenchArguments) -> dict[str, Any]:
+    """Both take turns on parts of the set until `arguments.seconds` are over; 10,000 images at most, 64 at least."""
     from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 
     torch.manual_seed(0)
@@ -55,7 +56,7 @@ def run(seconds: float) -> dict[str, Any]:
     warm = RandomImages(_BATCH)
     _forwards_alone(model, network, warm)
     rate = _BATCH / _forwards_alone(model, network, warm)
-    count = int(min(_LARGEST, max(64, rate * seconds / 2.3)))
+    count = int(min(_LARGEST, max(64, rate * arguments.seconds / 2.3)))
     images = RandomImages(count)
     # The forwards are timed before and after: a shared machine's rate drifts, and the mean of both is fairer.
     before = _forwards_alone(model, network, RandomImages(count // 2))

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tcae_diffusers.training.bench_arguments import BenchArguments
+
 DESCRIPTION = "tokenizer training on the CPU preset: data, logging, averages and checkpoints against the bare step"
 
 PRESET = "openmoji32"
@@ -45,8 +47,8 @@ def _bare_step(training, batch: dict, step: int) -> None:
     side.optimizer.zero_grad()
 
 
-def run(seconds: float) -> dict[str, Any]:
-    """One step of the script and one bare step in turns, for about `seconds`; then the parts of the difference."""
+def run(bench: BenchArguments) -> dict[str, Any]:
+    """One step of the script and one bare step in turns, for `bench.seconds`; then the parts of the difference."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
@@ -74,7 +76,7 @@ def run(seconds: float) -> dict[str, Any]:
         batches = iter(image_loader(training.dataset, arguments, accelerator, 0))
         in_memory = [next(batches) for _ in range(4)]
         clock = _Clock()
-        deadline, step, warm = time.perf_counter() + 0.9 * seconds, 0, 2
+        deadline, step, warm = time.perf_counter() + 0.9 * bench.seconds, 0, 2
         while step < warm + 2 or time.perf_counter() < deadline:
             if step == warm:
                 clock = _Clock()

@@ -10,7 +10,8 @@ from ..result import Result
 
 @dataclass(kw_only=True)
 class BenchResult(Result):
-    """Result of `tcae_diffusers.training.bench`: `{benchmark: {what was measured: number or text}}`."""
+    """Result of `tcae_diffusers.training.bench`: `{benchmark: {what was measured: number, text or row}}`,
+    where a row of a table is `{column: number or text}`."""
 
     kind: ClassVar[str] = "bench"
     table_template: ClassVar[str] = "bench.html"

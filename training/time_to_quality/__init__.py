@@ -1,0 +1,1 @@
+"""Minutes of training until a quality is reached: what [`tcae_diffusers.training.benchmarks.time_to_quality`] runs."""
