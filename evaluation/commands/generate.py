@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from tcae_diffusers.data.distributed import rank_range
-from tcae_diffusers.data.images.image_sets import open_data_source
+from tcae_diffusers.data.images.image_sets import open_labelled_source
 from tcae_diffusers.data.sample_labels import label_sequence
 from tcae_diffusers.models.fingerprint import model_fingerprint
 
@@ -35,10 +36,12 @@ def run(arguments: GenerateArguments) -> SamplesResult:
     state, pipeline, means = arguments.process_state(), None, None
     settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("seed", "labels", "baseline")}
     if arguments.baseline == "class-mean":
-        images = open_data_source(arguments.data, arguments.resolution, needs_labels=True)
+        assert arguments.data is not None, "GenerateArguments asks for it"
+        images = open_labelled_source(arguments.data, arguments.resolution)
         class_names, means = images.classes, class_mean_images(images)
         settings |= {"data": images.fingerprint}
     else:
+        assert arguments.pipeline is not None, "GenerateArguments asks for it"
         pipeline = load_pipeline(arguments.pipeline, arguments.chosen_device(), getattr(torch, arguments.dtype))
         if arguments.baseline == "untrained":
             reset_transformer(pipeline, arguments.seed)
@@ -48,9 +51,7 @@ def run(arguments: GenerateArguments) -> SamplesResult:
 
     counts = [1] * len(class_names)
     if arguments.labels != "balanced":
-        counts = class_counts_by_name(
-            open_data_source(arguments.labels, arguments.resolution, needs_labels=True), class_names
-        )
+        counts = class_counts_by_name(open_labelled_source(arguments.labels, arguments.resolution), class_names)
     labels = label_sequence(counts, arguments.num_images)
     store = SampleStore(arguments.output, arguments.layout, labels, class_names, settings)
     store.begin(state.is_main_process)
@@ -58,7 +59,7 @@ def run(arguments: GenerateArguments) -> SamplesResult:
     is_new = not store.is_complete
     if is_new and pipeline is not None:
         generate(pipeline, store, arguments.seed, arguments.batch_size, **arguments.sampling())
-    elif is_new:
+    elif is_new and means is not None:
         for index in store.missing(rank_range(len(labels), state.process_index, state.num_processes)):
             store.write(index, means[labels[index]])
         state.wait_for_everyone()
@@ -71,7 +72,7 @@ def run(arguments: GenerateArguments) -> SamplesResult:
     )
 
 
-def _describe_pipeline(pipeline) -> dict[str, Any]:
+def _describe_pipeline(pipeline: DiffusionPipeline) -> dict[str, Any]:
     scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     models = {name: model_fingerprint(getattr(pipeline, name)) for name in ("transformer", "vae")}
     return {**models, "scheduler": scheduler}

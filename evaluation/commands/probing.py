@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcae_diffusers.data.images.image_sets import open_data_source
+from tcae_diffusers.data.images.image_sets import open_labelled_source
 from tcae_diffusers.metrics.probing import evaluate_probing
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 
@@ -22,7 +22,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     state = arguments.process_state()
     model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
     resolution = arguments.resolution or adapt(model).image_size
-    train, test = (open_data_source(spec, resolution, needs_labels=True) for spec in (arguments.train, arguments.test))
+    train, test = (open_labelled_source(spec, resolution) for spec in (arguments.train, arguments.test))
     found = evaluate_probing(
         model,
         train,

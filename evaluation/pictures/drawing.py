@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from tcae_diffusers.data.distributed import rank_range
-from tcae_diffusers.data.images.image_sets import SourceImages
+from tcae_diffusers.data.images.image_sets import LabelledImages
 from tcae_diffusers.data.sample_labels import image_seed
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.pipelines.class_names import ClassNames
@@ -26,16 +27,14 @@ from tcae_diffusers.pipelines.class_names import ClassNames
 from .sample_store import SampleStore
 
 
-def load_pipeline(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
+def load_pipeline(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
     """Loads a class-conditional pipeline (TCDiTPipeline or diffusers' DiTPipeline) from a folder or the Hub.
 
     Raises:
         InputError: If there is no pipeline, or it does not take `class_labels`.
     """
-    from diffusers import DiffusionPipeline
-
-    import tcae_diffusers  # noqa: F401  registers the classes of this package
-
     if (Path(path).exists() or str(path).startswith((".", "/"))) and not (Path(path) / "model_index.json").is_file():
         raise InputError(f"no pipeline at {path}: {Path(path) / 'model_index.json'} does not exist")
     try:
@@ -50,7 +49,7 @@ def load_pipeline(path: str | Path, device: str | torch.device = "cpu", dtype: t
     return pipeline.to(device)
 
 
-def class_names_of(pipeline) -> list[str]:
+def class_names_of(pipeline: DiffusionPipeline) -> list[str]:
     """Class names in the order of their ids, synonyms included; the id itself where a class has no name."""
     id2label = getattr(pipeline, "id2label", None)
     if id2label is None:
@@ -63,16 +62,15 @@ def class_names_of(pipeline) -> list[str]:
     return [names.get(index, str(index)) for index in range(count)]
 
 
-def class_counts_by_name(data: SourceImages, class_names: list[str]) -> list[int]:
+def class_counts_by_name(data: LabelledImages, class_names: list[str]) -> list[int]:
     """
     How many images of each of `class_names` there are in `data`, by name; 0 for a class that it does not have.
 
     Raises:
         InputError: If `data` has a class that is none of `class_names`, or may be several of them.
     """
-    counts = data.class_counts()
     if data.classes == class_names:
-        return counts
+        return data.class_counts
     names = ClassNames(dict(enumerate(class_names)))
     found = [names.ids_of(name) for name in data.classes]
     for name, labels in zip(data.classes, found, strict=True):
@@ -85,11 +83,11 @@ def class_counts_by_name(data: SourceImages, class_names: list[str]) -> list[int
                 f"--labels {data.name} has the class {name!r}, which matches {problem} the {len(class_names)} "
                 f"classes of the pipeline ({few}); classes are matched by name"
             )
-    by_label = dict(zip((label for (label,) in found), counts, strict=True))
+    by_label = dict(zip((label for (label,) in found), data.class_counts, strict=True))
     return [by_label.get(label, 0) for label in range(len(class_names))]
 
 
-def reset_transformer(pipeline, seed: int) -> None:
+def reset_transformer(pipeline: DiffusionPipeline, seed: int) -> None:
     """Replaces the transformer's weights by fresh random ones: the baseline that shows what training gave."""
     parameter = next(pipeline.transformer.parameters())
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +96,7 @@ def reset_transformer(pipeline, seed: int) -> None:
     pipeline.transformer.load_state_dict(fresh.to(parameter).state_dict())
 
 
-def draw(pipeline, labels: list[int], indices: list[int], seed: int, **sampling: Any) -> np.ndarray:
+def draw(pipeline: DiffusionPipeline, labels: list[int], indices: list[int], seed: int, **sampling: Any) -> np.ndarray:
     """Draws the images of `indices`: uint8 `(len(indices), H, W, 3)`.
 
     Args:
@@ -127,7 +125,12 @@ def draw(pipeline, labels: list[int], indices: list[int], seed: int, **sampling:
 
 
 def generate(
-    pipeline, store: SampleStore, seed: int, batch_size: int = 32, progress: bool = True, **sampling: Any
+    pipeline: DiffusionPipeline,
+    store: SampleStore,
+    seed: int,
+    batch_size: int = 32,
+    progress: bool = True,
+    **sampling: Any,
 ) -> None:
     """Draws every image of `store` that is not there yet; each rank its own range."""
     state = PartialState()
@@ -143,15 +146,12 @@ def generate(
     state.wait_for_everyone()
 
 
-def class_mean_images(images: SourceImages) -> np.ndarray:
+def class_mean_images(images: LabelledImages) -> np.ndarray:
     """Pixelwise mean of each class: uint8 `(classes, H, W, 3)`. One pass, one image in memory."""
-    height, width = images[0].shape[:2]
-    total = np.zeros((len(images.classes), height, width, 3))
-    counts = np.zeros(len(images.classes), dtype=np.int64)
-    for index in range(len(images)):
-        pixels, label = images.labelled(index)
-        total[label] += pixels
-        counts[label] += 1
+    counts = np.array(images.class_counts)
     if (counts == 0).any():
         raise InputError(f"{images.name}: class {images.classes[int(np.argmin(counts))]!r} has no images")
+    total = np.zeros((len(counts), *images[0].shape))
+    for index, label in enumerate(images.labels):
+        total[label] += images[index]
     return (total / counts[:, None, None, None]).round().astype(np.uint8)

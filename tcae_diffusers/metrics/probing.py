@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import SourceImages
+from ..data.images.image_sets import LabelledImages, uint8_batches
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
@@ -67,7 +67,7 @@ def representations(
                 names = ", ".join(name for name, _ in model.named_children())
                 raise InputError(f"{type(model).__name__} has no module {token_module!r}; it has {names}") from error
 
-            def keep(_module, _inputs, output):
+            def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 found[TOKENS] = pool_positions(output[0] if isinstance(output, tuple) else output)
 
             handle = submodule.register_forward_hook(keep)
@@ -83,7 +83,7 @@ def representations(
 
 def extract(
     model: nn.Module,
-    images: SourceImages,
+    images: LabelledImages,
     batch_size: int = 32,
     token_module: str | None = None,
     progress: bool = True,
@@ -93,14 +93,11 @@ def extract(
     parameter = next(model.parameters())
     indices = rank_range(len(images), state.process_index, state.num_processes)
     parts: dict[str, list[np.ndarray]] = {}
-    labels: list[int] = []
+    labels = images.labels[indices.start : indices.stop]
     hidden = not (progress and state.is_main_process)
     with tqdm(total=len(indices), desc=f"encode {images.name}", unit="image", disable=hidden) as bar:
-        for start in range(0, len(indices), batch_size):
-            batch = [images.labelled(index) for index in indices[start : start + batch_size]]
-            labels += [label for _, label in batch]
-            pixels = torch.from_numpy(np.stack([image for image, _ in batch])).permute(0, 3, 1, 2)
-            pixels = to_signed(pixels, parameter.device).to(parameter.dtype)
+        for batch in uint8_batches(images, batch_size, indices):
+            pixels = to_signed(batch, parameter.device).to(parameter.dtype)
             for name, values in representations(model, pixels, token_module).items():
                 parts.setdefault(name, []).append(values.numpy())
             bar.update(len(batch))
@@ -153,8 +150,8 @@ class ProbingFigures:
 
 def evaluate_probing(
     model: nn.Module,
-    train: SourceImages,
-    test: SourceImages,
+    train: LabelledImages,
+    test: LabelledImages,
     batch_size: int = 32,
     token_module: str | None = None,
     epochs: int = 50,

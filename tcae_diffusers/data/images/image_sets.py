@@ -57,23 +57,13 @@ class ImageSet(Protocol):
 
 
 class SourceImages:
-    """A data source of [`tcae_diffusers.data`], cropped and resized to `size` (side, or height and width).
+    """A data source of [`tcae_diffusers.data`], cropped and resized to `size` (side, or height and width)."""
 
-    Without `needs_labels`, a source whose labels cannot be used is one without (`labels` and `classes` are `None`),
-    and the log says why; with it, that is an [`InputError`].
-    """
+    classes: list[str] | None = None
+    labels: list[int] | None = None
 
-    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str, needs_labels: bool = False):
-        self._source, self.size, self.name = source, size, name
-        self.attribution = source.attribution
-        self.classes: list[str] | None = None
-        self.labels: list[int] | None = None
-        try:
-            self.classes, self.labels = list(source.classes), source.labels.tolist()
-        except InputError as error:
-            if needs_labels:
-                raise
-            logger.warning(f"classes are omitted: {error}")
+    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str):
+        self._source, self.size, self.name, self.attribution = source, size, name, source.attribution
 
     @property
     def fingerprint(self) -> str:
@@ -88,18 +78,25 @@ class SourceImages:
         except OSError as error:
             raise InputError(f"{self.name}: {error}") from error
 
-    def labelled(self, index: int) -> tuple[np.ndarray, int]:
-        """Image and label, of a set that has labels."""
-        return self[index], self._required_labels[index]
 
-    def class_counts(self) -> list[int]:
-        """Number of images per class, of a set that has labels."""
-        return np.bincount(self._required_labels, minlength=len(self._source.classes)).tolist()
+class LabelledImages(SourceImages):
+    """[`SourceImages`] with a class each.
+
+    Raises:
+        InputError: If the labels of the source cannot be used.
+    """
+
+    classes: list[str]
+    labels: list[int]
+
+    def __init__(self, source: ImageSource, size: int | tuple[int, int], name: str):
+        super().__init__(source, size, name)
+        self.classes, self.labels = list(source.classes), source.labels.tolist()
 
     @property
-    def _required_labels(self) -> list[int]:
-        # Where there are none, the source says why.
-        return self._source.labels.tolist() if self.labels is None else self.labels
+    def class_counts(self) -> list[int]:
+        """Number of images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
 class FolderImages:
@@ -312,16 +309,33 @@ def is_archive(spec: str) -> bool:
     return spec.endswith(".npz") and not os.path.isdir(spec)
 
 
-def open_data_source(
-    spec: str | Path, size: int | tuple[int, int] | None = None, needs_labels: bool = False
-) -> SourceImages:
-    """Opens `openmoji:heldout`, `datasets:...` or a folder of `root/class/img.png`, cropped and resized to `size`."""
+def open_data_source(spec: str | Path, size: int | tuple[int, int] | None = None) -> SourceImages:
+    """Opens `openmoji:heldout`, `datasets:...` or a folder of `root/class/img.png`, cropped and resized to `size`.
+
+    Labels that cannot be used are left out, and the log says why.
+    """
+    source = _open_source(spec, size)
+    try:
+        return LabelledImages(*source)
+    except InputError as error:
+        logger.warning(f"classes are omitted: {error}")
+        return SourceImages(*source)
+
+
+def open_labelled_source(spec: str | Path, size: int | tuple[int, int] | None = None) -> LabelledImages:
+    """[`open_data_source`] of a source that must have labels."""
+    return LabelledImages(*_open_source(spec, size))
+
+
+def _open_source(
+    spec: str | Path, size: int | tuple[int, int] | None
+) -> tuple[ImageSource, int | tuple[int, int], str]:
     try:
         source = build_image_source(spec, resolution=max(size) if isinstance(size, tuple) else size)
         size = size or min(source.image(0).size)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error
-    return SourceImages(source, size, str(spec), needs_labels)
+    return source, size, str(spec)
 
 
 def uint8_batches(
