@@ -12,7 +12,7 @@ from tcae_diffusers.data.sample_labels import label_sequence
 from tcae_diffusers.evaluation.pictures.drawing import draw
 from tcae_diffusers.metrics.feature_cache import default_cache_folder
 from tcae_diffusers.metrics.features import FeatureNetwork
-from tcae_diffusers.metrics.frechet import frechet_distance_of_features
+from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.names import metric_name
 from tcae_diffusers.metrics.reference import open_reference
 from tcae_diffusers.pipelines import TCDiTPipeline
@@ -81,7 +81,7 @@ class OnlineFrechet:
                 features.append(self.network(torch.from_numpy(images).permute(0, 3, 1, 2))["features"])
         own = torch.cat(features) if features else torch.empty(0, self.reference.shape[1])
         samples = torch.cat(gather_in_rank_order(own, state)).numpy()
-        distance = frechet_distance_of_features(samples, self.reference)
+        distance = frechet_distance(samples, self.reference)
         accelerator.log({self.name: distance}, step=step)
         logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f}(a trend, not a result)")
         return distance

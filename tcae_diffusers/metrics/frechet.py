@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import ArrayLike
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.version import __version__ as torch_fidelity_version
 
@@ -39,7 +40,7 @@ TORCH_FIDELITY = f"torch-fidelity {torch_fidelity_version}"
 OWN_ENGINE = "tcae_diffusers"
 
 
-def _checked(features, dimensions: int) -> np.ndarray:
+def _checked(features: ArrayLike, dimensions: int) -> np.ndarray:
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or features.shape[1] != dimensions:
         raise InputError(f"features of shape {features.shape}, expected (batch, {dimensions})")
@@ -66,7 +67,7 @@ class FrechetStatistics:
         self.mean = np.zeros(dimensions)
         self._scatter = np.zeros((dimensions, dimensions))
 
-    def update(self, features) -> FrechetStatistics:
+    def update(self, features: ArrayLike) -> FrechetStatistics:
         """Adds features `(B, D)`, any float type, array or CPU tensor."""
         features = _checked(features, len(self.mean))
         if len(features) == 0:
@@ -108,7 +109,7 @@ class FrechetStatistics:
         return self._scatter / (self.count - 1)
 
     @classmethod
-    def from_features(cls, features) -> FrechetStatistics:
+    def from_features(cls, features: ArrayLike) -> FrechetStatistics:
         """Statistics of features `(N, D)` held in memory."""
         features = np.asarray(features)
         return cls(features.shape[1]).update(features)
@@ -140,25 +141,31 @@ class FrechetStatistics:
         return statistics
 
 
+def _moments_unless_singular(side: FrechetStatistics | np.ndarray) -> FrechetStatistics | np.ndarray:
+    """Features become statistics where they are more images than dimensions; else their covariance is singular."""
+    if isinstance(side, FrechetStatistics):
+        return side
+    features = np.asarray(side)
+    many = features.ndim == 2 and len(features) > features.shape[1]
+    return FrechetStatistics.from_features(features) if many else features
+
+
 class _Gaussian:
     """Mean and covariance of one side; the covariance as `rows^T rows` where there are fewer images than features."""
 
     def __init__(self, side: FrechetStatistics | np.ndarray):
-        self.rows = None
-        if not isinstance(side, FrechetStatistics):
-            features = np.asarray(side)
-            if features.ndim != 2 or len(features) > features.shape[1]:
-                side = FrechetStatistics.from_features(features)
-            else:
-                features = _checked(features, features.shape[1])
-                if len(features) < 2:
-                    raise _too_few(len(features))
-                self.mean = features.mean(axis=0)
-                self.rows = (features - self.mean) / np.sqrt(len(features) - 1)
-                self.trace = np.square(self.rows).sum()
-                return
-        self.mean, self.covariance = side.mean, side.covariance
-        self.trace = np.trace(self.covariance)
+        side = _moments_unless_singular(side)
+        self.rows: np.ndarray | None = None
+        if isinstance(side, FrechetStatistics):
+            self.mean, self.covariance = side.mean, side.covariance
+            self.trace = np.trace(self.covariance)
+            return
+        features = _checked(side, side.shape[-1])
+        if len(features) < 2:
+            raise _too_few(len(features))
+        self.mean = features.mean(axis=0)
+        self.rows = (features - self.mean) / np.sqrt(len(features) - 1)
+        self.trace = np.square(self.rows).sum()
 
     def factor(self) -> np.ndarray:
         """`F (r, D)` with `F^T F` the covariance, without the directions that are rounding errors of it."""
@@ -180,12 +187,14 @@ def _product(first: _Gaussian, second: _Gaussian) -> np.ndarray | None:
         lower, failed = scipy.linalg.lapack.dpotrf(first.covariance.T, lower=1)
         # L^T S2 L in a third of the operations of two products.
         return None if failed else scipy.linalg.lapack.dsygst(second.covariance.T, lower, itype=2, lower=1)[0]
-    if second.rows is None or (first.rows is not None and len(first.rows) < len(second.rows)):
+    if first.rows is not None and second.rows is not None:
+        fewer, more = sorted((second.rows, first.rows), key=len)
+        cross = more @ fewer.T
+        return cross.T @ cross
+    if second.rows is None:
         first, second = second, first
-    if first.rows is None:
-        return second.rows @ first.covariance @ second.rows.T
-    cross = first.rows @ second.rows.T
-    return cross.T @ cross
+    assert second.rows is not None
+    return second.rows @ first.covariance @ second.rows.T
 
 
 def _error_of_roots(eigenvalues: np.ndarray) -> float:
@@ -211,36 +220,22 @@ def frechet_distance(
     Raises:
         InputError: If a side has fewer than two images, or NaN or infinity, or the numbers of features differ.
     """
-    first, second = _Gaussian(first), _Gaussian(second)
-    if len(first.mean) != len(second.mean):
+    one, other = _Gaussian(first), _Gaussian(second)
+    if len(one.mean) != len(other.mean):
         raise InputError(
-            f"features of {len(first.mean)} and {len(second.mean)} dimensions cannot be compared; the reference "
+            f"features of {len(one.mean)} and {len(other.mean)} dimensions cannot be compared; the reference "
             "statistics were made with another feature network"
         )
-    difference = first.mean - second.mean
-    without_root = difference @ difference + first.trace + second.trace
-    product = _product(first, second)
+    difference = one.mean - other.mean
+    without_root = difference @ difference + one.trace + other.trace
+    product = _product(one, other)
     if product is not None:
         eigenvalues = np.linalg.eigvalsh(product).clip(min=0)
         distance = without_root - 2 * np.sqrt(eigenvalues).sum()
         if _error_of_roots(eigenvalues) <= tolerance * distance:
             return float(distance)
-    roots = np.linalg.svd(first.factor() @ second.factor().T, compute_uv=False)
+    roots = np.linalg.svd(one.factor() @ other.factor().T, compute_uv=False)
     return float(without_root - 2 * roots.sum())
-
-
-def frechet_distance_of_features(first: np.ndarray, second: np.ndarray) -> float:
-    """[`frechet_distance`] of features `(N1, D)` and `(N2, D)`."""
-    return frechet_distance(np.asarray(first), np.asarray(second))
-
-
-def _moments_unless_singular(side: FrechetStatistics | np.ndarray) -> FrechetStatistics | np.ndarray:
-    """Features become statistics where they are more images than dimensions; else their covariance is singular."""
-    if isinstance(side, FrechetStatistics):
-        return side
-    features = np.asarray(side)
-    many = features.ndim == 2 and len(features) > features.shape[1]
-    return FrechetStatistics.from_features(features) if many else features
 
 
 def headline_distance(
@@ -258,10 +253,10 @@ def headline_distance(
     Raises:
         InputError: As [`frechet_distance`].
     """
-    sides = [_moments_unless_singular(side) for side in (first, second)]
-    ours = frechet_distance(*sides)
-    if all(isinstance(side, FrechetStatistics) for side in sides):
-        moments = [{"mu": side.mean, "sigma": side.covariance} for side in sides]
+    one, other = _moments_unless_singular(first), _moments_unless_singular(second)
+    ours = frechet_distance(one, other)
+    if isinstance(one, FrechetStatistics) and isinstance(other, FrechetStatistics):
+        moments = [{"mu": side.mean, "sigma": side.covariance} for side in (one, other)]
         theirs = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
         if abs(theirs - ours) <= tolerance * ours:
             return Estimate(value=theirs, details={"engine": TORCH_FIDELITY})

@@ -86,9 +86,9 @@ class StreamedFrechet:
     def result(self, state: PartialState) -> Estimate:
         """The distance over all ranks, with its interval where one is wanted, on every rank."""
         if self._features is None:
-            groups = [target.gather(state) for target in self._moments]
-            interval = frechet_interval_of_groups(*groups) if self._interval else None
-            return headline_distance(*map(merged, groups)).with_interval(interval, JACKKNIFE)
+            one, other = (target.gather(state) for target in self._moments)
+            interval = frechet_interval_of_groups(one, other) if self._interval else None
+            return headline_distance(merged(one), merged(other)).with_interval(interval, JACKKNIFE)
         # Each rank has filled its own rows; the others' are zero.
         first, second = sum(gather_in_rank_order(self._features, state))
         distance = headline_distance(first, second)

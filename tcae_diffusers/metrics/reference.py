@@ -59,7 +59,7 @@ class Reference:
         Returns:
             `(images used, {measure: estimate})`; no images where there are only statistics.
         """
-        draws = [] if self.features is None else self._draws(count)
+        draws = self._draws(count)
         compared = ComparedReference(self.features, draws, self.statistics, self.seed)
         estimates: dict[str, Estimate] = {}
         for measure in SET_MEASURES:
@@ -67,6 +67,8 @@ class Reference:
         return len(draws[0]) if draws else None, estimates
 
     def _draws(self, count: int | None) -> list[np.ndarray]:
+        if self.features is None:
+            return []
         if count is None or count >= len(self.features):
             return [self.features]
         orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(self.repeats)]

@@ -11,7 +11,7 @@ import pytest
 from tcae_diffusers.data.images.image_sets import FolderImages
 from tcae_diffusers.evaluation.__main__ import main
 from tcae_diffusers.metrics.confidence import random_groups
-from tcae_diffusers.metrics.frechet import frechet_distance_of_features
+from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.frechet_interval import frechet_interval_of_groups, group_statistics
 
 # More images than features: moments per group are what travels between ranks.
@@ -59,7 +59,7 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
     groups = random_groups(103)
     sides = [group_statistics(side, groups) for side in features]
     streamed = json.loads((tmp_path / "streamed.json").read_text())
-    assert streamed["value"] == pytest.approx(frechet_distance_of_features(*features), rel=1e-9)
+    assert streamed["value"] == pytest.approx(frechet_distance(*features), rel=1e-9)
     assert streamed["interval"] == pytest.approx(frechet_interval_of_groups(*sides), rel=1e-9)
 
     drawn = [FolderImages(tmp_path / which / "drawn") for which in ("one", "two")]

@@ -13,7 +13,7 @@ from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.pictures.chosen_images import spread_indices
 from tcae_diffusers.metrics.confidence import jackknife_interval, random_groups
 from tcae_diffusers.metrics.features import FeatureNetwork
-from tcae_diffusers.metrics.frechet import frechet_distance_of_features
+from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.models.adapters import adapt
@@ -184,7 +184,7 @@ def test_a_streamed_distance_and_its_interval_are_those_of_the_features(dimensio
         indices = range(start, min(start + 7, 103))
         stream.update(*features[:, indices], indices)
     estimate = stream.result(PartialState())
-    assert estimate.value == pytest.approx(frechet_distance_of_features(*features), rel=1e-6)
+    assert estimate.value == pytest.approx(frechet_distance(*features), rel=1e-6)
     groups = random_groups(103)
-    expected = jackknife_interval(lambda group: frechet_distance_of_features(*features[:, groups != group]))
+    expected = jackknife_interval(lambda group: frechet_distance(*features[:, groups != group]))
     assert estimate.interval == pytest.approx(expected, rel=1e-5)

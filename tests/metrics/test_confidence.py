@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tcae_diffusers.metrics.confidence import random_groups, share_interval
-from tcae_diffusers.metrics.frechet import FrechetStatistics, frechet_distance_of_features
+from tcae_diffusers.metrics.frechet import FrechetStatistics, frechet_distance
 from tcae_diffusers.metrics.frechet_interval import frechet_interval
 from tcae_diffusers.metrics.reference import Reference
 from tcae_diffusers.metrics.set_measures import SampleFeatures
@@ -23,7 +23,7 @@ def test_the_interval_of_a_frechet_distance_covers_its_expectation(dimensions):
     # What the distance of 80 images is on average, and whether the interval of one draw holds it.
     shift = 1.0 / np.sqrt(dimensions / 8)
     draws = [(gaussian(2 * i, 80, 0, dimensions), gaussian(2 * i + 1, 80, shift, dimensions)) for i in range(100)]
-    values = [frechet_distance_of_features(*pair) for pair in draws]
+    values = [frechet_distance(*pair) for pair in draws]
     intervals = [frechet_interval(*pair) for pair in draws[:40]]
     covered = np.mean([abs(v - np.mean(values)) <= i for v, i in zip(values, intervals, strict=False)])
     assert covered >= 0.85
@@ -58,7 +58,7 @@ def test_the_distance_at_infinity_is_nearer_to_the_truth_than_the_distance():
     for seed in range(12):
         samples, real = gaussian(2 * seed, 200, 0.3, 16), gaussian(2 * seed + 1, 400, 0.0, 16)
         figure = frechet_at_infinity(samples, real)
-        errors.append((frechet_distance_of_features(samples, real[:200]) - truth, figure.value - truth))
+        errors.append((frechet_distance(samples, real[:200]) - truth, figure.value - truth))
         assert figure.details["sizes"][0] == 50
         assert figure.details["sizes"][-1] == 200
         assert figure.interval > 0

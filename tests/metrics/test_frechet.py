@@ -15,7 +15,6 @@ from tcae_diffusers.metrics.frechet import (
     OWN_ENGINE,
     FrechetStatistics,
     frechet_distance,
-    frechet_distance_of_features,
     headline_distance,
 )
 
@@ -35,14 +34,14 @@ def reference_distance(first, second):
 @pytest.mark.parametrize("counts", [(100, 80), (25, 300)])
 def test_equals_the_matrix_square_root(counts):
     first, second = features(0, counts[0]), features(1, counts[1], shift=0.5)
-    assert frechet_distance_of_features(first, second) == pytest.approx(reference_distance(first, second), rel=1e-9)
+    assert frechet_distance(first, second) == pytest.approx(reference_distance(first, second), rel=1e-9)
 
 
 def test_equals_torch_fidelity():
     first, second = (torch.from_numpy(features(seed, 200, 64)).float() for seed in (2, 3))
     statistics = [fid_features_to_statistics(part) for part in (first, second)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
-    assert frechet_distance_of_features(first, second) == pytest.approx(theirs, rel=1e-6)
+    assert frechet_distance(first, second) == pytest.approx(theirs, rel=1e-6)
 
 
 def exact_distance(first, second):
@@ -74,7 +73,7 @@ def test_singular_covariances_equal_fifty_digits(first_count, second_count, rank
     second = (1.1 * generator.normal(size=(second_count, rank)) + 0.1) @ mixing
     expected = exact_distance(first, second)
     statistics = FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
-    assert frechet_distance_of_features(first, second) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(*statistics) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(statistics[0], second) == pytest.approx(expected, rel=1e-9)
 
@@ -90,7 +89,7 @@ def test_torch_fidelity_is_off_where_covariances_are_singular():
     statistics = [fid_features_to_statistics(torch.from_numpy(part)) for part in (first, second)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     expected = exact_distance(first, second)
-    assert frechet_distance_of_features(first, second) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
     assert 1e-5 < 1 - theirs / expected < 1e-3
 
 
@@ -111,7 +110,7 @@ def test_the_headline_is_torch_fidelitys_where_covariances_have_full_rank(decay)
     theirs = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
     assert headline.value == pytest.approx(theirs, rel=1e-9)
     assert headline.details == {"engine": f"torch-fidelity {version('torch-fidelity')}"}
-    assert headline.value == pytest.approx(frechet_distance_of_features(first, second), rel=1e-6)
+    assert headline.value == pytest.approx(frechet_distance(first, second), rel=1e-6)
     statistics = FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
     assert headline_distance(*statistics) == headline
 
@@ -129,7 +128,7 @@ def test_the_headline_is_ours_where_torch_fidelity_is_off(count, dimensions, dec
 def test_torch_fidelity_is_not_asked_where_features_are_more_than_images(monkeypatch):
     monkeypatch.setattr(frechet, "fid_statistics_to_metric", None)
     first, second = features(4, 10), features(5, 12)
-    assert headline_distance(first, second).value == frechet_distance_of_features(first, second)
+    assert headline_distance(first, second).value == frechet_distance(first, second)
 
 
 def test_a_loose_tolerance_saves_the_singular_values_where_they_change_nothing(monkeypatch):
@@ -147,13 +146,13 @@ def test_a_loose_tolerance_saves_the_singular_values_where_they_change_nothing(m
 
 def test_fewer_images_than_features_agrees_with_the_covariance_path():
     first, second = features(4, 10, 50), features(5, 12, 50)
-    direct = frechet_distance_of_features(first, second)
+    direct = frechet_distance(first, second)
     through_covariance = frechet_distance(
         FrechetStatistics.from_features(first), FrechetStatistics.from_features(second)
     )
     assert direct == pytest.approx(through_covariance, rel=1e-6)
     # Singular covariances: the exact value for two sets that differ by a shift alone is the shift.
-    assert frechet_distance_of_features(first, first + 2.0) == pytest.approx(4.0 * 50, rel=1e-9)
+    assert frechet_distance(first, first + 2.0) == pytest.approx(4.0 * 50, rel=1e-9)
 
 
 def test_batches_and_ranks_in_any_order_give_one_result():
@@ -183,13 +182,13 @@ def test_reference_statistics_of_adm_are_read(tmp_path):
     data, other = features(7, 90), features(8, 90)
     np.savez(tmp_path / "ref.npz", mu=data.mean(0), sigma=np.cov(data, rowvar=False))
     statistics = FrechetStatistics.from_adm_npz(tmp_path / "ref.npz")
-    expected = frechet_distance_of_features(data, other)
+    expected = frechet_distance(data, other)
     assert frechet_distance(statistics, FrechetStatistics.from_features(other)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least 2 images"):
-        frechet_distance_of_features(features(0, 1), features(0, 5))
+        frechet_distance(features(0, 1), features(0, 5))
     with pytest.raises(InputError, match="24 and 8 dimensions"):
         frechet_distance(
             FrechetStatistics.from_features(features(0, 9)), FrechetStatistics.from_features(features(0, 9, 8))

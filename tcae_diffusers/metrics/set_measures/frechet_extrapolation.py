@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ..figure import Estimate
-from ..frechet import FrechetStatistics, frechet_distance, frechet_distance_of_features
+from ..frechet import FrechetStatistics, frechet_distance
 from ..frechet_interval import frechet_interval
 from ..names import FULL_SAMPLE_COUNT
 from .frechet_feature_distance import STATISTICS_OF_A_FILE
@@ -33,7 +33,7 @@ def frechet_at_infinity(
         `sizes` of the fit, in its details; `None` with fewer than 40 images.
     """
     fixed = isinstance(reference, FrechetStatistics)
-    largest = len(samples) if fixed else min(len(samples), len(reference))
+    largest = len(samples) if isinstance(reference, FrechetStatistics) else min(len(samples), len(reference))
     if largest < SMALLEST_SET:
         return None
     sizes = np.unique((1 / np.linspace(4 / largest, 1 / largest, _SIZES)).round().astype(int))
@@ -42,13 +42,11 @@ def frechet_at_infinity(
         for turn in range(_DRAWS):
             generator = np.random.default_rng([seed, int(size), turn])
             part = samples[generator.choice(len(samples), size, replace=False)]
-            if fixed:
-                distance = frechet_distance(FrechetStatistics.from_features(part), reference)
-            else:
-                other = reference[generator.choice(len(reference), size, replace=False)]
-                distance = frechet_distance_of_features(part, other)
+            other = reference
+            if not isinstance(other, FrechetStatistics):
+                other = other[generator.choice(len(other), size, replace=False)]
             x.append(1.0 / size)
-            y.append(distance)
+            y.append(frechet_distance(part, other))
     intercept, error, r_squared = _intercept(np.array(x), np.array(y))
     drawn = frechet_interval(samples, reference, seed) or 0.0
     sides = "the samples" if fixed else "both sides"
@@ -84,11 +82,10 @@ class FrechetAtInfinity(SetMeasure):
     is_of_generators = True
 
     def compare(self, samples: SampleFeatures, reference: ComparedReference) -> dict[str, Estimate]:
-        if reference.statistics is None:
-            other, smaller = reference.features, min(len(samples), len(reference.draws[0]))
-        else:
-            other, smaller = reference.statistics, len(samples)
-        if smaller >= FULL_SAMPLE_COUNT:
+        drawn = len(samples) if reference.statistics is not None else len(reference.draws[0])
+        if min(len(samples), drawn) >= FULL_SAMPLE_COUNT:
             return {}
+        other = reference.features if reference.statistics is None else reference.statistics
+        assert other is not None, "a reference without statistics has features"
         estimate = frechet_at_infinity(samples.features, other, reference.seed)
         return {} if estimate is None else {"FID-inf": estimate}

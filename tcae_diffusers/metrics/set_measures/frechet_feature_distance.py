@@ -9,7 +9,7 @@ import numpy as np
 
 from ..confidence import JACKKNIFE
 from ..figure import Estimate
-from ..frechet import headline_distance
+from ..frechet import FrechetStatistics, headline_distance
 from ..frechet_interval import frechet_interval
 from .measure import ComparedReference, SampleFeatures, SetMeasure
 
@@ -26,6 +26,7 @@ class FrechetFeatureDistance(SetMeasure):
         return {"FID": headline_distance(samples, reference)}
 
     def compare(self, samples: SampleFeatures, reference: ComparedReference) -> dict[str, Estimate]:
+        other: np.ndarray | FrechetStatistics
         if reference.statistics is None:
             other = reference.draws[0]
             estimate = super().compare(samples, reference)["FID"]
