@@ -62,7 +62,7 @@ class Arguments:
 
     group: ClassVar[str] = "Options"
     # Package whose YAML files are the presets of `--config`; a command without has no `--config`.
-    presets: ClassVar[str | None] = None
+    presets: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         pass
@@ -109,8 +109,8 @@ def parse_arguments(
     hints = get_type_hints(arguments_type)
     parser = _build_parser(arguments_type, hints, prog or program_name())
     argv = sys.argv[1:] if argv is None else argv
-    typed, unknown = parser.parse_known_args([_with_underscores(text) for text in argv])
-    typed = {name: value for name, value in vars(typed).items() if value is not None and value != []}
+    namespace, unknown = parser.parse_known_args([_with_underscores(text) for text in argv])
+    typed = {name: value for name, value in vars(namespace).items() if value is not None and value != []}
     try:
         if unknown:
             typo = unknown[0].split("=")[0].lstrip("-")
@@ -187,12 +187,12 @@ def _options_by_group(arguments_type: type[Arguments]) -> dict[str, list[Field]]
     return groups
 
 
-def _from_the_base_up(arguments_type: type) -> list[type]:
+def _from_the_base_up(arguments_type: type) -> list[type[Arguments]]:
     """The classes that it derives from, each after its own bases, which go from left to right; itself last."""
-    found: dict[type, None] = {}
-    for base in arguments_type.__bases__:
-        found |= dict.fromkeys(_from_the_base_up(base))
-    return [each for each in [*found, arguments_type] if issubclass(each, Arguments)]
+    if not issubclass(arguments_type, Arguments):
+        return []
+    bases = (each for base in arguments_type.__bases__ for each in _from_the_base_up(base))
+    return [*dict.fromkeys(bases), arguments_type]
 
 
 def _add_option(group: Any, each: Field, hint: Any) -> None:

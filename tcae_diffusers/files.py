@@ -11,13 +11,9 @@ import torch
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
-    """Hex sha256 of the content of `path`, read in blocks of 1 MiB."""
-    # hashlib.file_digest would do, but Python 3.10 has none.
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Hex sha256 of the content of `path`, which need not fit into memory."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of_tensors(tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:

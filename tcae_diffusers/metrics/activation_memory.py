@@ -9,11 +9,13 @@ taken as a fused kernel has it, which keeps its inputs and output and never the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,11 +30,17 @@ class _LiveBytesMode(TorchDispatchMode):
         self._known = known  # storages of weights and inputs, which are no activations
         self._references: dict[int, weakref.ref] = {}
 
-    def _freed(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int, _reference: weakref.ref) -> None:
         self._references.pop(key, None)
         self._alive -= size
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if not isinstance(leaf, torch.Tensor):
@@ -42,7 +50,7 @@ class _LiveBytesMode(TorchDispatchMode):
             if key in self._known or key in self._references:
                 continue
             size = storage.nbytes()
-            self._references[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))
+            self._references[key] = weakref.ref(storage, partial(self._freed, key, size))
             self._alive += size
         self.peak = max(self.peak, self._alive)
         return out
@@ -52,20 +60,26 @@ class _FusedAttention(torch.autograd.Function):
     """The memory of a fused attention kernel, on tensors without values."""
 
     @staticmethod
-    def forward(ctx, query, key, value):
+    def forward(ctx: FunctionCtx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
         ctx.save_for_backward(query, key, value, out)
         return out
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> NoReturn:
         raise NotImplementedError("memory can be counted only for the forward pass")
 
 
 class _FusedAttentionMode(TorchFunctionMode):
     """On `meta` PyTorch has no fused attention and would make the matrix of all pairs."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             # diffusers passes them by name.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def feature_maps(
     return {name: values.float().cpu() for name, values in maps.items()}
 
 
-def component_colours(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def component_colours(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     The first three principal components of all positions of all images as red, green and blue.
 
@@ -42,7 +44,7 @@ def component_colours(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
     Args:
         maps (`torch.Tensor` of shape `(B, C, h, w)`): Features, on the CPU.
-        size (`tuple[int, int]`): Of the result; positions become squares of one colour.
+        size (`Sequence[int]`): Height and width of the result; positions become squares of one colour.
 
     Returns:
         `torch.Tensor` of shape `(B, 3, *size)`, uint8; each component spans 0 to 255 from its 2nd to its 98th

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,10 @@ from ..data.images.image_sets import ImageSet, uint8_batches
 from ..data.images.pixel_range import to_signed
 from ..models.adapters import adapt
 
+Motion = Callable[[torch.Tensor], torch.Tensor]
 
-def latent_motions(ratio: int) -> dict[str, tuple[Any, Any]]:
+
+def latent_motions(ratio: int) -> dict[str, tuple[Motion, Motion]]:
     """Motions as `(on images, on latents)`; a shift by one latent position is `ratio` pixels."""
     return {
         "flip": (lambda x: x.flip(-1), lambda z: z.flip(-1)),
@@ -31,7 +33,9 @@ def _matches(queries: torch.Tensor, keys: torch.Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def equivariance(model: nn.Module, images: ImageSet, batch_size: int = 32, noise: float = 0.05) -> dict[str, dict]:
+def equivariance(
+    model: nn.Module, images: ImageSet, batch_size: int = 32, noise: float = 0.05
+) -> dict[str, dict[str, float]]:
     """How the latent moves with the image, for a flip, a turn, a shift and noise on the pixels.
 
     Args:
@@ -44,9 +48,11 @@ def equivariance(model: nn.Module, images: ImageSet, batch_size: int = 32, noise
     parameter = next(model.parameters())
     motions = latent_motions(adapt(model).spatial_ratio)
     generator = torch.Generator().manual_seed(0)
-    pairs: dict[str, tuple[list, list]] = {name: ([], []) for name in [*motions, f"pixel noise {noise}"]}
+    pairs: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {
+        name: ([], []) for name in [*motions, f"pixel noise {noise}"]
+    }
 
-    def encode(pixels):
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
         latent = adapt(model).encode(pixels.to(parameter.device, parameter.dtype))
         return latent.float().cpu()
 
@@ -60,8 +66,8 @@ def equivariance(model: nn.Module, images: ImageSet, batch_size: int = 32, noise
         pairs[f"pixel noise {noise}"][0].append(encode(noisy))
         pairs[f"pixel noise {noise}"][1].append(latent)
     result = {}
-    for name, (moved, expected) in pairs.items():
-        moved, expected = torch.cat(moved), torch.cat(expected)
+    for name, pair in pairs.items():
+        moved, expected = map(torch.cat, pair)
         # A mean that all latents share would flatter every cosine.
         mean = expected.mean(dim=(0, 2, 3), keepdim=True)
         cosine, nearest = _matches(moved - mean, expected - mean)

@@ -48,7 +48,7 @@ def features_of(
         path = Path(cache_folder) / f"{network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached = _read(path, len(images))
         # Ranks may see different file systems: the cache counts only if all of them have it.
-        if all(gather_in_rank_order(cached is not None, state)):
+        if all(gather_in_rank_order(cached is not None, state)) and cached is not None:
             return cached
 
     parts: dict[str, list[np.ndarray]] = {}
@@ -83,7 +83,7 @@ def _read(path: Path, count: int) -> dict[str, np.ndarray] | None:
 
 def _write(path: Path, result: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **result)
+    np.savez(buffer, allow_pickle=False, **result)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:

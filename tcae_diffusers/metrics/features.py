@@ -30,7 +30,22 @@ from .names import INCEPTION
 from .settings import DINOV2, EFFICIENTNET_LITE0
 
 
-class InceptionFeatures(FrozenNetwork):
+class FeatureModule(FrozenNetwork):
+    """
+    A network that images are compared with.
+
+    Attributes:
+        dimensions (`int`): Length of a feature vector.
+    """
+
+    dimensions: int
+
+    def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 `(B, 3, H, W)` to `features (B, D)` and, where the network has classes, `logits (B, classes)`."""
+        raise NotImplementedError
+
+
+class InceptionFeatures(FeatureModule):
     """2048 pooled features and 1008 unbiased logits of torch-fidelity's Inception-v3, resized as TensorFlow did."""
 
     name = INCEPTION
@@ -64,12 +79,12 @@ class InceptionFeatures(FrozenNetwork):
             ) from error
         self.freeze()
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         features, logits = self.network(images)
         return {"features": features, "logits": logits}
 
 
-class EfficientNetLite0Features(EfficientNetLite0):
+class EfficientNetLite0Features(FeatureModule, EfficientNetLite0):
     """1280 pooled features of images resized to 128x128 (bilinear, antialiased).
 
     The network was trained at 224 pixels; 128 is what small images need and four times as fast.
@@ -77,14 +92,14 @@ class EfficientNetLite0Features(EfficientNetLite0):
 
     resolution = 128
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels, size = to_signed(images), (self.resolution, self.resolution)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return {"features": super().forward(pixels)}
+        return {"features": self(pixels)}
 
 
-class DINOv2Features(DINO):
+class DINOv2Features(FeatureModule, DINO):
     """Class token of a DINOv2, images resized to 224x224 (bicubic, antialiased)."""
 
     default_weights = "facebook/dinov2-base"
@@ -93,11 +108,11 @@ class DINOv2Features(DINO):
         super().__init__(weights_path or self.default_weights, interpolation="bicubic")
         self.dimensions = self.config.hidden_size
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"features": super().forward(to_signed(images))}
+    def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": self(to_signed(images))}
 
 
-EXTRACTORS: dict[str, Callable[[str | Path | None], FrozenNetwork]] = {
+EXTRACTORS: dict[str, Callable[[str | Path | None], FeatureModule]] = {
     INCEPTION: InceptionFeatures,
     EFFICIENTNET_LITE0: EfficientNetLite0Features,
     DINOV2: DINOv2Features,
@@ -128,8 +143,7 @@ class FeatureNetwork:
             raise InputError(f"weights of feature network {extractor}: {weights_path} does not exist")
         self.device = torch.device(device)
         self.module = EXTRACTORS[extractor](weights_path).to(self.device)
-        self.name: str = self.module.name
-        self.dimensions: int = self.module.dimensions
+        self.name, self.dimensions = self.module.name, self.module.dimensions
         self.weights_sha256 = sha256_of_tensors(self.module.state_dict())
 
     @torch.inference_mode()
@@ -137,7 +151,7 @@ class FeatureNetwork:
         """uint8 `(B, 3, H, W)` to `features (B, D)` and, with Inception, `logits (B, 1008)`: float32 on the CPU."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        return {name: values.float().cpu() for name, values in self.module(images.to(self.device)).items()}
+        return {name: values.float().cpu() for name, values in self.module.extract(images.to(self.device)).items()}
 
     def describe(self) -> dict[str, object]:
         """For result files: name, dimensions, hash of the weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Better = Literal["higher", "lower"]
 
@@ -42,7 +42,7 @@ class Estimate:
         return {name: _stored(value) for name, value in own.items() if value is not None} | self.details
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]):
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Inverse of [`to_json`]."""
         known = {entry.name for entry in fields(cls)} - {"details"}
         details = {name: value for name, value in content.items() if name not in known}
@@ -88,11 +88,14 @@ class Figure(Estimate):
     extractor: dict[str, Any] | None = None
     per_image: str | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.floor, Mapping):
-            self.floor = Estimate.from_json(self.floor)
-        if isinstance(self.baseline, Mapping):
-            self.baseline = Baseline(**self.baseline)
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        content = dict(content)
+        if "floor" in content:
+            content["floor"] = Estimate.from_json(content["floor"])
+        if "baseline" in content:
+            content["baseline"] = Baseline(**content["baseline"])
+        return super().from_json(content)
 
     @classmethod
     def of(cls, estimate: Estimate, **described: Any) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -27,11 +28,11 @@ def measure_latency(
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
 
-    def timed(name: str, function, *args):
+    def timed(name: str, function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
         if is_cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        out = function(*args)
+        out = function(batch)
         if is_cuda:
             torch.cuda.synchronize()
         times[name].append(time.perf_counter() - start)

@@ -65,7 +65,7 @@ def noise_curve(
             for level_index, level in enumerate(noise_levels):
                 output = from_signed(adapt(model).decode(latent + level * noise))
                 totals[level_index] += psnr(originals, output).sum().item()
-                if network:
+                if network and features is not None:
                     streams[level_index].update(features, network(output)["features"].numpy(), chosen)
                 bar.update(len(chosen))
     totals = sum(gather_in_rank_order(totals, state))

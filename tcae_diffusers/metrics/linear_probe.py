@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +61,20 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     return [((part - mean) * scale).astype(np.float32) for part in (train, *others)]
 
 
-def _fit(features: torch.Tensor, labels: torch.Tensor, classes: int, rates, epochs: int, batch: int, seed: int):
+def _fit(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    rates: Sequence[float],
+    epochs: int,
+    batch: int,
+    seed: int,
+) -> torch.Tensor:
     """Trains one linear classifier per learning rate side by side on the same batches: weights `(R, D + 1, C)`."""
     generator = torch.Generator().manual_seed(seed)
     with_bias = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     weights = torch.zeros(len(rates), with_bias.shape[1], classes)
-    velocity, rates = torch.zeros_like(weights), torch.tensor(rates).view(-1, 1, 1)
+    velocity, rate = torch.zeros_like(weights), torch.tensor(rates).view(-1, 1, 1)
     steps, step = epochs * -(-len(features) // batch), 0
     for _ in range(epochs):
         for chosen in torch.randperm(len(features), generator=generator).split(batch):
@@ -73,7 +82,7 @@ def _fit(features: torch.Tensor, labels: torch.Tensor, classes: int, rates, epoc
             error = (x @ weights).softmax(-1) - F.one_hot(labels[chosen], classes)
             gradient = x.T @ error / len(chosen)
             velocity = 0.9 * velocity + gradient
-            weights = weights - rates * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * velocity
+            weights = weights - rate * (0.5 + 0.5 * np.cos(np.pi * step / steps)) * velocity
             step += 1
     return weights
 
@@ -104,17 +113,17 @@ def linear_probe(
     """
     if len(np.unique(train_labels)) < 2:
         raise InputError("a probe needs training images of at least 2 classes")
-    train, test = map(torch.from_numpy, standardise(train, test))
+    fitted, judged = map(torch.from_numpy, standardise(train, test))
     labels = torch.as_tensor(train_labels, dtype=torch.long)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    chosen, validation = order[len(train) // 5 :], order[: len(train) // 5]
-    weights = _fit(train[chosen], labels[chosen], classes, LEARNING_RATES, epochs, batch_size, seed)
-    accuracies = (_predict(weights, train[validation]) == labels[validation]).float().mean(dim=1)
+    order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(seed))
+    chosen, validation = order[len(fitted) // 5 :], order[: len(fitted) // 5]
+    weights = _fit(fitted[chosen], labels[chosen], classes, LEARNING_RATES, epochs, batch_size, seed)
+    accuracies = (_predict(weights, fitted[validation]) == labels[validation]).float().mean(dim=1)
     # Several rates may be equally good on few images: the middle one of them is the safest.
     tied = torch.nonzero(accuracies == accuracies.max()).flatten().tolist()
     best = tied[(len(tied) - 1) // 2]
-    weights = _fit(train, labels, classes, LEARNING_RATES[best : best + 1], epochs, batch_size, seed)
-    correct = (_predict(weights, test)[0] == torch.as_tensor(test_labels)).numpy()
+    weights = _fit(fitted, labels, classes, LEARNING_RATES[best : best + 1], epochs, batch_size, seed)
+    correct = (_predict(weights, judged)[0] == torch.as_tensor(test_labels)).numpy()
     result = ProbeResult(correct, np.asarray(test_labels), LEARNING_RATES[best])
     if result.is_at_end_of_grid:
         logger.warning(
@@ -128,11 +137,11 @@ def nearest_neighbours(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, classes: int, k: int = 20
 ) -> ProbeResult:
     """k-NN by cosine similarity of standardised features, votes weighted by `exp(similarity / 0.07)` (as DINO)."""
-    train, test = (F.normalize(torch.from_numpy(part), dim=1) for part in standardise(train, test))
+    known, asked = (F.normalize(torch.from_numpy(part), dim=1) for part in standardise(train, test))
     labels = torch.as_tensor(train_labels, dtype=torch.long)
     predictions = []
-    for part in test.split(1024):
-        similarity, index = (part @ train.T).topk(min(k, len(train)), dim=1)
+    for part in asked.split(1024):
+        similarity, index = (part @ known.T).topk(min(k, len(known)), dim=1)
         votes = torch.zeros(len(part), classes).scatter_add_(1, labels[index], (similarity / 0.07).exp())
         predictions.append(votes.argmax(dim=1))
     correct = (torch.cat(predictions) == torch.as_tensor(test_labels)).numpy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from diffusers import ModelMixin
 
 from ..errors import InputError
 from ..models.adapters import adapt
@@ -45,7 +45,7 @@ class AutoencoderCost:
         return self.encode_macs + self.decode_macs
 
 
-def on_meta_device(model: nn.Module) -> nn.Module:
+def on_meta_device(model: ModelMixin) -> ModelMixin:
     """A weightless twin of a diffusers model on the `meta` device (the model itself if it is there already)."""
     if all(parameter.is_meta for parameter in model.parameters()):
         return model
@@ -53,7 +53,7 @@ def on_meta_device(model: nn.Module) -> nn.Module:
         return type(model).from_config(model.config).eval()
 
 
-def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> AutoencoderCost:
+def autoencoder_cost(model: ModelMixin, height: int = 256, width: int = 256) -> AutoencoderCost:
     """Counts one image through `encode` and `decode` of any diffusers autoencoder, without computing anything.
 
     Args:
@@ -63,18 +63,15 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
     Raises:
         InputError: If the size does not fit the compression ratio.
     """
-    adapt(model).check_image_size(height, width)
     twin = on_meta_device(model)
+    adapter = adapt(twin)
+    adapter.check_image_size(height, width)
     dtype = next(twin.parameters()).dtype
     images = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
     with torch.no_grad():
-        latent = adapt(twin).encode(images)
-    encode = count_macs(adapt(twin).encode, images)
-    decode = count_macs(adapt(twin).decode, latent)
-
-    def both(pixels):
-        return adapt(twin).decode(adapt(twin).encode(pixels))
-
+        latent = adapter.encode(images)
+    encode = count_macs(adapter.encode, images)
+    decode = count_macs(adapter.decode, latent)
     return AutoencoderCost(
         height=height,
         width=width,
@@ -84,9 +81,9 @@ def autoencoder_cost(model: nn.Module, height: int = 256, width: int = 256) -> A
         decode_by_operator=decode.by_operator,
         parameters=sum(parameter.numel() for parameter in twin.parameters()),
         latent_shape=tuple(latent.shape[1:]),
-        encode_peak_bytes=peak_inference_bytes(twin, lambda x: adapt(twin).encode(x), images),
-        decode_peak_bytes=peak_inference_bytes(twin, lambda z: adapt(twin).decode(z), latent),
-        saved_training_bytes=saved_training_bytes(twin, both, images),
+        encode_peak_bytes=peak_inference_bytes(twin, adapter.encode, images),
+        decode_peak_bytes=peak_inference_bytes(twin, adapter.decode, latent),
+        saved_training_bytes=saved_training_bytes(twin, lambda x: adapter.decode(adapter.encode(x)), images),
     )
 
 
@@ -107,7 +104,7 @@ class TransformerCost:
     saved_training_bytes: int
 
 
-def transformer_cost(model: nn.Module, latent_shape: tuple[int, int, int]) -> TransformerCost:
+def transformer_cost(model: ModelMixin, latent_shape: tuple[int, int, int]) -> TransformerCost:
     """Counts one call of a class-conditional transformer with the signature of diffusers' DiT.
 
     Raises:
@@ -124,7 +121,7 @@ def transformer_cost(model: nn.Module, latent_shape: tuple[int, int, int]) -> Tr
     if channels != latent_shape[0]:
         raise InputError(f"{type(twin).__name__} takes {channels} channels, --latent_shape has {latent_shape[0]}")
 
-    def step(hidden):
+    def step(hidden: torch.Tensor) -> torch.Tensor:
         return twin(hidden, **conditions)
 
     try:

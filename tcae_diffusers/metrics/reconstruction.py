@@ -108,8 +108,9 @@ def evaluate_reconstruction(
             for measure in measures:
                 for column, of_batch in measure(originals, output).items():
                     values[column] += of_batch.tolist()
-            if network:
-                frechet.update(*(network(batch)["features"].numpy() for batch in (originals, output)), chosen)
+            if network and frechet:
+                first, second = (network(batch)["features"].numpy() for batch in (originals, output))
+                frechet.update(first, second, chosen)
             bar.update(len(originals))
 
     gathered = gather_in_rank_order((values, latent_shape), state)
@@ -120,7 +121,7 @@ def evaluate_reconstruction(
     figures = [
         _mean_figure(measure, column, per_image[column], images) for measure in measures for column in measure.better
     ]
-    if network:
+    if network and frechet:
         figures.append(
             Figure.of(
                 frechet.result(state),

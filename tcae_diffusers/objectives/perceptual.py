@@ -19,7 +19,7 @@ PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "effici
 LPIPS_BACKBONES = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 
 
-def _load_backbone_weights(net: str, path: str | None) -> dict[str, torch.Tensor]:
+def _load_backbone_weights(net: str, path: str | Path | None) -> dict[str, torch.Tensor]:
     from torchvision import models
 
     weights = getattr(models, LPIPS_BACKBONES[net]).IMAGENET1K_V1
@@ -53,14 +53,14 @@ class LPIPSLoss(FrozenNetwork):
     Args:
         net (`str`, defaults to `"vgg"`): backbone, `"vgg"` (usual as a loss), `"alex"` (usual as a metric) or
             `"squeeze"`.
-        backbone_weights (`str`, *optional*): file with torchvision's weights of that backbone.
+        backbone_weights (`str` or `Path`, *optional*): file with torchvision's weights of that backbone.
 
     Raises:
         FileNotFoundError: no weights; the message says where to put them.
         ValueError: unknown `net`, or a file that holds other weights.
     """
 
-    def __init__(self, net: str = "vgg", backbone_weights: str | None = None):
+    def __init__(self, net: str = "vgg", backbone_weights: str | Path | None = None):
         super().__init__()
         if net not in LPIPS_BACKBONES:
             raise ValueError(f"LPIPS backbone is {net!r}; expected one of {', '.join(LPIPS_BACKBONES)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -21,12 +22,12 @@ class ImageMeasureSettings:
     Args:
         device (`str`): Where networks run.
         lpips (`str`, *optional*): Backbone of LPIPS; `None` for no LPIPS.
-        lpips_weights (`str`, *optional*): File with torchvision's weights of that backbone.
+        lpips_weights (`Path`, *optional*): File with torchvision's weights of that backbone.
     """
 
     device: str | torch.device = "cpu"
     lpips: str | None = None
-    lpips_weights: str | None = None
+    lpips_weights: Path | None = None
 
 
 class ImageMeasure(ABC):

@@ -38,8 +38,8 @@ def mean_image_psnr(images: ImageSet) -> float:
     """
     count = min(len(images), _BASELINE_IMAGES)
     chosen = [index * len(images) // count for index in range(count)]
-    total = sum(batch.double().sum(dim=0) for batch in uint8_batches(images, 100, chosen))
-    mean = (total / count).round()
+    sums = [batch.double().sum(dim=0) for batch in uint8_batches(images, 100, chosen)]
+    mean = (torch.stack(sums).sum(dim=0) / count).round()
     return float(
         np.mean([value for batch in uint8_batches(images, 100, chosen) for value in psnr(batch, mean).tolist()])
     )
