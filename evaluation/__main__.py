@@ -112,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with exit_on_user_error():
             result = run(arguments)
             if PartialState().is_main_process:
-                if arguments.output is not None:
-                    result.save(arguments.output)
+                # Every command has the option.
+                if (output := vars(arguments)["output"]) is not None:
+                    result.save(output)
                 print("\n".join(result.describe()))
     except KeyboardInterrupt:
         print(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 Content = Literal["folder", "source", "labels", "reference", "sample sets"]
 
 
-@dataclass
-class MeasuringArguments(Arguments):
+class MeasuringArguments(Protocol):
     """
     Arguments of a command that stores a result in `output`.
 
@@ -31,11 +30,13 @@ class MeasuringArguments(Arguments):
         content (`Mapping[str, Content]`): The arguments that name models or data, each with what it names.
     """
 
-    content: ClassVar[Mapping[str, Content]] = {}
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    content: ClassVar[Mapping[str, Content]]
+    output: Path
 
 
 @dataclass
-class MachineArguments(MeasuringArguments):
+class MachineArguments(Arguments):
     """Device and batch size."""
 
     group: ClassVar[str] = "Speed and memory"
@@ -121,11 +122,11 @@ class FeatureNetworkArguments(Arguments):
         None, "Weights of the feature network; installed or downloaded ones if unset."
     )
 
-    def feature_network(self, device: str | torch.device) -> FeatureNetwork | None:
-        """The network; `None` for `--extractor none`, where a command has that choice."""
+    def feature_network(self, device: str | torch.device) -> FeatureNetwork:
+        """The network."""
         from tcae_diffusers.metrics.features import FeatureNetwork
 
-        return None if self.extractor == "none" else FeatureNetwork(self.extractor, self.extractor_weights, device)
+        return FeatureNetwork(self.extractor, self.extractor_weights, device)
 
 
 @dataclass

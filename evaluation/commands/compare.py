@@ -16,11 +16,10 @@ from ..report.page import build_report
 from ..results.figure_differences import comparison_table
 from ..results.kinds.comparison import PAGE, ComparisonResult
 from ..results.kinds.convergence import ConvergenceResult
-from ..results.kinds.generation import GenerationResult
 from ..results.provenance import provenance
 from ..results.reading import collect_results
 from ..results.result import Result
-from .comparison_plan import MeasuredTokenizer, read_plan, run_plan
+from .comparison_plan import ComparisonPlan, MeasuredTokenizer, read_plan, run_plan
 from .convergence import build_convergence
 
 
@@ -32,15 +31,14 @@ def run(arguments: CompareArguments) -> ComparisonResult:
         InputError: If results or plan cannot be used, or a subject has two results for one figure.
     """
     if arguments.config:
-        return _compare_plan(arguments)
+        return _compare_plan(arguments, read_plan(arguments.config))
     paths = parse_named_paths(arguments.results)
     if len(paths) < 2:
         raise InputError(f"a comparison needs at least two names, got {', '.join(paths)}")
     return _comparison(arguments, {name: collect_results([path]) for name, path in paths.items()}, None, {})
 
 
-def _compare_plan(arguments: CompareArguments) -> ComparisonResult:
-    plan = read_plan(arguments.config)
+def _compare_plan(arguments: CompareArguments, plan: ComparisonPlan) -> ComparisonResult:
     state = PartialState(cpu=plan.device == "cpu")
     measured = run_plan(plan, arguments.output)
     settings = {"config": arguments.config, "seed": plan.seed, "ranks": state.num_processes}
@@ -64,7 +62,7 @@ def results_of_equal_budgets(measured: Mapping[str, MeasuredTokenizer]) -> dict[
     for name, entry in measured.items():
         results[name] = list(entry.results)
         if name in budgets:
-            drawn: GenerationResult = entry.generation[budgets[name]]
+            drawn = entry.generation[budgets[name]]
             # Figures after different numbers of steps are not subtracted.
             results[name].append(replace(drawn, conditions={"DiT steps": budgets[name]}))
     return results

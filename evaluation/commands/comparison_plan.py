@@ -113,7 +113,7 @@ class MeasuredTokenizer:
     generation: dict[int, GenerationResult] = field(default_factory=dict)
 
 
-def _checked(cls, content: Any, where: str):
+def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{where} is {content!r}; expected keys and values")
     known = [entry.name for entry in dataclasses.fields(cls)]
@@ -141,13 +141,13 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"cannot read comparison {path}: {error}") from error
-    content = dict(_checked(ComparisonPlan, content, str(path)))
+    content = _checked(ComparisonPlan, content, str(path))
     entries = content["tokenizers"]
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got {entries!r}")
     tokenizers = {}
     for name, entry in entries.items():
-        entry = dict(_checked(TokenizerEntry, entry, f"{path}: tokenizer {name!r}"))
+        entry = _checked(TokenizerEntry, entry, f"{path}: tokenizer {name!r}")
         steps = entry.get("pipelines") or {}
         if not isinstance(steps, dict) or not all(isinstance(key, int) and key > 0 for key in steps):
             raise InputError(f"{path}: pipelines of {name!r} must be 'DiT steps: folder', got {steps!r}")
@@ -158,7 +158,11 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         raise InputError(
             f"{path}: unknown measure {', '.join(map(str, wrong))}; expected one of {', '.join(MEASURES)}"
         )
-    return ComparisonPlan(**{**content, "tokenizers": tokenizers, "measures": measures})
+    interval = content.get("guidance_interval")
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
+        raise InputError(f"{path}: guidance_interval must be two numbers, [from, to], got {interval!r}")
+    read = {"tokenizers": tokenizers, "measures": measures, "guidance_interval": interval and tuple(interval)}
+    return ComparisonPlan(**{**content, **read})
 
 
 def folder_name(name: str) -> str:
@@ -186,13 +190,13 @@ def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, f
     on_images = {**common, "data": plan.test, "max_images": plan.max_images, **plan.features()}
     measured = MeasuredTokenizer()
     if "reconstruction" in plan.measures:
-        arguments = ReconstructionArguments(**on_images, output=folder / "reconstruction")
-        measured.results.append(run_unless_done(reconstruction.run, arguments, ReconstructionResult))
+        reconstructing = ReconstructionArguments(**on_images, output=folder / "reconstruction")
+        measured.results.append(run_unless_done(reconstruction.run, reconstructing, ReconstructionResult))
     if "latents" in plan.measures:
-        arguments = LatentsArguments(**on_images, seed=plan.seed, output=folder / "latents")
-        measured.results.append(run_unless_done(latents.run, arguments, LatentsResult))
+        diagnosing = LatentsArguments(**on_images, seed=plan.seed, output=folder / "latents")
+        measured.results.append(run_unless_done(latents.run, diagnosing, LatentsResult))
     if "probing" in plan.measures:
-        arguments = ProbingArguments(
+        probed = ProbingArguments(
             **common,
             train=plan.train,
             test=plan.test,
@@ -201,7 +205,7 @@ def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, f
             seed=plan.seed,
             output=folder / "probing",
         )
-        measured.results.append(run_unless_done(probing.run, arguments, ProbingResult))
+        measured.results.append(run_unless_done(probing.run, probed, ProbingResult))
     if "generation" in plan.measures:
         for steps, pipeline in entry.pipelines.items():
             measured.generation[steps] = measure_pipeline(
@@ -210,6 +214,6 @@ def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, f
                 f"{name} after {steps} steps",
                 plan.sampling(),
                 plan.guidance_scale,
-                None if plan.guidance_interval is None else tuple(plan.guidance_interval),
+                plan.guidance_interval,
             )
     return measured

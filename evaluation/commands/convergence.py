@@ -31,7 +31,7 @@ def build_convergence(
         InputError: If the figures of two points differ in name, number of images, reference or feature weights.
     """
     curves: dict[str, list[dict[str, Any]]] = {}
-    conditions: dict[str, Any] | None = None
+    conditions: dict[str, Any] = {}
     for name, of_curve in points.items():
         for steps, result in sorted(of_curve.items()):
             figure = distance_figure(result.sets[0].figures, figure_name)
@@ -71,8 +71,6 @@ def resolve_point(path: str, folder: Path, name: str, arguments: ConvergenceArgu
             return read_result(candidate, GenerationResult)
     if not (given / "model_index.json").is_file():
         raise InputError(f"{path} is neither a generation.json nor a pipeline folder (no model_index.json)")
-    if not arguments.reference:
-        raise InputError(f"{path} is a pipeline: pass --reference, the real images to compare its samples with")
     return measure_pipeline(path, folder, name, arguments, arguments.guidance_scale)
 
 

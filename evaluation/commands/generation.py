@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
+from tcae_diffusers.data.images.image_sets import open_image_set
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.generation import evaluate_generation
 from tcae_diffusers.metrics.reference import open_reference
@@ -32,12 +32,23 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     reference, description = open_reference(
         arguments.reference, size, network, arguments.batch_size, cache, arguments.seed
     )
-    sets, files = [], {}
+    sets: list[SampleSet] = []
+    files: dict[str, bytes | str] = {}
     for name, images in opened.items():
         figures = evaluate_generation(
             images, reference, network, arguments.reference_count, arguments.batch_size, cache
         )
-        sets.append(_describe(name, images, figures))
+        sets.append(
+            SampleSet(
+                name=name,
+                figures=figures,
+                path=images.name,
+                images=len(images),
+                classes=images.classes,
+                fingerprint=images.fingerprint,
+                grid=f"samples_{name}.png",
+            )
+        )
         if state.is_main_process:
             files[sets[-1].grid], sets[-1].grid_rows = sample_sheet(images)
     return GenerationResult(
@@ -45,16 +56,4 @@ def run(arguments: GenerationArguments) -> GenerationResult:
         reference=description,
         files=files,
         **provenance(reference_count=arguments.reference_count, seed=arguments.seed, ranks=state.num_processes),
-    )
-
-
-def _describe(name: str, images: ImageSet, figures: list) -> SampleSet:
-    return SampleSet(
-        name=name,
-        figures=figures,
-        path=images.name,
-        images=len(images),
-        classes=images.classes,
-        fingerprint=images.fingerprint,
-        grid=f"samples_{name}.png",
     )

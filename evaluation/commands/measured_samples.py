@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.reference import open_reference_content
 
 from ..arguments.generate import GenerateArguments
@@ -28,8 +29,10 @@ def measure_pipeline(
     Both are resumable: drawn images stay, and samples whose result is there are not measured again.
 
     Raises:
-        InputError: If the pipeline or the reference cannot be used.
+        InputError: If the pipeline or the reference cannot be used, or there is no reference.
     """
+    if not sampling.reference:
+        raise InputError(f"{pipeline} is a pipeline: pass --reference, the real images to compare its samples with")
     # A reference that cannot be read should not be found out after hours of drawing.
     open_reference_content(sampling.reference)
     shared = {entry: getattr(sampling, entry) for entry in ("seed", "batch_size", "device")}

@@ -42,7 +42,7 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
             raise InputError(f"{type(model).__name__} has no enable_tiling(); omit --tiling")
         model.enable_tiling()
     images = arguments.open_images(model)
-    network = arguments.feature_network(device)
+    network = None if arguments.extractor == "none" else arguments.feature_network(device)
     found = evaluate_reconstruction(model, images, network, arguments.batch_size, measures=measures)
 
     psnr, built = found.per_image["psnr"], {type(measure) for measure in measures}
@@ -82,7 +82,7 @@ def _pictures(model: nn.Module, images: ImageSet, result: ReconstructionResult) 
     }
 
 
-def per_image_csv(found: ReconstructionFigures, images: ImageSet) -> bytes:
+def per_image_csv(found: ReconstructionFigures, images: ImageSet) -> str:
     """One line per image: index, label, then every measure per image."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)

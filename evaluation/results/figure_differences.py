@@ -99,10 +99,10 @@ def _per_image_values(path: Path, column: str) -> np.ndarray | None:
 def _paired_interval(row: ComparedFigure, first: str, second: str) -> float | None:
     if row.column is None or not {first, second} <= set(row.per_image) or row.conditions["fingerprint"] is None:
         return None
-    values = [_per_image_values(row.per_image[name], row.column) for name in (first, second)]
-    if any(part is None for part in values) or len(values[0]) != len(values[1]) or len(values[0]) < 2:
+    one, other = (_per_image_values(row.per_image[name], row.column) for name in (first, second))
+    if one is None or other is None or len(one) != len(other) or len(one) < 2:
         return None
-    differences = values[0] - values[1]
+    differences = one - other
     return float(1.96 * differences.std(ddof=1) / math.sqrt(len(differences)))
 
 

@@ -16,11 +16,11 @@ from .result import Result
 ResultType = TypeVar("ResultType", bound=Result)
 
 
-def _read(content: Any, path: Path, kinds: Mapping[str, type[Result]]) -> Result | None:
+def _read(content: Any, path: Path, kinds: Mapping[str, type[ResultType]]) -> ResultType | None:
     """The result that the content of a file is, or `None` if it is none of these kinds."""
-    kind = kinds.get(content.get("kind")) if isinstance(content, dict) else None
+    kind = kinds.get(content.get("kind", "")) if isinstance(content, dict) else None
     try:
-        return kind and kind.from_json(content, path)
+        return None if kind is None else kind.from_json(content, path)
     except InputError as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.files import write_atomically, write_json, write_text
@@ -39,7 +39,7 @@ class Result:
     Args:
         command, date, settings, versions, machine: See [`provenance.provenance`].
         inputs (`dict`, *optional*): Arguments and content that it was measured on, see [`resumption`].
-        subject (`str`, *optional*): What a comparison calls the thing that was measured.
+        subject (`str`): What a comparison calls the thing that was measured.
         conditions (`dict`): What a comparison requires to agree besides data, features and numbers of images.
         path (`Path`, *optional*): The file that it was read from or saved to.
         files (`dict[str, bytes | str]`): Pictures and tables that are written beside it.
@@ -57,7 +57,7 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
-    subject: str | None = field(default=None, metadata=UNSTORED)
+    subject: str = field(default="", metadata=UNSTORED)
     conditions: dict[str, Any] = field(default_factory=dict, metadata=UNSTORED)
     path: Path | None = field(default=None, metadata=UNSTORED)
     files: dict[str, bytes | str] = field(default_factory=dict, metadata=UNSTORED, repr=False)
@@ -74,7 +74,7 @@ class Result:
         return output if output.suffix == ".json" and not output.is_dir() else output / cls.file_name()
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], path: Path | None = None):
+    def from_json(cls, content: Mapping[str, Any], path: Path | None = None) -> Self:
         """Inverse of [`to_json`].
 
         Raises:
@@ -104,13 +104,17 @@ class Result:
         """Writes the files beside it, then its own, to [`path_in`] of `output`."""
         path = self.path_in(output)
         for name, content in self.files.items():
-            (write_text if isinstance(content, str) else write_atomically)(path.parent / name, content)
+            if isinstance(content, str):
+                write_text(path.parent / name, content)
+            else:
+                write_atomically(path.parent / name, content)
         write_json(path, self.to_json())
         self.path = path
 
     @property
     def folder(self) -> Path:
-        """Folder of its file and pictures."""
+        """Folder of its file and pictures, once it has one."""
+        assert self.path is not None, f"the {self.kind} result was neither read nor saved"
         return self.path.parent
 
     def describe(self) -> list[str]:
@@ -151,6 +155,6 @@ def to_stored(value: Any) -> Any:
     return value
 
 
-def as_figures(stored: list[Figure | Mapping[str, Any]]) -> list[Figure]:
+def as_figures(stored: Sequence[Figure | Mapping[str, Any]]) -> list[Figure]:
     """Figures that may have been read from a file."""
     return [Figure.from_json(entry) if isinstance(entry, Mapping) else entry for entry in stored]

@@ -20,14 +20,12 @@ from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
 from tcae_diffusers.data.images.image_sets import is_archive, open_data_source, open_image_set
 from tcae_diffusers.files import file_names, sha256_of_file
-from tcae_diffusers.metrics.reference import open_reference_content
 
 from ..arguments.groups import Content, MeasuringArguments
 from ..arguments.named_paths import parse_named_paths
-from .reading import read_result
-from .result import Result
+from .reading import ResultType, read_result
 
-ResultType = TypeVar("ResultType", bound=Result)
+ArgumentsType = TypeVar("ArgumentsType", bound=MeasuringArguments)
 
 
 def folder_content(path: str | Path) -> str:
@@ -52,10 +50,7 @@ def labels_content(labels: str) -> str:
 
 def reference_content(spec: str) -> str:
     """Of real images to compare with, or of an archive that may hold statistics of them."""
-    if is_archive(spec):
-        return sha256_of_file(spec)
-    images, _ = open_reference_content(spec)
-    return images.fingerprint
+    return sha256_of_file(spec) if is_archive(spec) else open_image_set(spec).fingerprint
 
 
 def sample_sets_content(samples: list[str]) -> str:
@@ -80,7 +75,7 @@ def inputs_of(arguments: MeasuringArguments) -> dict[str, Any]:
 
 
 def run_unless_done(
-    run: Callable[[Any], ResultType], arguments: MeasuringArguments, kind: type[ResultType]
+    run: Callable[[ArgumentsType], ResultType], arguments: ArgumentsType, kind: type[ResultType]
 ) -> ResultType:
     """
     The result of `run(arguments)`, read from `arguments.output` if it is there, else measured and stored there.
@@ -93,7 +88,7 @@ def run_unless_done(
     path = kind.path_in(arguments.output)
     stored = read_result(path, kind) if path.is_file() else None
     # All ranks do the same, whatever each of them sees of a shared file system.
-    if all(gather_in_rank_order(stored is not None and stored.inputs == inputs, state)):
+    if all(gather_in_rank_order(stored is not None and stored.inputs == inputs, state)) and stored is not None:
         return stored
     result = run(arguments)
     result.inputs, result.path = inputs, path

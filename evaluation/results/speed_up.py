@@ -44,7 +44,12 @@ def speed_up(curve: list[dict[str, Any]], level: float, baseline_steps: float) -
     needed, exact = steps_to_reach(steps, values, level)
     if needed is None:
         return {"reached": False, "lowest": min(values)}
-    result = {"reached": True, "steps": needed, "factor": baseline_steps / needed, "at_least": not exact}
+    result: dict[str, Any] = {
+        "reached": True,
+        "steps": needed,
+        "factor": baseline_steps / needed,
+        "at_least": not exact,
+    }
     if all("interval" in point for point in curve):
         ends = []
         for sign in (1, -1):

@@ -226,6 +226,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
         ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),
         ("a: [", "cannot read comparison"),
         ("- 1", "expected keys and values"),
+        ("tokenizers: {a: {autoencoder: x}}\nguidance_interval: [0.1]", "must be two numbers, [from, to], got [0.1]"),
     ],
 )
 def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):
@@ -238,8 +239,8 @@ def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):
 def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
     def generation(name, samples):
         entry = figure(100.0, 5.0, "gFD-x", "lower", samples)
-        content = {"kind": "generation", "reference": {"spec": "r"}, "sets": [{"name": name, "figures": [entry]}]}
-        write_json(tmp_path / f"{name}.json", content)
+        drawn = {"name": name, "figures": [entry], "images": samples, "grid": "samples.png"}
+        write_json(tmp_path / f"{name}.json", {"kind": "generation", "reference": {"spec": "r"}, "sets": [drawn]})
         return tmp_path / f"{name}.json"
 
     first, second = generation("few", 500), generation("many", 800)

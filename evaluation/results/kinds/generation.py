@@ -49,11 +49,11 @@ class SampleSet:
 
     name: str
     figures: list[Figure]
+    images: int
+    grid: str
     path: str | None = None
-    images: int | None = None
     classes: list[str] | None = None
     fingerprint: str | None = None
-    grid: str | None = None
     grid_rows: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -29,7 +29,9 @@ class SweepPoint:
     folder: str
 
     def __post_init__(self) -> None:
-        self.guidance_interval, self.figures = tuple(self.guidance_interval), as_figures(self.figures)
+        # JSON has lists.
+        start, end = self.guidance_interval
+        self.guidance_interval, self.figures = (start, end), as_figures(self.figures)
 
 
 @dataclass(kw_only=True)
