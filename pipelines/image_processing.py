@@ -78,4 +78,5 @@ class PaddingImageProcessor(VaeImageProcessor):
 def _size(image: PipelineImageInput) -> tuple[int, int]:
     if isinstance(image, PIL.Image.Image):
         return image.height, image.width
-    return tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else tuple(image.shape[-3:-1])
+    height, width = image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[-3:-1]
+    return height, width

@@ -26,20 +26,6 @@ from .class_names import ClassNames
 
 logger = logging.get_logger(__name__)
 
-EXAMPLE_DOC_STRING = """
-    Examples:
-
-    ```py
-    >>> import torch
-    >>> import tcae_diffusers
-    >>> from diffusers import DiffusionPipeline
-
-    >>> pipe = DiffusionPipeline.from_pretrained("path/to/a/saved/pipeline")
-    >>> generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
-    >>> images = pipe(["flags", "food-drink"], num_images_per_label=4, guidance_scale=2.0, generator=generators).images
-    ```
-"""
-
 
 class TCDiTPipeline(DiffusionPipeline):
     r"""
@@ -99,8 +85,9 @@ class TCDiTPipeline(DiffusionPipeline):
         prediction_type = prediction_type or transformer.config.get("prediction_type")
         prediction_type = prediction_type or scheduler_prediction_type(scheduler)
         # JSON has only string keys; with string keys the config is the same before and after saving.
-        names = {str(int(class_id)): str(name) for class_id, name in (id2label or {}).items()}
-        if len(names) != len(id2label or {}):
+        id2label = id2label or {}
+        names = {str(int(class_id)): str(name) for class_id, name in id2label.items()}
+        if len(names) != len(id2label):
             raise ValueError(f"id2label contains ids both as a number and as text: {', '.join(map(repr, id2label))}.")
         self.register_to_config(id2label=names or None, prediction_type=prediction_type)
         known, beyond = self._transformer_num_classes, max(self.id2label, default=-1)
@@ -371,7 +358,9 @@ class TCDiTPipeline(DiffusionPipeline):
             conditional = self._predict(self.transformer, latents, t, ids)
             guiding = self._predict(self.guidance_transformer, latents, t, ids)
         else:
-            null = torch.full_like(ids, self.null_class_id)
+            null_class_id = self.null_class_id
+            assert null_class_id is not None, "check_inputs refuses guidance without a null class"
+            null = torch.full_like(ids, null_class_id)
             both = self._predict(self.transformer, torch.cat([latents, latents]), t, torch.cat([ids, null]))
             conditional, guiding = both.chunk(2)
         # A learned variance, if any, fills the channels after the first C and is not guided (as in DiT).
@@ -456,6 +445,19 @@ class TCDiTPipeline(DiffusionPipeline):
             ValueError:
                 for an unknown or ambiguous class, a size, latent or number of generators that does not fit, guidance
                 without a null class, a scheduler of another prediction type, or a shift that it does not have.
+
+        Examples:
+
+        ```py
+        >>> import torch
+        >>> import tcae_diffusers
+        >>> from diffusers import DiffusionPipeline
+
+        >>> pipe = DiffusionPipeline.from_pretrained("path/to/a/saved/pipeline")
+        >>> generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
+        >>> labels = ["flags", "food-drink"]
+        >>> images = pipe(labels, num_images_per_label=4, guidance_scale=2.0, generator=generators).images
+        ```
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -487,7 +489,7 @@ class TCDiTPipeline(DiffusionPipeline):
 
         # 2. Prepare timesteps, labels and noise
         device = self._execution_device
-        class_labels = torch.tensor(class_ids, device=device)
+        ids = torch.tensor(class_ids, device=device)
         latent_shape = (len(class_ids), self.transformer.config.in_channels, height // ratio, width // ratio)
         num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
         timesteps = self._set_timesteps(scheduler, num_inference_steps, num_tokens, device)
@@ -509,19 +511,18 @@ class TCDiTPipeline(DiffusionPipeline):
                 model_input = latents
                 if hasattr(scheduler, "scale_model_input"):
                     model_input = scheduler.scale_model_input(latents, t)
-                model_output = self._guided_prediction(
-                    model_input, t, class_labels, self.guidance_scale if guided_here else 1.0
-                )
+                scale = self.guidance_scale if guided_here else 1.0
+                model_output = self._guided_prediction(model_input, t, ids, scale)
                 if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
                     model_output = model_output.chunk(2, dim=1)[0]
                 latents = scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "class_labels": class_labels, "model_output": model_output}
+                    tensors = {"latents": latents, "class_labels": ids, "model_output": model_output}
                     asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, i, t, asked) or {}
                     latents = changed.get("latents", latents)
-                    class_labels = changed.get("class_labels", class_labels)
+                    ids = changed.get("class_labels", ids)
                 progress_bar.update()
 
         # 4. Decode
@@ -546,6 +547,3 @@ def scheduler_prediction_type(scheduler: SchedulerMixin) -> str:
             "use from_config(scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
         )
     return prediction_type
-
-
-TCDiTPipeline.__call__.__doc__ += EXAMPLE_DOC_STRING

@@ -91,7 +91,7 @@ def _export_model(model: ModelMixin, folder: Path) -> Path:
     return folder
 
 
-def _add_code_to_model(cls: type, folder: Path) -> None:
+def _add_code_to_model(cls: type[ModelMixin], folder: Path) -> None:
     _write_source(cls, folder)
     config_file = folder / cls.config_name
     config = json.loads(config_file.read_text())
@@ -127,7 +127,7 @@ def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
     for node in reversed(ast.parse(source).body):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
             raise ValueError(f"{file}, line {node.lineno}: cannot export an absolute import from {PACKAGE}.")
-        if not isinstance(node, ast.ImportFrom) or (node.level == 0 and node.module.split(".")[0] != PACKAGE):
+        if not isinstance(node, ast.ImportFrom) or (node.level == 0 and (node.module or "").split(".")[0] != PACKAGE):
             continue
         sibling = (file.parents[max(node.level, 1) - 1] / f"{node.module}.py").resolve()
         if not (node.level and sibling.is_file()) or any(alias.asname for alias in node.names):
