@@ -108,6 +108,10 @@ def trained_tokenizer() -> Path:
     return home() / "trained-tokenizer"
 
 
+# A decoder of another shape, from scratch.
+NEW_DECODER = {"new_decoder": json.dumps({"decoder_hidden_size": 16, "decoder_num_layers": [1, 0]})}
+
+
 def finetune(output, **options) -> Path:
     """`finetune_decoder` with `DECODER_OPTIONS`."""
     options = {"autoencoder": trained_tokenizer(), "train_data": home() / "images", **DECODER_OPTIONS, **options}

@@ -9,12 +9,18 @@ from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
 
 @dataclass
 class DecoderArguments(AdversarialArguments):
-    """Fine-tune the decoder of a trained tokenizer."""
+    """Fine-tune the decoder of a trained tokenizer, or train a new one of another shape for the same latents."""
 
     group: ClassVar[str] = "Decoder"
 
     autoencoder: str = option(
         MISSING, "Folder of the trained autoencoder whose decoder is fine-tuned.", metavar="FOLDER"
+    )
+    new_decoder: dict = option(
+        {},
+        "Shape of a new decoder that is trained from scratch, as values that replace entries of the autoencoder's "
+        'config, in JSON: {"decoder_hidden_size": 384, "decoder_num_layers": [2, 4]}. If unset, the decoder of '
+        "--autoencoder is fine-tuned.",
     )
     latent_noise: float = option(
         0.0,

@@ -4,6 +4,8 @@ Fine-tune the decoder of a trained tokenizer with L1, a perceptual and an advers
 
     accelerate launch training/finetune_decoder.py --autoencoder runs/tokenizer/model --output_dir runs/decoder
 
+With `--new_decoder` a decoder of another shape is trained from scratch behind the same encoder.
+
 The result is in OUTPUT_DIR/model. Cached latents and diffusion models of the tokenizer stay valid: encoder and
 latent statistics are proved bit-identical before it is written. Any autoencoder of diffusers works.
 """
@@ -32,12 +34,13 @@ from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
 from tcae_diffusers.trainer.adversary import Adversary, Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
-from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes, with_new_decoder
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.image_batches import build_training_images, image_loader
@@ -75,15 +78,17 @@ class DecoderTraining:
         arguments, adversary = self.arguments, self.adversary
         adversarial = f" + {adversary.describe(arguments)}" if adversary else ", without an adversarial loss"
         parameters = sum(parameter.numel() for parameter in trained_parameters(self.autoencoder))
+        macs = autoencoder_cost(self.autoencoder, arguments.resolution, arguments.resolution).decode_macs
         data = f"{arguments.train_data}: {self.dataset.description}"
         return {
             "losses": self.reconstruction_loss.description + adversarial,
             "autoencoder": type(self.autoencoder).__name__,
             "parameters": parameters,
+            "decoder_macs": macs,
             "encoder_sha256": self.encoder_sha256,
             "data": data,
             "total_batch": self.run.total_batch,
-            "summary": f"{parameters / 1e6:.2f} M parameters of the decoder; {data}",
+            "summary": f"{parameters / 1e6:.2f} M parameters of the decoder, {macs / 1e9:.3g} GMAC; {data}",
         }
 
     @property
@@ -151,6 +156,8 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     autoencoder = build_autoencoder(arguments.autoencoder)
     resolve_sizes(arguments, autoencoder)
     encoder_sha256 = frozen_fingerprint(autoencoder)
+    if arguments.new_decoder:
+        autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
     warn_of_noise_without_unit(autoencoder, arguments.latent_noise)
     transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip)

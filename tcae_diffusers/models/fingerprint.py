@@ -12,8 +12,9 @@ from ..files import sha256_of_json, sha256_of_tensors
 
 # Calibrating a model after its latents were cached must not make it another model; the statistics are compared apart.
 STATISTICS_BUFFERS = ("latent_mean", "latent_std")
-# Nor does decoder fine-tuning touch the latents. These prefixes are those of all autoencoders of diffusers.
+# Nor does another decoder touch the latents. These prefixes are those of all autoencoders of diffusers.
 DECODER_PREFIXES = ("decoder.", "post_quant_conv.")
+DECODER_CONFIG_PREFIX = "decoder_"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class TokenizerFingerprint:
 
     Args:
         class_name (`str`): `"AutoencoderTC"`, `"AutoencoderDC"`, ...
-        config_sha256 (`str`): Of the config as JSON, without entries that begin with an underscore.
+        config_sha256 (`str`): Of the config as JSON, without entries that begin with an underscore or describe the
+            decoder alone (`decoder_...`).
         weights_sha256 (`str`): Of names, dtypes, shapes and bytes of the encoder's part of the state dict: without
             the decoder, `latent_mean` and `latent_std`.
         latent_mean (`tuple[float, ...]`, *optional*): The model's per-channel statistics at that time; None for a
@@ -44,7 +46,7 @@ class TokenizerFingerprint:
             statistics = {name: tuple(getattr(model, name).double().tolist()) for name in STATISTICS_BUFFERS}
         return cls(
             class_name=type(model).__name__,
-            config_sha256=config_sha256(model.config),
+            config_sha256=config_sha256(encoder_config(model.config)),
             weights_sha256=weights_sha256(model.state_dict()),
             **statistics,
         )
@@ -73,6 +75,11 @@ def is_calibrated(model: torch.nn.Module) -> bool | None:
     if not (isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor)):
         return None
     return not (bool((mean == 0).all()) and bool((std == 1).all()))
+
+
+def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of more than the decoder alone."""
+    return {key: value for key, value in dict(config).items() if not key.startswith(DECODER_CONFIG_PREFIX)}
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

@@ -228,7 +228,8 @@ def _facts(model: ModelMixin) -> dict[str, str]:
         "Tokens": " → ".join(map(str, [*stages, (size // ratio) ** 2])),
         "Patch size": str(config.patch_size),
         "Staged compression": "yes" if config.staged_compression else "no",
-        "Width, heads": f"{config.hidden_size}, {config.num_attention_heads}",
+        "Width, heads of encoder": f"{config.hidden_size}, {config.num_attention_heads}",
+        "Width, heads of decoder": f"{config.decoder_hidden_size}, {config.decoder_num_attention_heads}",
         "Blocks of encoder, decoder": f"{' + '.join(map(str, config.encoder_num_layers))}, "
         f"{' + '.join(map(str, config.decoder_num_layers))}",
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
+from ..errors import InputError
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from ..models.fingerprint import DECODER_CONFIG_PREFIX
 from ..models.tcae.autoencoder_tc import AutoencoderTC
 from .tokenizer_arguments import ReconstructionArguments
 
@@ -30,52 +33,87 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
         ValueError: unknown preset, class or config argument, a config that does not fit together, or broken weights.
     """
     overrides = overrides or {}
-    path = Path(name)
+    path, option = Path(name), f"--autoencoder {name}"
     if not path.exists() and path.suffix != ".json":
         if name not in AUTOENCODER_TC_PRESETS:
             close = difflib.get_close_matches(name, AUTOENCODER_TC_PRESETS, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(AUTOENCODER_TC_PRESETS)}."
-            raise ValueError(f"--autoencoder {name} is neither a preset nor a folder with a config.json; {hint}")
-        return _construct(AutoencoderTC, {**AUTOENCODER_TC_PRESETS[name], **overrides}, name)
+            raise ValueError(f"{option} is neither a preset nor a folder with a config.json; {hint}")
+        return _construct(AutoencoderTC, {**AUTOENCODER_TC_PRESETS[name], **overrides}, option)
     config_file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(config_file.read_text())
     except FileNotFoundError:
-        raise ValueError(f"--autoencoder {name}: {config_file} does not exist.") from None
+        raise ValueError(f"{option}: {config_file} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--autoencoder {name}: {config_file} is not JSON ({error}).") from error
+        raise ValueError(f"{option}: {config_file} is not JSON ({error}).") from error
     class_name = config.get("_class_name", "AutoencoderTC")
     model_class = getattr(diffusers, class_name, None)
     if model_class is None or not hasattr(model_class, "encode"):
         raise ValueError(
-            f"--autoencoder {name}: {config_file} has the class {class_name!r}, which is not an autoencoder of "
+            f"{option}: {config_file} has the class {class_name!r}, which is not an autoencoder of "
             f"diffusers {diffusers.__version__} or of this package."
         )
     if not path.is_dir() or not any(path.glob("diffusion_pytorch_model*")):
-        values = {key: value for key, value in config.items() if not key.startswith("_")}
-        return _construct(model_class, {**values, **overrides}, name)
-    _check_keys(model_class, overrides, name)
+        return _construct(model_class, {**_public(config), **overrides}, option)
+    _check_keys(overrides, _config_arguments(model_class), model_class.__name__, option)
     try:
         return model_class.from_pretrained(name, low_cpu_mem_usage=False, **overrides)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"--autoencoder {name}: its weights cannot be loaded: {error}") from error
+        raise ValueError(f"{option}: its weights cannot be loaded: {error}") from error
 
 
-def _check_keys(model_class: type, values: dict[str, Any], name: str) -> None:
-    known = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
+def with_new_decoder(autoencoder: ModelMixin, decoder_config: dict[str, Any]) -> ModelMixin:
+    """
+    An autoencoder with the encoder and the latent statistics of the one given, and a decoder of another shape with
+    random weights. Latents of the one are latents of the other.
+
+    Args:
+        decoder_config (`dict`):
+            Entries of the config that describe the decoder alone, `decoder_...`; they replace those of `autoencoder`.
+
+    Raises:
+        InputError: an entry that the class does not have or that describes more than the decoder.
+        ValueError: values that do not fit together.
+    """
+    model_class, option = type(autoencoder), "--new_decoder"
+    known = {name for name in _config_arguments(model_class) if name.startswith(DECODER_CONFIG_PREFIX)}
+    if not known:
+        raise InputError(
+            f"{option} {decoder_config}: the config of {model_class.__name__} has no entries of its decoder alone, so "
+            "its decoder can only be fine-tuned; omit the option."
+        )
+    _check_keys(decoder_config, known, f"the decoder of {model_class.__name__}", option)
+    renewed = _construct(model_class, {**_public(autoencoder.config), **decoder_config}, option)
+    adapter = adapt(autoencoder)
+    kept = {name: value for name, value in autoencoder.state_dict().items() if not adapter.is_decoder(name)}
+    renewed.load_state_dict({**renewed.state_dict(), **kept})
+    return renewed
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the model; the rest is of diffusers."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _config_arguments(model_class: type) -> set[str]:
+    return inspect.signature(model_class.__init__).parameters.keys() - {"self"}
+
+
+def _check_keys(values: dict[str, Any], known: set[str], whose: str, option: str) -> None:
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}."
-            raise ValueError(f"--autoencoder {name}: {model_class.__name__} has no config argument {key!r}; {hint}")
+            raise InputError(f"{option}: {whose} has no config argument {key!r}; {hint}")
 
 
-def _construct(model_class: type, values: dict[str, Any], name: str) -> ModelMixin:
-    _check_keys(model_class, values, name)
+def _construct(model_class: type, values: dict[str, Any], option: str) -> ModelMixin:
+    _check_keys(values, _config_arguments(model_class), model_class.__name__, option)
     try:
         return model_class(**values)
     except TypeError as error:
-        raise ValueError(f"--autoencoder {name}: {model_class.__name__} cannot be built: {error}") from error
+        raise ValueError(f"{option}: {model_class.__name__} cannot be built: {error}") from error
 
 
 def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -> None:

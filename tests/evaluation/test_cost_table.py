@@ -86,6 +86,12 @@ def test_transformers_are_counted_by_name_and_from_a_folder(pipeline_folder, tmp
     assert "unknown transformer 'nothing'" in capsys.readouterr().err
 
 
+def test_a_light_decoder_costs_less_than_a_quarter_behind_the_same_encoder():
+    full, light = (autoencoder_cost(build_named_autoencoder(f"tc-ae-f32c128{variant}")) for variant in ("", "-light"))
+    assert light.encode_macs == full.encode_macs
+    assert round(full.decode_macs / 1e9, 1) == 82.0 and round(light.decode_macs / 1e9, 1) == 12.4
+
+
 def test_throughput_is_per_part(tiny_autoencoder):
     latency = measure_latency(tiny_autoencoder, 32, 32, batch_size=3, repeats=1)
     together = 3 / (latency["encode_s"] + latency["decode_s"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tcae_diffusers.training import finetune_decoder
 
 from ..latent_commands import assert_same_training_state, fork_ranks, weights
-from ..tokenizer_commands import checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
+from ..tokenizer_commands import NEW_DECODER, checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
@@ -37,6 +37,23 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypa
     for part in ("model", "discriminator"):
         ours, theirs = weights(tmp_path / "run" / part), weights(uninterrupted_finetuning() / part)
         assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_a_new_decoder_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    whole = finetune(tmp_path / "whole", **NEW_DECODER)
+    step, calls = finetune_decoder.forward_backward, []
+
+    def forward_backward(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_decoder, "forward_backward", forward_backward)
+        finetune(tmp_path / "run", **NEW_DECODER)
+    finetune(tmp_path / "run", **NEW_DECODER, resume="latest")
+    assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(whole))
 
 
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
@@ -66,8 +83,10 @@ def assert_close(first, second):
         )
 
 
-def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(tmp_path):
-    whole = finetune(tmp_path / "whole", **SMOOTH, train_batch_size=8)
+@pytest.mark.parametrize("decoder", [{}, NEW_DECODER], ids=["given", "new"])
+def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(tmp_path, decoder):
+    options = {**SMOOTH, **decoder}
+    whole = finetune(tmp_path / "whole", **options, train_batch_size=8)
 
     def rank_run(rank):
         def state(training):
@@ -76,7 +95,7 @@ def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(
             return found | {f"discriminator.{k}": v for k, v in adversary.discriminator.state_dict().items()}
 
         save_state_of_each_step(finetune_decoder, state, tmp_path / f"rank-{rank}")
-        finetune(tmp_path / "run", **SMOOTH, train_batch_size=4)
+        finetune(tmp_path / "run", **options, train_batch_size=4)
 
     assert fork_ranks(rank_run) == [0, 0]
     for step in range(1, 7):

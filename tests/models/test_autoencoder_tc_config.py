@@ -35,6 +35,9 @@ def diffusers_log(caplog):
         ({"num_attention_heads": 0}, "num_attention_heads 0"),
         ({"num_attention_heads": 3}, "hidden_size 32 divided by num_attention_heads 3"),
         ({"num_attention_heads": 16}, "hidden_size 32 divided by num_attention_heads 16"),
+        ({"decoder_hidden_size": 0}, "decoder_hidden_size 0 must be at least 1"),
+        ({"decoder_hidden_size": 20}, "decoder_hidden_size 20 divided by decoder_num_attention_heads 2"),
+        ({"decoder_num_attention_heads": 0}, "decoder_num_attention_heads 0 must be at least 1"),
         ({"encoder_num_layers": (4,)}, r"encoder_num_layers \(4,\)"),
         ({"decoder_num_layers": (1, -1)}, r"decoder_num_layers \(1, -1\)"),
         ({"activation_fn": "relu"}, "activation_fn 'relu'"),
@@ -81,6 +84,22 @@ def test_derived_entries_follow_a_changed_ratio_unless_they_were_saved(tiny_conf
         model.save_config(tmp_path)
         with pytest.raises(ValueError, match=r"block_out_channels has 4 entries, expected 5.*Omit it"):
             AutoencoderTC.from_config(AutoencoderTC.load_config(tmp_path), spatial_compression_ratio=16)
+
+
+def test_a_decoder_mirrors_the_encoder_unless_its_shape_is_given(tiny_config):
+    mirrored = AutoencoderTC(**tiny_config)
+    light = AutoencoderTC(**tiny_config, decoder_hidden_size=16, decoder_num_layers=(1, 0))
+    shape = ("decoder_hidden_size", "decoder_num_attention_heads", "decoder_num_layers")
+    assert [mirrored.config[name] for name in shape] == [32, 2, (1, 2)]
+    assert [light.config[name] for name in shape] == [16, 2, (1, 0)]
+    widths = {norm.weight.shape[0] for name, norm in light.decoder.named_modules() if name.endswith("last_norm")}
+    assert widths == {16} and len(light.decoder.last_blocks) == 0
+    encoders = [{k: v.shape for k, v in model.encoder.state_dict().items()} for model in (mirrored, light)]
+    assert encoders[0] == encoders[1]
+    images = torch.randn(1, 3, 32, 40)
+    with torch.no_grad():
+        assert light.encode(images).latent.shape == mirrored.encode(images).latent.shape
+        assert light(images).sample.shape == images.shape
 
 
 def test_the_papers_preset_has_the_parameters_that_its_sizes_imply():
@@ -166,7 +185,8 @@ def assert_same_model(actual: AutoencoderTC, expected: AutoencoderTC) -> None:
         ({"safe_serialization": False}, {"use_safetensors": False}, "diffusion_pytorch_model.bin"),
     ],
 )
-def test_saving_and_loading_keeps_every_bit(tiny_tcae, tmp_path, save_arguments, load_arguments, files):
+def test_saving_and_loading_keeps_every_bit(make_tiny_tcae, tmp_path, save_arguments, load_arguments, files):
+    tiny_tcae = make_tiny_tcae(decoder_hidden_size=16, decoder_num_attention_heads=1)
     tiny_tcae.save_pretrained(tmp_path, **save_arguments)
     assert list(tmp_path.glob(files)), sorted(tmp_path.iterdir())
     assert_same_model(AutoencoderTC.from_pretrained(tmp_path, **load_arguments), tiny_tcae)

@@ -10,12 +10,16 @@ from safetensors.torch import load_file
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.training_dataset import collate_training_views
+from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.training import finetune_decoder
 
-from ..latent_commands import FOREIGN, home, reset_accelerate, weights
+from ..latent_commands import FOREIGN, calibrated, home, reset_accelerate, weights
 from ..tokenizer_commands import (
     DECODER_OPTIONS,
+    NEW_DECODER,
     checkpoint,
     finetune,
     trained_tokenizer,
@@ -62,6 +66,58 @@ def test_encoder_and_statistics_stay_bit_identical_and_latents_with_them():
     described = json.loads((uninterrupted_finetuning() / "run.json").read_text())
     assert described["encoder_sha256"] == frozen_fingerprint(before)
     assert "without a perceptual loss" in described["losses"] and "adaptive hinge (patchgan)" in described["losses"]
+
+
+def test_a_new_decoder_is_trained_behind_the_very_encoder_and_statistics(tmp_path):
+    tokenizer, latents = calibrated()
+    shape = json.dumps({"decoder_hidden_size": 8, "decoder_num_layers": [1, 0]})
+    folder = finetune(tmp_path / "run", autoencoder=tokenizer, new_decoder=shape)
+    full, light = (AutoencoderTC.from_pretrained(path) for path in (tokenizer, folder / "model"))
+    assert (light.config.decoder_hidden_size, tuple(light.config.decoder_num_layers)) == (8, (1, 0))
+    assert light.config.hidden_size == full.config.hidden_size == 16
+    kept = {name: value for name, value in full.state_dict().items() if not name.startswith("decoder.")}
+    assert {"latent_mean", "latent_std", "encoder.class_token"} <= kept.keys()
+    assert all(torch.equal(value, light.state_dict()[name]) for name, value in kept.items())
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(light.encode(images).latent, full.encode(images).latent)
+        assert light(images).sample.shape == images.shape
+    # The latents of the one are those of the other, also for the cache and for what is trained on it.
+    LatentCache(latents, expected_tokenizer=light)
+    described = json.loads((folder / "run.json").read_text())
+    assert described["decoder_macs"] == autoencoder_cost(light, 16, 16).decode_macs
+    assert described["decoder_macs"] < autoencoder_cost(full, 16, 16).decode_macs
+    assert described["encoder_sha256"] == frozen_fingerprint(full)
+
+
+def test_the_new_decoder_is_a_function_of_the_seed_and_no_part_of_the_old_one(started):
+    old = AutoencoderTC.from_pretrained(trained_tokenizer()).decoder
+    same_shape = {"new_decoder": '{"decoder_num_attention_heads": 2}'}
+    first, again, other = (started(**same_shape, seed=seed).autoencoder.decoder for seed in (0, 0, 1))
+    assert torch.equal(first.proj_out.weight, again.proj_out.weight)
+    for another in (other, old):
+        assert not torch.equal(first.proj_out.weight, another.proj_out.weight)
+
+
+def test_a_new_decoder_of_another_autoencoder(tmp_path):
+    torch.manual_seed(0)
+    original = FOREIGN["AutoencoderDC"]()
+    original.save_pretrained(tmp_path / "original")
+    options = {"autoencoder": tmp_path / "original", "resolution": 16, "max_train_steps": 2}
+    shape = json.dumps({"decoder_block_out_channels": [4, 4]})
+    renewed = diffusers.AutoencoderDC.from_pretrained(
+        finetune(tmp_path / "run", **options, new_decoder=shape) / "model"
+    )
+    assert frozen_fingerprint(renewed) == frozen_fingerprint(original)
+    assert renewed.decoder.conv_in.weight.shape[0] == 4 and original.decoder.conv_in.weight.shape[0] == 8
+    assert TokenizerFingerprint.of(renewed) == TokenizerFingerprint.of(original)
+
+
+def test_a_run_with_another_decoder_is_not_resumed(tmp_path, capsys):
+    finetune(tmp_path / "run", **NEW_DECODER, max_train_steps=3)
+    with pytest.raises(SystemExit):
+        finetune(tmp_path / "run", max_train_steps=3, resume="latest")
+    assert "decoder_hidden_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("noise", [0, 0.5])
@@ -205,7 +261,25 @@ def test_without_an_adversary_the_run_says_so(tmp_path):
     assert not (folder / "discriminator").exists()
 
 
+def saved_kl():
+    FOREIGN["AutoencoderKL"]().save_pretrained(home() / "kl")
+    return home() / "kl"
+
+
 BAD_INPUT = {
+    "a new decoder that changes the encoder": (
+        {"new_decoder": '{"hidden_size": 16}'},
+        "--new_decoder: the decoder of AutoencoderTC has no config argument 'hidden_size'; did you mean",
+    ),
+    "a new decoder of sizes that do not fit": (
+        {"new_decoder": '{"decoder_hidden_size": 18}'},
+        "decoder_hidden_size 18 divided by decoder_num_attention_heads 2",
+    ),
+    "a new decoder that is no number": ({"new_decoder": '{"decoder_hidden_size": "half"}'}, "cannot be built"),
+    "a new decoder where none can be told": (
+        {"autoencoder": saved_kl, "new_decoder": '{"decoder_hidden_size": 16}', "resolution": 16},
+        "AutoencoderKL has no entries of its decoder alone",
+    ),
     "no tokenizer": ({"autoencoder": "nowhere"}, "nowhere"),
     "another kind of model": ({"autoencoder": home}, "config.json"),
     "images too small for the discriminator": ({"discriminator_layers": 3}, "discriminator_layers 3"),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.models.named_models import build_named_autoencoder
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
@@ -14,6 +16,7 @@ from tcae_diffusers.training.train_tcae import TokenizerArguments
 
 FOLDER = resources.files("tcae_diffusers.training.configs")
 DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder"]
+LIGHT_DECODERS = ["openmoji32_light_decoder", "tc_ae_f32c128_imagenet256_light_decoder"]
 TOKENIZERS = [
     "openmoji32",
     "openmoji32_nossl",
@@ -31,8 +34,8 @@ TOKENIZERS = [
 
 def test_every_preset_of_a_tokenizer_is_listed_here_and_says_what_to_expect():
     names = {entry.name[:-5] for entry in FOLDER.iterdir() if entry.name.endswith(".yaml")}
-    assert {name for name in names if "dit" not in name} == {*TOKENIZERS, *DECODERS}
-    for name in (*TOKENIZERS, *DECODERS):
+    assert {name for name in names if "dit" not in name} == {*TOKENIZERS, *DECODERS, *LIGHT_DECODERS}
+    for name in (*TOKENIZERS, *DECODERS, *LIGHT_DECODERS):
         text = (FOLDER / f"{name}.yaml").read_text()
         assert text.startswith("#"), name
         assert "Expected" in text or name == "openmoji32", name
@@ -61,6 +64,22 @@ def test_decoder_presets_are_read(name, tmp_path):
     argv = ["--config", name, "--output_dir", str(tmp_path), "--autoencoder", "runs/tokenizer/model"]
     arguments = parse_arguments(DecoderArguments, argv)
     assert arguments.discriminator_start_step < arguments.adversarial_start_step < arguments.max_train_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"), [(LIGHT_DECODERS[0], "tc-ae-xs-f8c32"), (LIGHT_DECODERS[1], "tc-ae-f32c128")]
+)
+def test_light_decoders_cost_less_than_a_quarter(name, behind, tmp_path):
+    argv = ["--config", name, "--output_dir", str(tmp_path), "--autoencoder", "runs/tokenizer/model"]
+    arguments = parse_arguments(DecoderArguments, argv)
+    with torch.device("meta"):
+        full = build_autoencoder(behind)
+        light = build_autoencoder(behind, arguments.new_decoder)
+    size = full.config.sample_size
+    macs = [autoencoder_cost(model, size, size).decode_macs for model in (full, light)]
+    assert macs[1] < macs[0] / 4
+    if behind == "tc-ae-f32c128":
+        assert light.config == build_named_autoencoder("tc-ae-f32c128-light").config
 
 
 def test_a_config_extends_another_and_the_command_line_wins_over_both(tmp_path):

@@ -431,6 +431,8 @@ class AutoencoderTC(
             the intermediate bottleneck. 8 + 4 at width 768 gives the paper's 164 GMAC.
         decoder_num_layers (`tuple[int, int]`, *optional*): Blocks before and after the decoder's token expansion.
             Mirrors the encoder if not given.
+        decoder_hidden_size, decoder_num_attention_heads (`int`, *optional*): Width and heads of the decoder, those of
+            the encoder if not given. A narrower decoder works on the same latent.
         mlp_ratio (`float`, *optional*, defaults to 4.0): Hidden width of the MLPs over `hidden_size`; a SwiGLU uses
             two thirds of it, at equal cost.
         activation_fn (`str`, *optional*, defaults to `"swiglu"`): `"swiglu"`, `"gelu"` or `"gelu-approximate"`.
@@ -468,6 +470,8 @@ class AutoencoderTC(
         num_attention_heads: int = 12,
         encoder_num_layers: tuple[int, int] = (8, 4),
         decoder_num_layers: tuple[int, int] | None = None,
+        decoder_hidden_size: int | None = None,
+        decoder_num_attention_heads: int | None = None,
         mlp_ratio: float = 4.0,
         activation_fn: str = "swiglu",
         rope_theta: float = 100.0,
@@ -481,6 +485,8 @@ class AutoencoderTC(
         encoder_block_out_channels: tuple[int, ...] | None = None,
     ):
         super().__init__()
+        decoder_width = hidden_size if decoder_hidden_size is None else decoder_hidden_size
+        decoder_heads = num_attention_heads if decoder_num_attention_heads is None else decoder_num_attention_heads
         for name, value in (
             ("in_channels", in_channels),
             ("latent_channels", latent_channels),
@@ -488,6 +494,8 @@ class AutoencoderTC(
             ("patch_size", patch_size),
             ("hidden_size", hidden_size),
             ("num_attention_heads", num_attention_heads),
+            ("decoder_hidden_size", decoder_width),
+            ("decoder_num_attention_heads", decoder_heads),
         ):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")
@@ -497,11 +505,12 @@ class AutoencoderTC(
                     f"{name} {tuple(layers)} must be two counts of blocks, before and after the intermediate step."
                 )
         final_factor = _final_compression_factor(spatial_compression_ratio, patch_size, staged_compression)
-        if hidden_size % num_attention_heads or (hidden_size // num_attention_heads) % 4:
-            raise ValueError(
-                f"hidden_size {hidden_size} divided by num_attention_heads {num_attention_heads} must be a multiple "
-                "of 4: axial rotary positions need two pairs of channels per head."
-            )
+        for part, width, heads in (("", hidden_size, num_attention_heads), ("decoder_", decoder_width, decoder_heads)):
+            if width % heads or (width // heads) % 4:
+                raise ValueError(
+                    f"{part}hidden_size {width} divided by {part}num_attention_heads {heads} must be a multiple "
+                    "of 4: axial rotary positions need two pairs of channels per head."
+                )
         if activation_fn not in ("swiglu", "gelu", "gelu-approximate"):
             raise ValueError(f"activation_fn {activation_fn!r} must be 'swiglu', 'gelu' or 'gelu-approximate'.")
         if (scaling_factor, shift_factor) != (1.0, 0.0) or latents_mean is not None or latents_std is not None:
@@ -524,6 +533,8 @@ class AutoencoderTC(
                 )
         self.register_to_config(
             decoder_num_layers=tuple(decoder_num_layers),
+            decoder_hidden_size=decoder_width,
+            decoder_num_attention_heads=decoder_heads,
             block_out_channels=tuple(block_out_channels or block_channels),
             encoder_block_out_channels=tuple(encoder_block_out_channels or block_channels),
         )
@@ -531,8 +542,6 @@ class AutoencoderTC(
         shared: dict[str, Any] = {
             "latent_channels": latent_channels,
             "patch_size": patch_size,
-            "dim": hidden_size,
-            "heads": num_attention_heads,
             "mlp_ratio": mlp_ratio,
             "activation_fn": activation_fn,
             "staged_compression": staged_compression,
@@ -540,8 +549,12 @@ class AutoencoderTC(
             "rope_theta": rope_theta,
             "eps": norm_eps,
         }
-        self.encoder = AutoencoderTCEncoder(in_channels, num_layers=encoder_num_layers, **shared)
-        self.decoder = AutoencoderTCDecoder(in_channels, num_layers=decoder_num_layers, **shared)
+        self.encoder = AutoencoderTCEncoder(
+            in_channels, dim=hidden_size, heads=num_attention_heads, num_layers=encoder_num_layers, **shared
+        )
+        self.decoder = AutoencoderTCDecoder(
+            in_channels, dim=decoder_width, heads=decoder_heads, num_layers=decoder_num_layers, **shared
+        )
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
         self.apply(self._init_weights)

@@ -21,7 +21,7 @@ from tcae_diffusers.data.latents.format import LatentCacheError, shard_file, sha
 from tcae_diffusers.data.latents.writer import LatentCache, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import choose_per_sample
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.models.fingerprint import TokenizerFingerprint, config_sha256, weights_sha256
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint, config_sha256, encoder_config, weights_sha256
 
 NUM_SAMPLES, SHAPE, SHARD_SIZE = 37, (3, 2, 2), 8
 VIEWS = ("latents", "latents_flip")
@@ -239,6 +239,8 @@ def test_fingerprint_sees_encoder_and_config_but_not_decoder_calibration_or_orde
     assert len({weights_sha256({**state, **change}) for change in changes} | {reference}) == 5
     assert config_sha256({"size": (1, 2), "_x": 1}) == config_sha256({"_x": 2, "size": [1, 2]})
     assert config_sha256({"size": 1}) != config_sha256({"size": 2})
+    assert config_sha256({"decoder_size": 1}) != config_sha256({"decoder_size": 2})
+    assert encoder_config({"size": 1, "decoder_size": 1}) == {"size": 1}
     fingerprint = TokenizerFingerprint("A", "b", "c", (0.5,), (2.0,))
     assert TokenizerFingerprint.from_dict(json.loads(json.dumps(fingerprint.to_dict()))) == fingerprint
 
