@@ -140,6 +140,12 @@ def calibrated() -> tuple[Path, Path]:
     return tokenizer, home() / "latents"
 
 
+@functools.cache
+def with_tokens() -> Path:
+    """The latents of the calibrated tokenizer, and its tokens beside them."""
+    return cache(home() / "latents_with_tokens", tokenizer=calibrated()[0], tokens="tokenizer")
+
+
 def train(output, **options):
     """`train_dit` with the options of `SMALL_DIT`."""
     tokenizer, latents = calibrated()

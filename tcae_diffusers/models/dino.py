@@ -93,12 +93,18 @@ class DINO(FrozenNetwork):
     def feature_maps(self, images: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """Patch tokens after each of `layers`, 1 to the last, as maps `(B, D, h, w)`, for images in [-1, 1]."""
         output = self.network(self.normalize(images), output_hidden_states=True, **self.options)
+        return [self._patch_map(output.hidden_states[layer]) for layer in layers]
+
+    def token_map(self, images: torch.Tensor) -> torch.Tensor:
+        """Patch tokens of the last layer, normalised, as a map `(B, D, h, w)`, for images in [-1, 1]."""
+        tokens = self.network(self.normalize(images), **self.options).last_hidden_state
+        return self._patch_map(tokens)
+
+    def _patch_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens of patches among all tokens `(B, N, D)`, as a map."""
         prefix_tokens = 1 + getattr(self.config, "num_register_tokens", 0)
         side = self.resolution // self.config.patch_size
-        return [
-            output.hidden_states[layer][:, prefix_tokens:].transpose(1, 2).unflatten(2, (side, side))
-            for layer in layers
-        ]
+        return tokens[:, prefix_tokens:].transpose(1, 2).unflatten(2, (side, side))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [-1, 1] to the class token of the last layer, normalised: `(B, D)`."""

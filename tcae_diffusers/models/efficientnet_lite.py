@@ -63,6 +63,10 @@ class EfficientNetLite0(FrozenNetwork):
                 features.append(hidden_states)
         return features
 
+    def token_map(self, images: torch.Tensor) -> torch.Tensor:
+        """Output of the last block, `(B, 320, H / 32, W / 32)`, for images `(B, 3, H, W)` in [-1, 1]."""
+        return self.feature_maps(images, (len(self.block_channels) - 1,))[0]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)` in [-1, 1] to average-pooled features `(B, 1280)`."""
         return self.network.extract_features(self.normalize(images)).mean(dim=(2, 3))

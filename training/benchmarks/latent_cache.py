@@ -76,8 +76,9 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
     arguments = cache_latents.CacheArguments(tokenizer="", output_dir="", resolution=resolution, batch_size=batch)
     arguments.dataloader_num_workers = 8 if on_gpu else 0
     ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(accelerator.device)
+    encode, _ = cache_latents.build_encode(model, arguments, accelerator.device)
     with torch.no_grad():
-        latent_shape = tuple(cache_latents.encode_views(model, ready[:1], arguments)["latents"].shape[1:])
+        latent_shape = tuple(cache_latents.encode_views(encode, ready[:1], arguments)["latents"].shape[1:])
     fingerprint = TokenizerFingerprint.of(model)
 
     bare, cached = [], []
@@ -86,7 +87,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
         started = time.perf_counter()
         with torch.no_grad():
             for _ in range(_BATCHES_PER_SHARD * _SHARDS):
-                cache_latents.encode_views(model, ready, arguments)
+                cache_latents.encode_views(encode, ready, arguments)
         _synchronize(accelerator.device)
         bare.append(time.perf_counter() - started)
 
@@ -104,7 +105,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
         )
         with StopSignal() as stop, tqdm(disable=True) as bar:
             shards = writer.pending_shards()
-            cache_latents.encode_shards(model, source, writer, shards, arguments, accelerator, stop, bar)
+            cache_latents.encode_shards(encode, source, writer, shards, arguments, accelerator, stop, bar)
         writer.finalize()
         cached.append(time.perf_counter() - started)
     # The first round pays for allocation and kernel selection.

@@ -13,6 +13,7 @@ from ...files import sha256_of_file
 from ...models.fingerprint import TokenizerFingerprint
 from ..sample_randomness import choose_per_sample
 from .format import (
+    DTYPES,
     FORMAT,
     FORMAT_VERSION,
     HEADER_DTYPES,
@@ -23,6 +24,8 @@ from .format import (
     read_header,
     read_int64,
     shard_ranges,
+    stored_values,
+    token_view,
 )
 from .mapped_shard import MappedShard
 
@@ -44,12 +47,14 @@ class LatentCache(torch.utils.data.Dataset):
         verify (`str`, defaults to `"size"`): `"sha256"` also reads and hashes every shard, about 1 GB/s.
         seed (`int`, defaults to 0): Of the choice of views.
         use_views (`bool`, defaults to `True`): Whether to choose among all views or read the plain ones only.
+        with_tokens (`bool`, defaults to `False`): Whether batches hold `tokens` too.
 
     Raises:
         FileNotFoundError: There is no such folder.
         LatentCacheError: The cache is incomplete; a shard is missing, truncated, modified or a copy of another; the
-            dtype, shape, labels or indices are not those of the manifest; the latents are another tokenizer's; or the
-            tokenizer was calibrated with other statistics. The message names the file and the remedy.
+            dtype, shape, labels or indices are not those of the manifest; the latents are another tokenizer's; the
+            tokenizer was calibrated with other statistics; or there are no tokens and they are asked for. The message
+            names the file and the remedy.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class LatentCache(torch.utils.data.Dataset):
         verify: str = "size",
         seed: int = 0,
         use_views: bool = True,
+        with_tokens: bool = False,
     ):
         if verify not in ("size", "sha256"):
             raise ValueError(f"verify {verify!r} is unknown; expected 'size' or 'sha256'")
@@ -66,6 +72,11 @@ class LatentCache(torch.utils.data.Dataset):
         self.seed = seed
         self.manifest = _read_manifest(self.path)
         self.latent_shape: tuple[int, int, int] = tuple(self.manifest["latent_shape"])
+        tokens = self.manifest.get("tokens")
+        self.token_shape: tuple[int, int, int] | None = tokens and tuple(tokens["shape"])
+        self.with_tokens = with_tokens
+        if with_tokens:
+            self._require_tokens()
         self.id2label: dict[int, str] = {int(key): name for key, name in self.manifest["id2label"].items()}
         self.views: tuple[str, ...] = tuple(self.manifest["views"])[: None if use_views else 1]
         self.tokenizer = TokenizerFingerprint.from_dict(self.manifest["tokenizer"])
@@ -99,9 +110,10 @@ class LatentCache(torch.utils.data.Dataset):
             raise LatentCacheError(f"shard {path} has {size} bytes, expected {shard['bytes']}; {_REMEDY}")
         header, data_start = read_header(path)
         count = shard["stop"] - shard["start"]
-        wanted = dict.fromkeys(
-            self.manifest["views"], (HEADER_DTYPES[self.manifest["dtype"]], [count, *self.latent_shape])
-        )
+        wanted = {
+            name: (HEADER_DTYPES[dtype], [count, *shape])
+            for name, (shape, dtype) in stored_values(self.manifest).items()
+        }
         for name, (dtype, shape) in {**wanted, "labels": ("I64", [count]), "index": ("I64", [count])}.items():
             found = header.get(name, {"dtype": "nothing", "shape": []})
             if (found["dtype"], found["shape"]) != (dtype, shape):
@@ -206,39 +218,75 @@ class LatentCache(torch.utils.data.Dataset):
         Raises:
             IndexError: An index is not within `[0, len(cache))`.
         """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"indices {indices.min()}..{indices.max()} are not all within [0, {len(self)})")
-        shards, rows = np.divmod(indices, self.manifest["shard_size"])
-        views = choose_per_sample(self.seed, epochs, indices, len(self.views))
-        # One gather per shard and view that the batch touches, however large the batch is.
-        keys = shards * len(self.views) + views
-        latents = torch.empty(len(indices), *self.latent_shape)
-        order = np.argsort(keys, kind="stable")
-        unique, starts = np.unique(keys[order], return_index=True)
-        parts = list(zip(unique.tolist(), np.split(order, starts[1:]), strict=True))
-        for key, places in parts:
-            shard, view = divmod(key, len(self.views))
-            self._map(shard).announce(self.views[view], rows[places])
-        for key, places in parts:
-            shard, view = divmod(key, len(self.views))
-            source = self._map(shard).tensor(self.views[view])
-            latents[torch.from_numpy(places)] = source[torch.from_numpy(rows[places])].float()
+        indices = self._checked(indices)
+        latents = self._gather(indices, epochs, self.views, torch.empty(len(indices), *self.latent_shape))
         if self._shift is not None and self._scale is not None:
             # In place, and in the order of `encode`: the same bits.
             latents.sub_(self._shift).div_(self._scale)
         return latents, self.labels[torch.from_numpy(indices)]
 
+    def read_tokens(
+        self, indices: Sequence[int] | np.ndarray | torch.Tensor, epochs: int | np.ndarray = 0
+    ) -> torch.Tensor:
+        """Read the tokens of the very views that [`read`] chooses for the same arguments.
+
+        Returns:
+            `torch.Tensor` of shape `(B, D, h, w)`, in the dtype that they are stored in.
+
+        Raises:
+            IndexError: An index is not within `[0, len(cache))`.
+            LatentCacheError: The cache has no tokens.
+        """
+        shape, dtype = self._require_tokens(), DTYPES[self.manifest["tokens"]["dtype"]]
+        indices = self._checked(indices)
+        names = [token_view(view) for view in self.views]
+        return self._gather(indices, epochs, names, torch.empty(len(indices), *shape, dtype=dtype))
+
+    def _require_tokens(self) -> tuple[int, int, int]:
+        if self.token_shape is None:
+            raise LatentCacheError(
+                f"latent cache {self.path} has no tokens; cache the latents anew, in another folder, with --tokens "
+                "tokenizer or a frozen network"
+            )
+        return self.token_shape
+
+    def _checked(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> np.ndarray:
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} are not all within [0, {len(self)})")
+        return indices
+
+    def _gather(
+        self, indices: np.ndarray, epochs: int | np.ndarray, names: Sequence[str], values: torch.Tensor
+    ) -> torch.Tensor:
+        """Fill `values` with the rows of `indices`, each of the one of `names` that its view is."""
+        shards, rows = np.divmod(indices, self.manifest["shard_size"])
+        views = choose_per_sample(self.seed, epochs, indices, len(names))
+        # One gather per shard and view that the batch touches, however large the batch is.
+        keys = shards * len(names) + views
+        order = np.argsort(keys, kind="stable")
+        unique, starts = np.unique(keys[order], return_index=True)
+        parts = list(zip(unique.tolist(), np.split(order, starts[1:]), strict=True))
+        for key, places in parts:
+            shard, view = divmod(key, len(names))
+            self._map(shard).announce(names[view], rows[places])
+        for key, places in parts:
+            shard, view = divmod(key, len(names))
+            source = self._map(shard).tensor(names[view])
+            values[torch.from_numpy(places)] = source[torch.from_numpy(rows[places])].to(values.dtype)
+        return values
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """One sample: `latents` `(C, h, w)`, `labels` and `indices` `()`."""
+        """One sample: `latents` `(C, h, w)`, `labels` and `indices` `()`, and `tokens` `(D, h, w)` if asked for."""
         batch = self.__getitems__([key])
         return {name: values[0] for name, values in batch.items()}
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """A whole batch for a `DataLoader` with `collate_fn=LatentCache.collate`: `latents`, `labels`, `indices`."""
+        """A whole batch for a `DataLoader` with `collate_fn=LatentCache.collate`, named as in [`__getitem__`]."""
         epochs, indices = np.asarray(keys, dtype=np.int64).reshape(-1, 2).T
         latents, labels = self.read(indices, epochs)
-        return {"latents": latents, "labels": labels, "indices": torch.from_numpy(indices.copy())}
+        batch = {"latents": latents, "labels": labels, "indices": torch.from_numpy(indices.copy())}
+        return {**batch, "tokens": self.read_tokens(indices, epochs)} if self.with_tokens else batch
 
     @staticmethod
     def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -255,7 +303,10 @@ class LatentCache(torch.utils.data.Dataset):
         return {**self.__dict__, "_mapped": {}}
 
     def latents_of_shard(self, number: int, view: str = PLAIN_VIEW) -> torch.Tensor:
-        """Raw latents of one shard `(N, C, h, w)` in the stored dtype, mapped from the file: do not write to them."""
+        """
+        Raw latents of one shard `(N, C, h, w)`, or its tokens by the name of theirs, in the stored dtype, mapped from
+        the file: do not write to them.
+        """
         return self._map(number).tensor(view)
 
     @property

@@ -2,7 +2,8 @@
 
 ```
 cache/
-  latents-00000.safetensors   images [0, shard_size): latents, latents_flip, ..., labels, index
+  latents-00000.safetensors   images [0, shard_size): latents, latents_flip, ..., labels, index; with tokens, for
+                              each view too: tokens, tokens_flip, ...
   latents-00001.safetensors   images [shard_size, 2 * shard_size)
   manifest.json               written last; without it there is no cache
 ```
@@ -35,6 +36,20 @@ HEADER_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 class LatentCacheError(RuntimeError):
     """A latent cache is incomplete, damaged, or not the one that is needed."""
+
+
+def token_view(view: str) -> str:
+    """Name of the tokens of a view's image, which stand beside its latent: `tokens_flip` for `latents_flip`."""
+    return "tokens" + view.removeprefix(PLAIN_VIEW)
+
+
+def stored_values(job: dict) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of one image's and dtype of every floating-point tensor in a shard, by its name."""
+    stored = dict.fromkeys(job["views"], (tuple(job["latent_shape"]), job["dtype"]))
+    if tokens := job.get("tokens"):
+        shape = tuple(tokens["shape"])
+        stored |= dict.fromkeys(map(token_view, job["views"]), (shape, tokens["dtype"]))
+    return stored
 
 
 def shard_file(number: int) -> str:

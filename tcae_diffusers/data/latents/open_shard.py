@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .format import DTYPES, stored_values
+
 
 @dataclass(frozen=True)
 class LatentShard:
@@ -16,12 +18,13 @@ class LatentShard:
 
 
 class OpenShard:
-    """Collects the latents of one shard. Batches may come in any size and order; each image exactly once.
+    """Collects the latents of one shard, and tokens where the cache keeps them. Batches may come in any size and
+    order; each image exactly once.
 
     Args:
         shard ([`LatentShard`]): Which.
-        job (`dict`): The writer's description of the cache: `latent_shape`, `views`, `id2label`.
-        submit (`Callable`): Takes `(shard, latents of each view, labels)` once all are there.
+        job (`dict`): The writer's description of the cache: `latent_shape`, `views`, `id2label`, `tokens`.
+        submit (`Callable`): Takes `(shard, latents and tokens of each view, labels)` once all are there.
     """
 
     def __init__(self, shard: LatentShard, job: dict, submit: Callable):
@@ -29,9 +32,11 @@ class OpenShard:
         self._job = job
         self._submit = submit
         count = shard.stop - shard.start
-        shape = (count, *job["latent_shape"])
-        # float32 until written: statistics and rounding error are those of what the encoder gave.
-        self._latents = {view: torch.empty(shape) for view in job["views"]}
+        # Latents are float32 until written: statistics and rounding error are those of what the encoder gave.
+        self._values = {
+            name: torch.empty((count, *shape), dtype=torch.float32 if name in job["views"] else DTYPES[dtype])
+            for name, (shape, dtype) in stored_values(job).items()
+        }
         self._labels = torch.empty(count, dtype=torch.int64)
         self._seen = torch.zeros(count, dtype=torch.bool)
 
@@ -48,7 +53,8 @@ class OpenShard:
 
         Args:
             indices (sequence of `int` or `torch.Tensor`): Indices `(B,)` of the images in the data set.
-            latents (`dict[str, torch.Tensor]`): Raw latents `(B, C, h, w)` of each view, floating-point, any device.
+            latents (`dict[str, torch.Tensor]`): Raw latents `(B, C, h, w)` of each view, and where the cache keeps
+                tokens those of each view, `(B, D, h', w')`; floating-point, any device.
             labels (sequence of `int` or `torch.Tensor`): Labels `(B,)`, below the number of classes.
 
         Raises:
@@ -74,17 +80,21 @@ class OpenShard:
                 else f"{len(labels)} labels"
             )
             raise ValueError(f"{found}; expected one within [0, {num_classes}) for each of {len(indices)} images")
-        if set(latents) != set(self._latents):
-            raise ValueError(f"latents of {sorted(latents)} were given, expected {sorted(self._latents)}")
-        for view, values in latents.items():
-            expected = (len(indices), *self._job["latent_shape"])
-            if tuple(values.shape) != expected or not values.is_floating_point():
-                raise ValueError(f"{view} is {values.dtype} {tuple(values.shape)}, expected floating-point {expected}")
-            values = values.detach().to("cpu", torch.float32)
-            if not is_finite(values):
-                finite = torch.isfinite(values).flatten(1).all(1)
-                raise ValueError(f"{view} of image {int(indices[~finite][0])} is not finite; the encoder diverged")
-            self._latents[view][rows] = values
+        if set(latents) != set(self._values):
+            raise ValueError(f"latents of {sorted(latents)} were given, expected {sorted(self._values)}")
+        for name, given in latents.items():
+            stored = self._values[name]
+            expected = (len(indices), *stored.shape[1:])
+            if tuple(given.shape) != expected or not given.is_floating_point():
+                raise ValueError(f"{name} is {given.dtype} {tuple(given.shape)}, expected floating-point {expected}")
+            given = given.detach().to("cpu", stored.dtype)
+            if not is_finite(given):
+                finite = torch.isfinite(given).flatten(1).all(1)
+                reason = "the encoder diverged"
+                if stored.dtype != torch.float32:
+                    reason += f", or it reaches beyond {stored.dtype}, and bfloat16 holds it"
+                raise ValueError(f"{name} of image {int(indices[~finite][0])} is not finite; {reason}")
+            stored[rows] = given
         self._labels[rows] = labels
         self._seen[rows] = True
 
@@ -96,7 +106,7 @@ class OpenShard:
                 f"{int((~self._seen).sum())} images of shard [{self.shard.start}, {self.shard.stop}) were not added, "
                 f"the first of them {int((~self._seen).nonzero()[0]) + self.shard.start}"
             )
-        self._submit(self.shard, self._latents, self._labels)
+        self._submit(self.shard, self._values, self._labels)
 
 
 def is_finite(values: torch.Tensor) -> bool:

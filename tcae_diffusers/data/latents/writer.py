@@ -40,6 +40,7 @@ from .format import (
     explain_write_error,
     shard_file,
     shard_ranges,
+    stored_values,
     write_cache_file,
 )
 from .open_shard import LatentShard, OpenShard, is_finite
@@ -69,6 +70,8 @@ class LatentShardWriter:
         views (`tuple[str, ...]`, defaults to `("latents",)`): One latent per image and view, the first the plain
             image's; `"latents_flip"` is the latent of the mirrored image; further names for augmented passes.
         shard_size (`int`, defaults to 4096): Images per shard.
+        tokens (`dict`, *optional*): Keep tokens of the images too, a map of them for each view: their `shape` `(D, h,
+            w)` and `dtype`, and whatever tells where they come from, JSON-ready.
 
     Raises:
         LatentCacheError: The folder holds a cache of another job (the message says what differs).
@@ -88,6 +91,7 @@ class LatentShardWriter:
         dtype: str = "float32",
         views: tuple[str, ...] = (PLAIN_VIEW,),
         shard_size: int = 4096,
+        tokens: dict | None = None,
     ):
         if num_samples < 1 or shard_size < 1:
             raise ValueError(f"num_samples {num_samples} and shard_size {shard_size} must be at least 1")
@@ -114,6 +118,7 @@ class LatentShardWriter:
                     "views": list(views),
                     "shard_size": shard_size,
                     "id2label": {str(label): name for label, name in sorted(id2label.items())},
+                    **({} if tokens is None else {"tokens": tokens}),
                 }
             )
         )
@@ -132,7 +137,7 @@ class LatentShardWriter:
         for name in (MANIFEST, JOB):
             if (self.path / name).exists():
                 found = json.loads((self.path / name).read_text())
-                different = [key for key in self.job if found.get(key) != self.job[key]]
+                different = [key for key in {**self.job, "tokens": None} if found.get(key) != self.job.get(key)]
                 if different:
                     raise LatentCacheError(
                         f"{self.path} holds latents of another job (different: {', '.join(different)}); delete the "
@@ -144,8 +149,7 @@ class LatentShardWriter:
         self._check_free_space()
 
     def _check_free_space(self) -> None:
-        values = math.prod(self.job["latent_shape"]) * len(self.job["views"])
-        per_image = values * DTYPES[self.job["dtype"]].itemsize + 16
+        per_image = bytes_per_image(self.job) + 16
         needed = sum((shard.stop - shard.start) * per_image for shard in self.shards if not self.is_complete(shard))
         if needed > (free := shutil.disk_usage(self.path).free):
             raise OSError(
@@ -193,26 +197,27 @@ class LatentShardWriter:
             pending, self._pending_write = self._pending_write, None
             pending.result()
 
-    def _submit(self, shard: LatentShard, latents: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    def _submit(self, shard: LatentShard, values: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         self.flush()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="latent-shard")
-        self._pending_write = self._pool.submit(self._write, shard, latents, labels)
+        self._pending_write = self._pool.submit(self._write, shard, values, labels)
 
-    def _write(self, shard: LatentShard, latents: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    def _write(self, shard: LatentShard, values: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         dtype = DTYPES[self.job["dtype"]]
-        tensors = {"labels": labels, "index": torch.arange(shard.start, shard.stop)}
+        latents = {view: values[view] for view in self.job["views"]}
+        tensors = {**values, "labels": labels, "index": torch.arange(shard.start, shard.stop)}
         statistics = functools.reduce(ChannelStatistics.merge, map(ChannelStatistics.of, latents.values()))
         largest, squared = 0.0, 0.0
-        for view, values in latents.items():
-            tensors[view] = values.to(dtype)
+        for view, exact in latents.items():
+            tensors[view] = exact.to(dtype)
             if not is_finite(tensors[view]):
                 raise ValueError(
-                    f"latents of images {shard.start} to {shard.stop - 1} reach {values.abs().max():g}, beyond the "
+                    f"latents of images {shard.start} to {shard.stop - 1} reach {exact.abs().max():g}, beyond the "
                     f"range of {self.job['dtype']}; cache them as bfloat16 or float32"
                 )
             if dtype is not torch.float32:
-                view_largest, view_squared = rounding_error(values, tensors[view])
+                view_largest, view_squared = rounding_error(exact, tensors[view])
                 largest, squared = max(largest, view_largest), squared + view_squared
         content = save(tensors)
         record = {
@@ -275,6 +280,11 @@ class LatentShardWriter:
             },
             "shards": records,
         }
+
+
+def bytes_per_image(job: dict) -> int:
+    """Of latents and tokens of all views, by the description of a cache."""
+    return sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in stored_values(job).values())
 
 
 def rounding_error(values: torch.Tensor, rounded: torch.Tensor) -> tuple[float, float]:

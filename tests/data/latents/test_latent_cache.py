@@ -541,3 +541,77 @@ def test_export_as_dataset_keeps_latents_labels_and_description(made, tmp_path):
     assert json.loads(dataset.info.description)["statistics"] == LatentCache(made).manifest["statistics"]
     streamed = next(iter(dataset.to_iterable_dataset().with_format("torch")))
     assert torch.equal(streamed["latents"], LATENTS["latents"][0])
+
+
+TOKENS = {"shape": [2, 2, 1], "dtype": "bfloat16", "network": "of this test"}
+
+
+def _tokens_of(latents):
+    """Tokens that tell which latent they belong to."""
+    return (latents[:, :2, :, :1] * 2 + 1).bfloat16()
+
+
+def _write_with_tokens(path):
+    writer = _writer(path, tokens=TOKENS)
+    for shard in writer.pending_shards():
+        with writer.open_shard(shard) as out:
+            for batch in torch.arange(shard.start, shard.stop).split(3):
+                latents = {view: LATENTS[view][batch] for view in VIEWS}
+                tokens = {"tokens" + view.removeprefix("latents"): _tokens_of(latents[view]) for view in VIEWS}
+                out.add(batch, {**latents, **tokens}, LABELS[batch])
+    writer.finalize()
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_tokens(tmp_path_factory):
+    return _write_with_tokens(tmp_path_factory.mktemp("tokens") / "cache")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tokens_are_those_of_the_view_that_was_chosen(with_tokens, workers):
+    cache = LatentCache(with_tokens, verify="sha256", with_tokens=True)
+    assert cache.token_shape == (2, 2, 1)
+    sampler = StepIndexedBatchSampler(len(cache), 8, 0, 1, 0, 2, 12)
+    for batch in DataLoader(cache, batch_sampler=sampler, num_workers=workers, collate_fn=LatentCache.collate):
+        assert batch["tokens"].dtype == torch.bfloat16
+        assert torch.equal(batch["tokens"], _tokens_of(batch["latents"]))
+    # Normalisation is of latents; tokens stay as they were.
+    cache.normalize_with(torch.ones(3), torch.full((3,), 2.0))
+    plain = LatentCache(with_tokens)
+    assert torch.equal(cache.read_tokens([3, 36, 3], 5), _tokens_of(plain.read([3, 36, 3], 5)[0]))
+    assert "tokens" not in plain[0, 1] and torch.equal(plain[0, 1]["latents"], plain.read([1], 0)[0][0])
+
+
+def test_tokens_that_are_not_there_or_not_as_the_manifest_says_are_refused(made, with_tokens, tmp_path):
+    with pytest.raises(LatentCacheError, match="has no tokens; cache the latents anew"):
+        LatentCache(made, with_tokens=True)
+    with pytest.raises(LatentCacheError, match="has no tokens"):
+        LatentCache(made).read_tokens([0])
+    with pytest.raises(IndexError, match=r"not all within \[0, 37\)"):
+        LatentCache(with_tokens).read_tokens([37])
+    copied = Path(shutil.copytree(with_tokens, tmp_path / "copy"))
+    _edit_manifest(copied, tokens={**TOKENS, "shape": [2, 1, 2]})
+    with pytest.raises(LatentCacheError, match=r"tokens in .* is BF16 \[8, 2, 2, 1\], expected BF16 \[8, 2, 1, 2\]"):
+        LatentCache(copied)
+
+
+def test_tokens_beyond_their_dtype_or_missing_are_named(tmp_path):
+    writer = _writer(tmp_path, tokens={**TOKENS, "dtype": "float16"}, views=("latents",))
+    latents, labels = {"latents": LATENTS["latents"][:8]}, [0] * 8
+    beyond = {**latents, "tokens": torch.full((8, 2, 2, 1), 1e5)}
+    for values, message in (
+        (beyond, r"tokens of image 0 is not finite; .*float16, and bfloat16 holds it"),
+        (latents, r"latents of \['latents'\] were given, expected \['latents', 'tokens'\]"),
+    ):
+        with pytest.raises(ValueError, match=message), writer.open_shard(writer.shards[0]) as out:
+            out.add(range(8), values, labels)
+
+
+def test_the_space_that_tokens_need_is_looked_for(tmp_path, monkeypatch):
+    per_image = 3 * 2 * 2 * 4 + 2 * 2 * 2 + 16
+    usage = shutil._ntuple_diskusage(10, 10, NUM_SAMPLES * per_image - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    _writer(tmp_path / "plain", views=("latents",))
+    with pytest.raises(OSError, match="MiB are needed"):
+        _writer(tmp_path / "tokens", views=("latents",), tokens=TOKENS)
