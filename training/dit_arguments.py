@@ -113,6 +113,51 @@ class ObjectiveArguments(Arguments):
 
 
 @dataclass
+class AlignmentArguments(Arguments):
+    """REPA: an inner layer predicts tokens of the clean image."""
+
+    group: ClassVar[str] = "Representation alignment"
+
+    repa_weight: float = option(
+        0.0,
+        "Weight of the alignment of an inner layer with the tokens that cache_latents --tokens stored (REPA: 0.5); 0 "
+        "turns it off.",
+    )
+    repa_layer: int | None = option(
+        None,
+        "Transformer block whose output is aligned, counted from 1; if unset, two sevenths of the way through, which "
+        "is REPA's 8 of 28.",
+        metavar="BLOCK",
+    )
+    repa_projector: Literal["mlp", "conv"] = option(
+        "mlp",
+        "What maps the layer to the tokens: an MLP of three layers as in REPA, or one 3x3 convolution as in iREPA. It "
+        "is trained and checkpointed with the transformer, but not saved in the pipeline.",
+    )
+    repa_projector_width: int = option(2048, "Hidden width of --repa_projector mlp (REPA: 2048).")
+    repa_spatial_normalization: float | None = option(
+        None,
+        "Share of an image's mean token that is subtracted from each of its tokens before they are divided by their "
+        "standard deviation (iREPA: 0.6 to 0.8); tokens are left as they are if unset.",
+        metavar="SHARE",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("repa_weight", self.repa_weight >= 0, "0 or more")
+        self._require("repa_layer", (self.repa_layer or 1) >= 1, "at least 1")
+        self._require("repa_projector_width", self.repa_projector_width >= 1, "at least 1")
+        share = self.repa_spatial_normalization
+        self._require("repa_spatial_normalization", share is None or 0 <= share <= 1, "between 0 and 1")
+        unset = {"repa_layer": None, "repa_projector": "mlp", "repa_spatial_normalization": None}
+        for name, default in {**unset, "repa_projector_width": 2048}.items():
+            is_used = self.repa_weight > 0 or getattr(self, name) == default
+            self._require(name, is_used, "omitted unless --repa_weight is above 0")
+        is_used = self.repa_projector == "mlp" or self.repa_projector_width == 2048
+        self._require("repa_projector_width", is_used, "omitted with --repa_projector conv")
+
+
+@dataclass
 class FurtherEMAArguments(EMAArguments):
     """Weight averages in addition to the pipeline's."""
 
@@ -186,6 +231,7 @@ class DiTArguments(
     LabelArguments,
     TransformerArguments,
     ObjectiveArguments,
+    AlignmentArguments,
     SampleArguments,
     OnlineFrechetArguments,
 ):

@@ -1,11 +1,14 @@
-"""What train_dit learns: the objective that the arguments name, and the randomness of its steps."""
+"""What train_dit learns: the objective and the alignment that the arguments name, and the randomness of its steps."""
 
 from __future__ import annotations
 
 import torch
 
+from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
 from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
+from tcae_diffusers.objectives.representation_alignment import RepresentationAlignment
 from tcae_diffusers.training.dit_arguments import DiTArguments
 
 Objective = FlowMatchingObjective | NoisePredictionObjective
@@ -18,6 +21,41 @@ def build_objective(arguments: DiTArguments, latent_shape: tuple[int, int, int])
     if arguments.timestep_shift_base is not None:
         shift *= resolution_shift(latent_shape, arguments.timestep_shift_base)
     return FlowMatchingObjective(arguments.timestep_distribution, shift, arguments.direction_weight)
+
+
+def build_alignment(
+    arguments: DiTArguments, num_layers: int, latent_shape: tuple[int, int, int]
+) -> RepresentationAlignment | None:
+    """
+    Raises:
+        InputError: the transformer has a single token, which normalisation over tokens would make nothing of.
+    """
+    if not arguments.repa_weight:
+        return None
+    if arguments.repa_spatial_normalization is not None and latent_shape[1:] == (arguments.patch_size,) * 2:
+        raise InputError(
+            f"--repa_spatial_normalization {arguments.repa_spatial_normalization:g} needs several tokens, and latents "
+            f"{latent_shape} in patches of {arguments.patch_size} are one; omit it."
+        )
+    return RepresentationAlignment(
+        arguments.repa_weight,
+        # REPA's 8 of the 28 blocks of its largest transformer.
+        arguments.repa_layer or max(1, round(num_layers * 2 / 7)),
+        arguments.repa_projector,
+        arguments.repa_projector_width,
+        arguments.repa_spatial_normalization,
+    )
+
+
+def alignment_in_words(alignment: RepresentationAlignment | None, cache: LatentCache) -> str:
+    """Behind the words about the objective; empty without alignment."""
+    if alignment is None:
+        return ""
+    words = f" + {alignment.weight:g} * alignment of block {alignment.layer} ({alignment.projector}) with tokens of"
+    words += f" {cache.manifest['tokens']['network']}"
+    if alignment.spatial_normalization is not None:
+        words += f", less {alignment.spatial_normalization:g} of their mean"
+    return words
 
 
 def objective_in_words(arguments: DiTArguments, objective: Objective) -> str:

@@ -27,6 +27,7 @@ from diffusers.training_utils import EMAModel
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import warn_of_latents_without_unit
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
+from tcae_diffusers.objectives.representation_alignment import RepresentationAlignment
 from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
@@ -36,7 +37,14 @@ from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import check_sharding, model_class, prepare
 from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.dit_objectives import Objective, build_objective, draw_step_randomness, objective_in_words
+from tcae_diffusers.training.dit_objectives import (
+    Objective,
+    alignment_in_words,
+    build_alignment,
+    build_objective,
+    draw_step_randomness,
+    objective_in_words,
+)
 from tcae_diffusers.training.dit_transformers import (
     BLOCKS,
     LATENT_LAYERS,
@@ -59,6 +67,8 @@ class DiTTraining:
     Args:
         pipeline: holds the unwrapped transformer.
         averages: the first is the pipeline's.
+        alignment: `None` unless asked for; then `side.model` is the transformer with a projector, and `cache` has
+            tokens.
         online_frechet: `None` unless asked for.
     """
 
@@ -66,6 +76,7 @@ class DiTTraining:
     arguments: DiTArguments
     cache: LatentCache
     objective: Objective
+    alignment: RepresentationAlignment | None
     pipeline: TCDiTPipeline
     side: Side
     averages: list[EMAModel]
@@ -78,7 +89,8 @@ class DiTTraining:
         transformer, cache = self.pipeline.transformer, self.cache
         name, parameters = model_class(transformer).__name__, transformer.num_parameters()
         return {
-            "losses": objective_in_words(self.arguments, self.objective),
+            "losses": objective_in_words(self.arguments, self.objective)
+            + alignment_in_words(self.alignment, self.cache),
             "transformer": name,
             "parameters": parameters,
             "latents": len(cache),
@@ -139,7 +151,8 @@ class DiTTraining:
 
 def open_cache(arguments: DiTArguments, tokenizer: torch.nn.Module) -> LatentCache:
     """The cache, with latents as diffusers pipelines want them: `(encode(x) - shift_factor) * scaling_factor`."""
-    cache = LatentCache(arguments.latents, expected_tokenizer=tokenizer, seed=arguments.seed)
+    with_tokens = arguments.repa_weight > 0
+    cache = LatentCache(arguments.latents, tokenizer, seed=arguments.seed, with_tokens=with_tokens)
     scaling, shift = adapt(tokenizer).pipeline_scaling
     if (scaling, shift) != (1.0, 0.0):
         channels = cache.latent_shape[0]
@@ -191,14 +204,17 @@ def start(arguments: DiTArguments) -> DiTTraining:
         arguments.attention_head_dim,
         arguments.patch_size,
     )
+    alignment = build_alignment(arguments, transformer.config.num_layers, cache.latent_shape)
+    trained = transformer if alignment is None else alignment.attach(transformer, cache.token_shape[0])
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if arguments.compile:
         compile_blocks(transformer, names=BLOCKS)
     pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
-    groups = [{"params": list(transformer.parameters()), "weight_decay": arguments.weight_decay}]
+    groups = [{"params": list(trained.parameters()), "weight_decay": arguments.weight_decay}]
+    # Of the transformer: the projector, like first and last layers, always has AdamW.
     optimizer = build_optimizer(arguments, groups, transformer, LATENT_LAYERS)
-    model, optimizer = prepare(accelerator, transformer, optimizer, SHARDED_UNITS)
+    model, optimizer = prepare(accelerator, trained, optimizer, SHARDED_UNITS)
     tokenizer.to(accelerator.device)
     averages = [
         EMAModel(transformer.parameters(), decay=decay, foreach=True)
@@ -208,6 +224,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
     all_averages = [*averages, *posthoc_averages]
     identity = {
         "objective": {"name": arguments.objective, **asdict(objective), "label_dropout": arguments.label_dropout},
+        "alignment": alignment and asdict(alignment),
         "unconditional": arguments.unconditional,
         "EMA decays": [average.decay for average in averages],
         "post-hoc EMA": arguments.posthoc_ema_sigmas,
@@ -224,7 +241,17 @@ def start(arguments: DiTArguments) -> DiTTraining:
     )
     online_frechet = build_online_frechet(arguments, pipeline, cache)
     return DiTTraining(
-        run, arguments, cache, objective, pipeline, side, averages, posthoc_averages, preview, online_frechet
+        run,
+        arguments,
+        cache,
+        objective,
+        alignment,
+        pipeline,
+        side,
+        averages,
+        posthoc_averages,
+        preview,
+        online_frechet,
     )
 
 
@@ -235,14 +262,28 @@ def compute_losses(
     labels: torch.Tensor,
     null_class_id: int,
     randomness: dict[str, torch.Tensor],
+    alignment: RepresentationAlignment | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Scalars, the objective's `loss` among them."""
+    """Scalars, the `loss` to minimise among them. With `alignment`, `model` returns projected tokens too."""
     labels = drop_labels(labels, randomness["drop"], null_class_id)
+    projected: list[torch.Tensor] = []
 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return model(noisy, timestep=timestep, class_labels=labels, return_dict=False)[0]
+        prediction, *others = model(noisy, timestep=timestep, class_labels=labels, return_dict=False)
+        projected.extend(others)
+        return prediction
 
-    return objective.losses(predict, latents, randomness["noise"], randomness["levels"])
+    losses = objective.losses(predict, latents, randomness["noise"], randomness["levels"])
+    if alignment is None or tokens is None:
+        return losses
+    aligned = alignment.loss(projected[0], tokens)
+    return {
+        **losses,
+        "loss": losses["loss"] + alignment.weight * aligned,
+        "diffusion_loss": losses["loss"],
+        "alignment_loss": aligned,
+    }
 
 
 class StepBackward:
@@ -275,6 +316,8 @@ class StepBackward:
             labels.to(device, non_blocking=True),
             training.pipeline.null_class_id,
             mine,
+            training.alignment,
+            batch["tokens"].to(device, non_blocking=True) if "tokens" in batch else None,
         )
         run.accelerator.backward(losses["loss"])
         return {f"train/{name}": value for name, value in losses.items()}

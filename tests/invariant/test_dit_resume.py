@@ -11,7 +11,8 @@ import torch
 
 from tcae_diffusers.training import train_dit
 
-from ..latent_commands import assert_same_training_state, fork_ranks, home, train, weights
+from .. import latent_commands
+from ..latent_commands import assert_same_training_state, fork_ranks, home, weights, with_tokens
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -24,7 +25,14 @@ VARIANTS = {
     },
     "dit by muon": {"optimizer": "muon", "attention_head_dim": 32},
     "tc-dit by v prediction": {"transformer": "tc-dit", "objective": "v_prediction", "min_snr_gamma": 5},
+    "dit aligned": {"repa_weight": 0.5, "repa_projector": "conv", "repa_spatial_normalization": 0.6},
 }
+
+
+def train(output, **options):
+    """With tokens where they are needed; made on first use, as every cache of these tests."""
+    latents = {"latents": with_tokens()} if "repa_weight" in options else {}
+    return latent_commands.train(output, **latents, **options)
 
 
 @functools.cache
@@ -99,6 +107,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_and_accumulation_train_what_one_rank_trains(tmp_path, name):
     half = {**VARIANTS[name], "train_batch_size": 2}
+    # Before there are two processes that would both make it.
+    with_tokens()
     assert fork_ranks(lambda rank: train(tmp_path / "two", **half)) == [0, 0]
     train(tmp_path / "accumulated", **half, gradient_accumulation_steps=2, gradient_checkpointing=True)
     expected = weights(last_checkpoint(uninterrupted(name)))

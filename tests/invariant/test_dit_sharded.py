@@ -15,7 +15,17 @@ from torch.distributed.tensor import DTensor
 from tcae_diffusers.training import online_frechet, train_dit
 
 from ..accelerate_configs import launch_environment
-from ..latent_commands import assert_close, assert_equal, calibrated, fork_ranks, home, tensors_of, train, weights
+from ..latent_commands import (
+    assert_close,
+    assert_equal,
+    calibrated,
+    fork_ranks,
+    home,
+    tensors_of,
+    train,
+    weights,
+    with_tokens,
+)
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -42,6 +52,8 @@ VARIANTS = {
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
         "mixed_precision": "bf16",
+        "repa_weight": 0.5,
+        "repa_projector_width": 8,
     },
 }
 
@@ -82,6 +94,8 @@ def train_on_two_ranks(folder, sharded, before=lambda rank: None, **options):
     folder.mkdir(exist_ok=True)
     # Before there are two processes that would both make it.
     calibrated()
+    if "repa_weight" in options:
+        options["latents"] = with_tokens()
 
     def rank_run(rank):
         before(rank)

@@ -16,7 +16,7 @@ from tcae_diffusers.training import train_dit
 from tcae_diffusers.training.dit_objectives import draw_step_randomness
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id, drop_labels
 
-from ..latent_commands import FOREIGN, NUM_IMAGES, cache, calibrated, home, train, weights
+from ..latent_commands import FOREIGN, NUM_IMAGES, cache, calibrated, home, train, weights, with_tokens
 
 
 @functools.cache
@@ -135,6 +135,50 @@ def test_compiled_blocks_train_the_same_model(tmp_path, monkeypatch, transformer
         # See test_dit_resume: nothing but rounding noise moves a bias of the keys.
         if not key.endswith("to_k.bias"):
             torch.testing.assert_close(value, theirs[key], atol=1e-3, rtol=1e-3)
+
+
+ALIGNED = {"repa_weight": 0.5, "repa_projector_width": 8}
+
+
+def test_alignment_trains_the_transformer_and_a_projector_that_is_not_in_the_pipeline(tmp_path):
+    options = {"num_layers": 2, "report_to": "tensorboard", "log_steps": 1, "transformer": "tc-dit"}
+    aligned = train(tmp_path / "aligned", latents=with_tokens(), **options, **ALIGNED)
+    plain = train(tmp_path / "plain", latents=with_tokens(), **options)
+    curves = {name: [event.value for event in logged(aligned).Scalars(f"train/{name}")] for name in ALIGNED_LOSSES}
+    for total, diffusion, alignment in zip(*curves.values(), strict=True):
+        assert total == pytest.approx(diffusion + 0.5 * alignment, rel=1e-5)
+    first = logged(plain).Scalars("train/loss")[0].value
+    assert curves["diffusion_loss"][0] == pytest.approx(first, rel=1e-6)
+    assert curves["alignment_loss"][-1] < curves["alignment_loss"][0]
+
+    ours, theirs = (weights(run / "pipeline" / "transformer") for run in (aligned, plain))
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.allclose(value, theirs[key], atol=1e-3) for key, value in ours.items())
+    earlier, state = (weights(aligned / "checkpoints" / f"step-0000000{step}") for step in (3, 6))
+    assert {name.split(".")[0] for name in state} == {"transformer", "projector"}
+    trained = [name for name in state if name.startswith("projector.")]
+    assert trained and all(not torch.equal(state[name], earlier[name]) for name in trained)
+    assert "+ 0.5 * alignment of block 1 (mlp) with tokens of tokenizer" in (aligned / "run.json").read_text()
+    assert len(DiffusionPipeline.from_pretrained(aligned / "pipeline")([0], num_inference_steps=1).images) == 1
+
+
+ALIGNED_LOSSES = ("loss", "diffusion_loss", "alignment_loss")
+
+
+@pytest.mark.parametrize("transformer", ["dit", "tc-dit"])
+def test_compiled_blocks_are_aligned_as_others_are(tmp_path, monkeypatch, transformer):
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    options = {"transformer": transformer, "num_layers": 2, "repa_layer": 1, "adam_epsilon": 1e-3, **ALIGNED}
+    runs = {
+        name: weights(train(tmp_path / name, latents=with_tokens(), compile=name == "compiled", **options) / STATE)
+        for name in ("compiled", "plain")
+    }
+    for key, value in runs["compiled"].items():
+        torch.testing.assert_close(value, runs["plain"][key], atol=1e-4, rtol=1e-3)
+
+
+STATE = "checkpoints/step-00000006"
 
 
 # AutoencoderRAE scales inside encode: what is cached is scaled.

@@ -11,7 +11,7 @@ from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.arguments import program_name
 from tcae_diffusers.training import cache_latents, train_dit
 
-from ..latent_commands import SMALL_DIT, TOKENIZER, calibrated, home, run, train
+from ..latent_commands import SMALL_DIT, TOKENIZER, calibrated, home, run, train, with_tokens
 
 
 def ends_in_one_line(capsys, main, *positional, **options):
@@ -56,6 +56,25 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be omitted with flow_matching"),
         ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),
         ({"extra_ema_decays": [0.5, 1.5]}, "must be below 1 each"),
+        ({"repa_weight": 0.5}, f"latent cache {latents} has no tokens; cache the latents anew"),
+        (
+            {"latents": with_tokens(), "repa_weight": 0.5, "repa_layer": 2},
+            "--repa_layer 2 must be a block",
+        ),
+        ({"repa_weight": -1}, "--repa_weight -1.0 must be 0 or more"),
+        ({"repa_layer": 1}, "--repa_layer 1 must be omitted unless --repa_weight is above 0"),
+        (
+            {"repa_weight": 1, "repa_spatial_normalization": 2},
+            "--repa_spatial_normalization 2.0 must be between",
+        ),
+        (
+            {"repa_weight": 1, "repa_projector": "conv", "repa_projector_width": 8},
+            "--repa_projector_width 8 must be omitted with --repa_projector conv",
+        ),
+        (
+            {"latents": with_tokens(), "repa_weight": 1, "repa_spatial_normalization": 0.6, "patch_size": 2},
+            "--repa_spatial_normalization 0.6 needs several tokens",
+        ),
         ({"gfd_steps": 2}, "--gfd_reference None must be given with --gfd_steps"),
     ]
     for change, message in cases:
@@ -79,6 +98,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, capsys):
         ({"train_batch_size": 8}, "its total batch is 4, this run's is 8"),
         ({"num_layers": 2}, "its model is"),
         ({"objective": "epsilon", "null_class_id": 3}, "its objective is"),
+        ({"latents": with_tokens(), "repa_weight": 0.5}, "its alignment is None"),
     ):
         assert name in ends_in_one_line(capsys, train_dit.main, **{**good, **change}, resume="latest")
     assert {file: file.stat().st_mtime_ns for file in (run_folder / "checkpoints").rglob("*")} == before
