@@ -167,5 +167,6 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     x = x.to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
     return (x.mT if is_tall else x).to(matrices.dtype)
