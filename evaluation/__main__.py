@@ -14,6 +14,7 @@ from tcae_diffusers.command import start_command
 from .arguments.compare import CompareArguments
 from .arguments.convergence import ConvergenceArguments
 from .arguments.cost import CostArguments
+from .arguments.decoders import DecodersArguments
 from .arguments.generate import GenerateArguments
 from .arguments.generation import GenerationArguments
 from .arguments.guidance_sweep import GuidanceSweepArguments
@@ -36,6 +37,10 @@ COMMANDS: dict[str, tuple[type[Arguments], str]] = {
     "generation": (
         GenerationArguments,
         "Fréchet distance, KID, precision, recall (and IS) of sample sets against real images, with floors",
+    ),
+    "decoders": (
+        DecodersArguments,
+        "decoders of one latent on the same generated latents, with paired differences",
     ),
     "probing": (
         ProbingArguments,

@@ -368,13 +368,24 @@ class TCDiTPipeline(DiffusionPipeline):
         guided = guiding[:, :channels] + guidance_scale * (conditional[:, :channels] - guiding[:, :channels])
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
-    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
-        config = self.vae.config
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil", vae: ModelMixin | None = None) -> Any:
+        """
+        Images of latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, C, h, w)`): As the pipeline returns them with `output_type="latent"`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for the pipeline.
+            vae ([`AutoencoderTC`] or another diffusers autoencoder, *optional*):
+                Decodes instead of the pipeline's own, whose encoder and latent statistics it must have.
+        """
+        vae = vae or self.vae
+        config = vae.config
         # AutoencoderRAE scales inside encode and decode, and its images lie in [0, 1].
-        is_rae = isinstance(self.vae, AutoencoderRAE)
+        is_rae = isinstance(vae, AutoencoderRAE)
         if not is_rae:
             latents = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
-        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         if is_rae:
             images = images * 2.0 - 1.0
         return self.image_processor.postprocess(images.float(), output_type=output_type)
@@ -526,7 +537,7 @@ class TCDiTPipeline(DiffusionPipeline):
                 progress_bar.update()
 
         # 4. Decode
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images = latents if output_type == "latent" else self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

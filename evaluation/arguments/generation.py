@@ -35,6 +35,11 @@ class SampleSetArguments(Arguments):
         "more), all, or a number.",
         metavar="equal|all|N",
     )
+    paired: bool = option(
+        False,
+        "Report how much the Fréchet distances of the sets differ, with paired intervals; image i of every set must "
+        "have been drawn with the same seed and label.",
+    )
     seed: int = option(0, "Seed of the random draws from the real images.")
     output: Path = option(MISSING, "Folder for generation.json and a picture of each sample set.", metavar="FOLDER")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import open_labelled_source
@@ -34,45 +34,67 @@ def run(arguments: GenerateArguments) -> SamplesResult:
         InputError: If the pipeline cannot be used, or the output holds anything but this set.
     """
     state, pipeline, means = arguments.process_state(), None, None
-    settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("seed", "labels", "baseline")}
     if arguments.baseline == "class-mean":
         assert arguments.data is not None, "GenerateArguments asks for it"
         images = open_labelled_source(arguments.data, arguments.resolution)
         class_names, means = images.classes, class_mean_images(images)
-        settings |= {"data": images.fingerprint}
+        settings = {**_shared_settings(arguments), "data": images.fingerprint}
     else:
         assert arguments.pipeline is not None, "GenerateArguments asks for it"
         pipeline = load_pipeline(arguments.pipeline, arguments.chosen_device(), getattr(torch, arguments.dtype))
         if arguments.baseline == "untrained":
             reset_transformer(pipeline, arguments.seed)
         class_names = class_names_of(pipeline)
-        unset = {"guidance_interval": None, "timestep_shift": None}
-        settings |= {**unset, **arguments.sampling(), "dtype": arguments.dtype, **_describe_pipeline(pipeline)}
+        settings = drawn_settings(arguments, pipeline, pipeline.vae)
 
-    counts = [1] * len(class_names)
-    if arguments.labels != "balanced":
-        counts = class_counts_by_name(open_labelled_source(arguments.labels, arguments.resolution), class_names)
-    labels = label_sequence(counts, arguments.num_images)
-    store = SampleStore(arguments.output, arguments.layout, labels, class_names, settings)
-    store.begin(state.is_main_process)
-    state.wait_for_everyone()
+    store = begin_store(arguments, class_names, settings)
     is_new = not store.is_complete
     if is_new and pipeline is not None:
         generate(pipeline, store, arguments.seed, arguments.batch_size, **arguments.sampling())
     elif is_new and means is not None:
-        for index in store.missing(rank_range(len(labels), state.process_index, state.num_processes)):
-            store.write(index, means[labels[index]])
+        for index in store.missing(rank_range(len(store.labels), state.process_index, state.num_processes)):
+            store.write(index, means[store.labels[index]])
         state.wait_for_everyone()
+    return samples_result(arguments, store, class_names, is_new)
+
+
+def _shared_settings(arguments: GenerateArguments) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("seed", "labels", "baseline")}
+
+
+def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, vae: ModelMixin) -> dict[str, Any]:
+    """What the pixels depend on, where `vae` decodes what `pipeline` draws."""
+    return {
+        **_shared_settings(arguments),
+        **{"guidance_interval": None, "timestep_shift": None},
+        **arguments.sampling(),
+        "dtype": arguments.dtype,
+        "transformer": model_fingerprint(pipeline.transformer),
+        "vae": model_fingerprint(vae),
+        "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
+    }
+
+
+def begin_store(arguments: GenerateArguments, class_names: list[str], settings: dict[str, Any]) -> SampleStore:
+    """The set in `arguments.output`, with the labels that are asked for. All ranks must call this."""
+    counts = [1] * len(class_names)
+    if arguments.labels != "balanced":
+        counts = class_counts_by_name(open_labelled_source(arguments.labels, arguments.resolution), class_names)
+    state, labels = arguments.process_state(), label_sequence(counts, arguments.num_images)
+    store = SampleStore(arguments.output, arguments.layout, labels, class_names, settings)
+    store.begin(state.is_main_process)
+    state.wait_for_everyone()
+    return store
+
+
+def samples_result(
+    arguments: GenerateArguments, store: SampleStore, class_names: list[str], is_new: bool
+) -> SamplesResult:
+    """What was drawn; saving it completes a set that is new."""
     return SamplesResult(
-        images=len(labels),
+        images=len(store.labels),
         classes=class_names,
         output=arguments.output,
         store=store if is_new else None,
-        **provenance(batch_size=arguments.batch_size, ranks=state.num_processes),
+        **provenance(batch_size=arguments.batch_size, ranks=arguments.process_state().num_processes),
     )
-
-
-def _describe_pipeline(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    models = {name: model_fingerprint(getattr(pipeline, name)) for name in ("transformer", "vae")}
-    return {**models, "scheduler": scheduler}

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from tcae_diffusers.data.images.image_sets import open_image_set
+import itertools
+from typing import Any
+
+import numpy as np
+
+from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
+from tcae_diffusers.data.images.sample_manifest import recorded_seed
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.generation import evaluate_generation
-from tcae_diffusers.metrics.reference import open_reference
+from tcae_diffusers.metrics.confidence import JACKKNIFE
+from tcae_diffusers.metrics.figure import Figure
+from tcae_diffusers.metrics.generation import compared_count, generation_figures, sample_features
+from tcae_diffusers.metrics.reference import Reference, open_reference
 
 from ..arguments.generation import GenerationArguments
 from ..arguments.named_paths import parse_named_paths
 from ..pictures.sample_sheet import sample_sheet
-from ..results.kinds.generation import GenerationResult, SampleSet
+from ..results.figure_differences import described_pair
+from ..results.kinds.generation import GenerationResult, SampleSet, distance_figure
 from ..results.provenance import provenance
 
 
@@ -23,6 +32,8 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     """
     state = arguments.process_state()
     opened = {name: open_image_set(path) for name, path in parse_named_paths(arguments.samples).items()}
+    if arguments.paired:
+        require_pairs(opened)
     sizes = {name: images[0].shape[:2] for name, images in opened.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
@@ -34,10 +45,12 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     )
     sets: list[SampleSet] = []
     files: dict[str, bytes | str] = {}
+    paired: dict[str, tuple[np.ndarray, Figure]] = {}
     for name, images in opened.items():
-        figures = evaluate_generation(
-            images, reference, network, arguments.reference_count, arguments.batch_size, cache
-        )
+        features = sample_features(images, network, arguments.batch_size, cache)
+        figures = generation_figures(features, reference, network, arguments.reference_count)
+        if arguments.paired:
+            paired[name] = features.features, distance_figure(figures)
         sets.append(
             SampleSet(
                 name=name,
@@ -54,6 +67,39 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     return GenerationResult(
         sets=sets,
         reference=description,
+        differences=paired_differences(paired, reference, arguments.reference_count),
         files=files,
         **provenance(reference_count=arguments.reference_count, seed=arguments.seed, ranks=state.num_processes),
     )
+
+
+def require_pairs(sets: dict[str, ImageSet]) -> None:
+    """
+    Raises:
+        InputError: If image `i` of every set was not drawn with one seed and one label, or nobody knows.
+    """
+    (first, images), *others = sets.items()
+    if not others:
+        raise InputError(f"--paired compares sets, and {first} is alone; name two or more --samples")
+    seeds = {name: recorded_seed(each.name) for name, each in sets.items()}
+    for name, seed in seeds.items():
+        if seed is None:
+            raise InputError(f"--paired: {name} does not say which seed it was drawn with; draw it with generate")
+    for name, other in others:
+        if (seeds[name], other.labels) != (seeds[first], images.labels):
+            described = [f"{each} ({len(sets[each])} images, seed {seeds[each]})" for each in (first, name)]
+            raise InputError(
+                f"--paired: {' and '.join(described)} differ in seed, labels or layout; draw both with the same"
+            )
+
+
+def paired_differences(
+    sets: dict[str, tuple[np.ndarray, Figure]], reference: Reference, reference_count: str
+) -> list[dict[str, Any]]:
+    """Between the distances of every two sets, each given by its features `(N, D)` and its distance."""
+    pairs = []
+    for (first, (ours, one)), (second, (theirs, other)) in itertools.combinations(sets.items(), 2):
+        interval = reference.paired_interval(ours, theirs, compared_count(len(ours), reference, reference_count))
+        pair = described_pair(first, second, one.value - other.value, interval, f"paired, {JACKKNIFE}", one.better)
+        pairs.append({"name": one.name, **pair})
+    return pairs

@@ -9,19 +9,21 @@ one level).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
 from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import LabelledImages
 from tcae_diffusers.data.sample_labels import image_seed
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.pipelines.class_names import ClassNames
 
 from .sample_store import SampleStore
@@ -107,16 +109,30 @@ def draw(pipeline: DiffusionPipeline, labels: list[int], indices: list[int], see
     Raises:
         InputError: If the pipeline does not take one of them, or draws NaN or infinity.
     """
+    return _as_uint8(np.asarray(_call(pipeline, labels, indices, seed, "np", **sampling)))
+
+
+def draw_latents(
+    pipeline: TCDiTPipeline, labels: list[int], indices: list[int], seed: int, **sampling: Any
+) -> torch.Tensor:
+    """The latents `(len(indices), c, h, w)` that [`draw`] decodes, as the pipeline returns them."""
+    return _call(pipeline, labels, indices, seed, "latent", **sampling)
+
+
+def _call(
+    pipeline: DiffusionPipeline, labels: list[int], indices: list[int], seed: int, output_type: str, **sampling: Any
+) -> Any:
     # CPU generators give the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(image_seed(seed, index)) for index in indices]
     known = inspect.signature(pipeline.__call__).parameters
     unknown = [name for name in sampling if name not in known]
     if unknown:
         raise InputError(f"{type(pipeline).__name__} does not take {', '.join(unknown)}")
-    output = pipeline(
-        class_labels=[labels[index] for index in indices], generator=generators, output_type="np", **sampling
-    )
-    images = np.asarray(output.images)
+    classes = [labels[index] for index in indices]
+    return pipeline(class_labels=classes, generator=generators, output_type=output_type, **sampling).images
+
+
+def _as_uint8(images: np.ndarray) -> np.ndarray:
     if not np.isfinite(images).all():
         raise InputError(
             "the pipeline returned NaN or infinity; train longer, lower the guidance scale or use float32"
@@ -125,23 +141,54 @@ def draw(pipeline: DiffusionPipeline, labels: list[int], indices: list[int], see
 
 
 def generate(
-    pipeline: DiffusionPipeline,
-    store: SampleStore,
-    seed: int,
-    batch_size: int = 32,
-    progress: bool = True,
-    **sampling: Any,
+    pipeline: DiffusionPipeline, store: SampleStore, seed: int, batch_size: int = 32, **sampling: Any
 ) -> None:
     """Draws every image of `store` that is not there yet; each rank its own range."""
+
+    def draw_batch(batch: list[int]) -> list[np.ndarray]:
+        return [draw(pipeline, store.labels, batch, seed, **sampling)]
+
+    _fill([store], draw_batch, batch_size)
+
+
+def generate_with_decoders(
+    pipeline: TCDiTPipeline,
+    sets: Sequence[tuple[ModelMixin, SampleStore]],
+    seed: int,
+    batch_size: int = 32,
+    **sampling: Any,
+) -> None:
+    """
+    Draws the latents of a set once and decodes them with several decoders, for what is not there yet; each rank its
+    own range.
+
+    Args:
+        sets: Autoencoders with one encoder and one set of latent statistics, and where their images go. All stores
+            have the same labels.
+    """
+    labels = sets[0][1].labels
+
+    def draw_batch(batch: list[int]) -> list[np.ndarray]:
+        latents = draw_latents(pipeline, labels, batch, seed, **sampling)
+        return [_as_uint8(pipeline.decode_latents(latents, "np", vae=autoencoder)) for autoencoder, _ in sets]
+
+    _fill([store for _, store in sets], draw_batch, batch_size)
+
+
+def _fill(stores: Sequence[SampleStore], draw_batch: Callable[[list[int]], list[np.ndarray]], batch_size: int) -> None:
+    """Writes this rank's images that a store lacks; `draw_batch` gives those of some indices for each store."""
     state = PartialState()
-    indices = rank_range(len(store.labels), state.process_index, state.num_processes)
-    missing = store.missing(indices)
-    hidden, done = not (progress and state.is_main_process), len(indices) - len(missing)
+    indices = rank_range(len(stores[0].labels), state.process_index, state.num_processes)
+    lacking = [set(store.missing(indices)) for store in stores]
+    missing = sorted(set().union(*lacking))
+    hidden, done = not state.is_main_process, len(indices) - len(missing)
     with tqdm(total=len(indices), initial=done, desc="generate", unit="image", disable=hidden) as bar:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            for index, pixels in zip(batch, draw(pipeline, store.labels, batch, seed, **sampling), strict=True):
-                store.write(index, pixels)
+            for store, its, images in zip(stores, lacking, draw_batch(batch), strict=True):
+                for index, pixels in zip(batch, images, strict=True):
+                    if index in its:
+                        store.write(index, pixels)
             bar.update(len(batch))
     state.wait_for_everyone()
 

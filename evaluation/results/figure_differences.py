@@ -122,22 +122,27 @@ def differences(row: ComparedFigure) -> list[dict[str, Any]]:
         if interval is None and "interval" in one and "interval" in other:
             # Independent errors add in squares; a shared reference makes the truth somewhat narrower.
             interval, method = math.hypot(one["interval"], other["interval"]), "two intervals, combined in quadrature"
-        larger = None if interval is None else abs(difference) > interval
-        winner = None
-        if larger:
-            winner = first if (difference > 0) == (row.better == "higher") else second
-        pairs.append(
-            {
-                "first": first,
-                "second": second,
-                "difference": difference,
-                "interval": interval,
-                "method": None if interval is None else method,
-                "larger": larger,
-                "better": winner,
-            }
-        )
+        pairs.append(described_pair(first, second, difference, interval, method, row.better))
     return pairs
+
+
+def described_pair(
+    first: str, second: str, difference: float, interval: float | None, method: str, better: str
+) -> dict[str, Any]:
+    """One of [`differences`]; `better` says whether `"higher"` or `"lower"` figures are."""
+    larger = None if interval is None else abs(difference) > interval
+    winner = None
+    if larger:
+        winner = first if (difference > 0) == (better == "higher") else second
+    return {
+        "first": first,
+        "second": second,
+        "difference": difference,
+        "interval": interval,
+        "method": None if interval is None else method,
+        "larger": larger,
+        "better": winner,
+    }
 
 
 def comparison_table(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tcae_diffusers.metrics.figure import Figure
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -38,3 +40,12 @@ def table_row(subject: str, figure: Figure) -> dict[str, str]:
         "floor": format_number(figure.floor.value) if figure.floor else "",
         "baseline": f"{format_number(baseline.value)} ({baseline.name})" if baseline else "",
     }
+
+
+def describe_difference(row: dict[str, Any], pair: dict[str, Any]) -> str:
+    """One line about one difference."""
+    text = f"{row['name']}: {pair['first']} - {pair['second']} = {pair['difference']:.4g}"
+    if pair["larger"] is None:
+        return f"{text}, interval unknown"
+    verdict = f"{pair['better']} is better" if pair["larger"] else "not significant at 95 %"
+    return f"{text} ± {pair['interval']:.2g}, {verdict}"

@@ -38,7 +38,7 @@ def frechet_interval_of_groups(first: list[FrechetStatistics], second: list[Frec
     """
     if min(part.count for part in [*first, *second]) < 2:
         return None
-    return _frechet_jackknife(_leave_out_statistics(first), _leave_out_statistics(second))
+    return jackknife_interval(_distance_of(_leave_out_statistics(first), _leave_out_statistics(second)))
 
 
 def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0) -> float | None:
@@ -47,21 +47,50 @@ def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatist
     Returns:
         The half width, or `None` where a side has fewer than two images per group.
     """
-    own = random_groups(len(samples), seed)
-    if len(samples) < 2 * GROUPS:
+    if _has_too_few(samples, reference):
         return None
+    return jackknife_interval(_distance_without(samples, reference, seed))
+
+
+def paired_frechet_interval(
+    first: np.ndarray, second: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0
+) -> float | None:
+    """
+    Interval of the difference between two Fréchet distances to one reference, where row `i` of `first` and of `second`
+    belong together (one latent, two decoders): they are left out together, and so is the same part of the reference,
+    so that what the sets have in common cancels.
+
+    Args:
+        first, second: Features `(N, D)`. reference: Features `(M, D)`, or fixed statistics.
+
+    Returns:
+        The half width, or `None` where a side has fewer than two images per group.
+    """
+    if _has_too_few(first, reference):
+        return None
+    distances = [_distance_without(samples, reference, seed) for samples in (first, second)]
+    return jackknife_interval(lambda group: distances[0](group) - distances[1](group))
+
+
+def _has_too_few(samples: np.ndarray, reference: np.ndarray | FrechetStatistics) -> bool:
+    sets = [samples] if isinstance(reference, FrechetStatistics) else [samples, reference]
+    return min(map(len, sets)) < 2 * GROUPS
+
+
+def _distance_without(
+    samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int
+) -> Callable[[int], float]:
+    """The distance without group `g` on both sides."""
+    own = _leave_out(samples, random_groups(len(samples), seed))
     if isinstance(reference, FrechetStatistics):
-        return _frechet_jackknife(_leave_out(samples, own), lambda group: reference)
-    if len(reference) < 2 * GROUPS:
-        return None
-    theirs = random_groups(len(reference), seed + 1)
-    return _frechet_jackknife(_leave_out(samples, own), _leave_out(reference, theirs))
+        return _distance_of(own, lambda group: reference)
+    return _distance_of(own, _leave_out(reference, random_groups(len(reference), seed + 1)))
 
 
-def _frechet_jackknife(
+def _distance_of(
     first: Callable[[int], FrechetStatistics | np.ndarray], second: Callable[[int], FrechetStatistics | np.ndarray]
-) -> float:
-    return jackknife_interval(lambda group: frechet_distance(first(group), second(group), INTERVAL_TOLERANCE))
+) -> Callable[[int], float]:
+    return lambda group: frechet_distance(first(group), second(group), INTERVAL_TOLERANCE)
 
 
 def _leave_out_statistics(parts: list[FrechetStatistics]) -> Callable[[int], FrechetStatistics]:

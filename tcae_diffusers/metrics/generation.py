@@ -34,18 +34,39 @@ def evaluate_generation(
     Raises:
         InputError: Fewer than 8 samples.
     """
+    own = sample_features(samples, network, batch_size, cache_folder)
+    return generation_figures(own, reference, network, reference_count)
+
+
+def sample_features(
+    samples: ImageSet, network: FeatureNetwork, batch_size: int = 32, cache_folder: Path | None = None
+) -> SampleFeatures:
+    """Features of a sample set.
+
+    Raises:
+        InputError: Fewer than 8 samples.
+    """
     if len(samples) < SMALLEST_SET:
         raise InputError(
             f"{samples.name} holds {len(samples)} images; at least {SMALLEST_SET} are needed, and thousands for a "
             "meaningful result"
         )
-    own = SampleFeatures(**features_of(samples, network, batch_size, cache_folder))
+    return SampleFeatures(**features_of(samples, network, batch_size, cache_folder))
+
+
+def compared_count(samples: int, reference: Reference, reference_count: int | str = "equal") -> int | None:
+    """How many reference images a set of that many samples is compared with; `None` for all."""
     available = 0 if reference.features is None else len(reference.features)
     if reference_count == "equal":
-        count = None if available >= FULL_SAMPLE_COUNT else min(len(samples), available)
-    else:
-        count = None if reference_count == "all" else int(reference_count)
-    used, estimates = reference.compare(own, count)
+        return None if available >= FULL_SAMPLE_COUNT else min(samples, available)
+    return None if reference_count == "all" else int(reference_count)
+
+
+def generation_figures(
+    samples: SampleFeatures, reference: Reference, network: FeatureNetwork, reference_count: int | str = "equal"
+) -> list[Figure]:
+    """As [`evaluate_generation`], of features."""
+    used, estimates = reference.compare(samples, compared_count(len(samples), reference, reference_count))
     per_half, floor = reference.floor(len(samples))
     figures = []
     for measure in SET_MEASURES:

@@ -68,6 +68,14 @@ class TokenizerFingerprint:
                 return f"{name} {mine[:16]} is not {theirs[:16]}"
         return None
 
+    def difference_of_latents(self, other: "TokenizerFingerprint") -> str | None:
+        """What makes the latents of `other` others, in words, or None: another encoder, or other statistics."""
+        if difference := self.difference(other):
+            return f"another encoder, {difference}"
+        if (self.latent_mean, self.latent_std) != (other.latent_mean, other.latent_std):
+            return "the same encoder, but other latent_mean and latent_std"
+        return None
+
 
 def is_calibrated(model: torch.nn.Module) -> bool | None:
     """Whether statistics of the latent were set, or `None` for a model that has no place for them."""

@@ -41,6 +41,10 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
         yield ["generation", "--samples", str(image_folder), "--reference", str(image_folder), "--device", "cpu"] + [
             *("--no_feature_cache", "--output", str(output))
         ]
+        yield ["decoders", "--pipeline", str(pipeline_folder), "--decoders", f"same={pipeline_folder}"] + [
+            *("--reference", str(image_folder), "--num_images", "9", "--num_inference_steps", "2"),
+            *("--batch_size", "2", "--device", "cpu", "--no_feature_cache", "--output", str(output / "decoders")),
+        ]
 
     for command in commands(tmp_path / "one"):
         assert main(command) == 0
@@ -66,6 +70,10 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
     assert len(drawn[1]) == 7
     for index in range(7):
         assert np.abs(drawn[0][index].astype(int) - drawn[1][index]).max() <= 1
+    for name in ("pipeline", "same"):
+        ours, theirs = (FolderImages(tmp_path / which / "decoders" / "samples" / name) for which in ("one", "two"))
+        assert len(theirs) == 9
+        assert all(np.abs(ours[index].astype(int) - theirs[index]).max() <= 1 for index in range(9))
     one, two = (
         [json.loads((tmp_path / which / f"{kind}.json").read_text()) for kind in ("reconstruction", "generation")]
         for which in ("one", "two")

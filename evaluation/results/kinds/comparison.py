@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...report.charts import interval_chart
-from ..figure_text import ARROWS, format_number
+from ..figure_text import ARROWS, describe_difference, format_number
 from ..result import UNSTORED, Card, Result
 from .convergence import ConvergenceResult
 
@@ -64,12 +64,3 @@ def _row_chart(row: dict[str, Any]) -> dict[str, str]:
     note = f" ({baseline['name']}: {format_number(baseline['value'])})" if baseline else ""
     values = {name: (entry["value"], entry.get("interval")) for name, entry in row["values"].items()}
     return {"title": f"{row['name']} {ARROWS[row['better']]}{note}", "svg": interval_chart(values)}
-
-
-def describe_difference(row: dict[str, Any], pair: dict[str, Any]) -> str:
-    """One line about one difference."""
-    text = f"{row['name']}: {pair['first']} - {pair['second']} = {pair['difference']:.4g}"
-    if pair["larger"] is None:
-        return f"{text}, interval unknown"
-    verdict = f"{pair['better']} is better" if pair["larger"] else "not significant at 95 %"
-    return f"{text} ± {pair['interval']:.2g}, {verdict}"

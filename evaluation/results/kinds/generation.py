@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tcae_diffusers.errors import InputError
@@ -11,7 +11,7 @@ from tcae_diffusers.metrics.figure import Figure
 
 from ...report.charts import bar_chart
 from ...report.embedding import embed_png
-from ..figure_text import describe_figure, format_number
+from ..figure_text import describe_difference, describe_figure, format_number
 from ..result import Card, Result, as_figures
 
 DISTANCE_NAMES = ("gFD-", "gFID")
@@ -68,6 +68,8 @@ class GenerationResult(Result):
     Args:
         sets (`list[SampleSet]`): In the order of the command line; the first is the headline.
         reference (`dict`): The real images, see [`reference.open_reference`].
+        differences (`list[dict]`): Of paired sets, between their distances: `name` of the figure, and the rest as in
+            [`figure_differences.differences`].
     """
 
     kind: ClassVar[str] = "generation"
@@ -76,14 +78,16 @@ class GenerationResult(Result):
 
     sets: list[SampleSet]
     reference: dict[str, Any]
+    differences: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sets = [SampleSet(**entry) if isinstance(entry, Mapping) else entry for entry in self.sets]
 
     def describe(self) -> list[str]:
-        return [
+        lines = [
             f"{entry.name}: {describe_figure(figure, 'samples')}" for entry in self.sets for figure in entry.figures
         ]
+        return lines + [describe_difference(pair, pair) for pair in self.differences]
 
     def figures_by_subject(self) -> dict[str, list[Figure]]:
         return {entry.name: entry.figures for entry in self.sets}

@@ -89,6 +89,13 @@ def recorded_labels(root: Path, files: Sequence[str]) -> tuple[list[str], list[i
     return manifest["classes"], [label_of[file] for file in files]
 
 
+def recorded_seed(place: str | Path) -> int | None:
+    """Seed that the samples in a folder or an `.npz` were drawn with; `None` where that is not noted."""
+    path = Path(place)
+    note = read_note(path / MANIFEST if path.is_dir() else path.with_suffix(".json"))
+    return None if note is None else note.get("seed")
+
+
 def refuse_sets_below(root: Path) -> None:
     """
     Raises:
