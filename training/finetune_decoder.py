@@ -19,111 +19,64 @@ if __name__ == "__main__":
     main()
     raise SystemExit
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
-from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.pixel_range import to_signed
-from tcae_diffusers.data.images.streamed_images import StreamedImages
-from tcae_diffusers.data.images.training_dataset import TokenizerTrainingDataset
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
-from tcae_diffusers.data.sample_randomness import slot_generators
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
-from tcae_diffusers.objectives.reconstruction import ReconstructionLoss
-from tcae_diffusers.trainer.adversary import Adversary, Pass, build_adversary
+from tcae_diffusers.trainer.adversary import Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes, with_new_decoder
 from tcae_diffusers.trainer.compilation import compile_blocks
-from tcae_diffusers.trainer.fit import Hooks, Side, fit
-from tcae_diffusers.trainer.image_batches import build_training_images, image_loader
+from tcae_diffusers.trainer.fit import Side
+from tcae_diffusers.trainer.image_batches import build_training_images
 from tcae_diffusers.trainer.optimizers import build_optimizer
-from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview, build_preview
+from tcae_diffusers.trainer.reconstruction_preview import build_preview
 from tcae_diffusers.trainer.reconstruction_terms import build_reconstruction_loss
-from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
+from tcae_diffusers.trainer.reconstruction_training import ReconstructionTraining, begin_reconstruction_run
+from tcae_diffusers.trainer.run import launch, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import require_whole_parameters
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
 
 
 @dataclass
-class DecoderTraining:
+class DecoderTraining(ReconstructionTraining[Pass]):
     """
-    Everything that is trained and measured; `adversary` is `None` without one, `preview` without held-out images.
+    A decoder behind the encoder that it was given.
 
     Args:
-        side: The decoder.
         encoder_sha256: Of everything but the decoder, as it was given.
     """
 
-    run: Run
     arguments: DecoderArguments
-    autoencoder: ModelMixin
-    side: Side
-    ema: EMAModel
-    reconstruction_loss: ReconstructionLoss
-    adversary: Adversary | None
-    dataset: TokenizerTrainingDataset | StreamedImages
-    preview: ReconstructionPreview | None
     encoder_sha256: str
 
     def describe(self) -> dict[str, Any]:
         """The run in words; one without a perceptual or adversarial loss says so."""
-        arguments, adversary = self.arguments, self.adversary
-        adversarial = f" + {adversary.describe(arguments)}" if adversary else ", without an adversarial loss"
-        parameters = sum(parameter.numel() for parameter in trained_parameters(self.autoencoder))
-        macs = autoencoder_cost(self.autoencoder, arguments.resolution, arguments.resolution).decode_macs
-        data = f"{arguments.train_data}: {self.dataset.description}"
-        return {
-            "losses": self.reconstruction_loss.description + adversarial,
-            "autoencoder": type(self.autoencoder).__name__,
-            "parameters": parameters,
-            "decoder_macs": macs,
-            "encoder_sha256": self.encoder_sha256,
-            "data": data,
-            "total_batch": self.run.total_batch,
-            "summary": f"{parameters / 1e6:.2f} M parameters of the decoder, {macs / 1e9:.3g} GMAC; {data}",
-        }
-
-    @property
-    def sides(self) -> list[Side]:
-        return [self.side] if self.adversary is None else [self.side, self.adversary.side]
-
-    def train(self) -> None:
-        self.side.model.train()
-        batches = image_loader(self.dataset, self.arguments, self.run.accelerator, self.run.first_step)
-        fit(self.run, batches, self.sides, self.schedule, self.backward, self.hooks())
-
-    def schedule(self, step: int) -> None:
-        """Learning rates are functions of the step alone."""
-        for group in self.side.optimizer.param_groups:
-            group["lr"] = self.run.learning_rate(step)
-        if self.adversary is not None:
-            self.adversary.schedule(step, self.arguments)
-
-    def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
-        """The passes of one batch, under one adaptive weight for all batches of the step."""
-        if self.adversary is not None and micro_step == 0:
-            passes = passes_without_graph(self, batches, step)
-            self.adversary.begin_step(passes, len(batches), self.reconstruction_loss, step)
-        return forward_backward(self, batches[micro_step], step, micro_step)
-
-    def hooks(self) -> Hooks:
-        due = []
-        if self.preview is not None:
-            due.append((self.arguments.heldout_steps, self.look_at_heldout_images))
-        return Hooks(
-            finish=self.save, after_step=None if self.adversary is None else self.adversary.after_step, due=due
+        adversary, side = self.adversary, self.arguments.image_size
+        adversarial = f" + {adversary.describe(self.arguments)}" if adversary else ", without an adversarial loss"
+        parameters = self.autoencoder.num_parameters(only_trainable=True)
+        macs = autoencoder_cost(self.autoencoder, side, side).decode_macs
+        return self.describe_run(
+            self.reconstruction_loss.description + adversarial,
+            f"{parameters / 1e6:.2f} M parameters of the decoder, {macs / 1e9:.3g} GMAC",
+            parameters=parameters,
+            decoder_macs=macs,
+            encoder_sha256=self.encoder_sha256,
         )
 
-    def look_at_heldout_images(self, step: int) -> None:
-        self.preview.log(self.run.accelerator, self.autoencoder, self.ema, step)
+    def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
+        """Its generators have drawn the latent noise."""
+        images = to_signed(batch["pixel_values"], self.run.accelerator.device)
+        generators = self.run.generators(step, micro_step, len(images))
+        return Pass(images, self.side.model(images, generators), generators)
 
     def save(self) -> str:
         """
@@ -146,8 +99,7 @@ class DecoderTraining:
 
 def start(arguments: DecoderArguments) -> DecoderTraining:
     """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
-    folder = prepare_run_folder(arguments)
-    accelerator = start_accelerator(arguments, folder)
+    accelerator = start_accelerator(arguments)
     require_whole_parameters(accelerator)
     if not Path(arguments.autoencoder).is_dir():
         raise FileNotFoundError(
@@ -160,9 +112,8 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
     warn_of_noise_without_unit(autoencoder, arguments.latent_noise)
-    transform = MultiCropTransform(arguments.resolution, horizontal_flip=arguments.horizontal_flip)
-    dataset = build_training_images(arguments, transform)
-    preview = build_preview(arguments, folder)
+    dataset = build_training_images(arguments)
+    preview = build_preview(arguments)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     if arguments.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
@@ -176,62 +127,13 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     model, optimizer = accelerator.prepare(tokenizer, optimizer)
     side = Side(autoencoder, model, optimizer, [ema])
     adversary = build_adversary(arguments, accelerator)
-    identity = {
-        "data": dataset.fingerprint,
-        "encoder": encoder_sha256,
-        "losses": reconstruction_loss.description,
-        "discriminator": arguments.discriminator if adversary else "none",
-    }
-    state = [] if adversary is None else [adversary.loss, adversary.average]
-    if isinstance(dataset, StreamedImages):
-        dataset.register_for_checkpointing(accelerator)
-    run = begin_run("finetune_decoder", arguments, folder, accelerator, autoencoder, [ema], state, identity)
-    return DecoderTraining(
-        run,
-        arguments,
-        autoencoder,
-        side,
-        ema,
-        reconstruction_loss,
-        adversary,
-        dataset,
-        preview,
-        encoder_sha256,
+    identity = {"encoder": encoder_sha256}
+    run = begin_reconstruction_run(
+        "finetune_decoder", arguments, accelerator, side, reconstruction_loss, adversary, dataset, [], identity
     )
-
-
-def reconstruct(training: DecoderTraining, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
-    """A forward pass; its generators have drawn the latent noise."""
-    images = to_signed(batch["pixel_values"], training.run.accelerator.device)
-    first_slot = training.run.first_slot(micro_step)
-    generators = slot_generators(training.arguments.seed, step, first_slot, len(images))
-    return Pass(images, training.side.model(images, generators), generators)
-
-
-def passes_without_graph(
-    training: DecoderTraining, batches: list[dict[str, torch.Tensor]], step: int
-) -> Iterator[Pass]:
-    for micro_step, batch in enumerate(batches):
-        with torch.no_grad():
-            found = reconstruct(training, batch, step, micro_step)
-        yield found
-
-
-def forward_backward(
-    training: DecoderTraining, batch: dict[str, torch.Tensor], step: int, micro_step: int
-) -> dict[str, torch.Tensor]:
-    """Gradients of the decoder, then of the discriminator, for one forward pass; the loss terms for the log."""
-    adversary = training.adversary
-    seen = reconstruct(training, batch, step, micro_step)
-    reconstruction = training.reconstruction_loss(seen.sample, seen.images)
-    loss = reconstruction.loss
-    metrics = {f"train/loss_{name}": value for name, value in reconstruction.terms.items()}
-    if adversary is not None:
-        adversarial, logged = adversary.generator_loss(seen, reconstruction.loss, step)
-        loss, metrics = loss + adversarial, metrics | logged
-    training.run.accelerator.backward(loss)
-    metrics = {"train/loss": loss, **metrics}
-    return metrics if adversary is None else metrics | adversary.backward(seen, step)
+    return DecoderTraining(
+        run, arguments, autoencoder, side, ema, reconstruction_loss, adversary, dataset, preview, encoder_sha256
+    )
 
 
 def run(arguments: DecoderArguments) -> None:

@@ -34,7 +34,7 @@ from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.image_batches import step_indexed_loader
 from tcae_diffusers.trainer.optimizers import build_optimizer
 from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
-from tcae_diffusers.trainer.run import Run, begin_run, launch, prepare_run_folder, save_model, start_accelerator
+from tcae_diffusers.trainer.run import Run, begin_run, launch, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import check_sharding, model_class, prepare
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.dit_objectives import (
@@ -190,8 +190,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
     id2label = class_names(arguments, cache)
     null_class_id = choose_null_class_id(arguments.null_class_id, len(id2label), objective.prediction_type)
 
-    folder = prepare_run_folder(arguments)
-    accelerator = start_accelerator(arguments, folder)
+    accelerator = start_accelerator(arguments)
     check_sharding(accelerator)
     warn_of_latents_without_unit(cache)
     transformer = build_transformer(
@@ -230,7 +229,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         "post-hoc EMA": arguments.posthoc_ema_sigmas,
         "data": cache.fingerprint,
     }
-    run = begin_run("train_dit", arguments, folder, accelerator, transformer, all_averages, [], identity)
+    run = begin_run("train_dit", arguments, accelerator, transformer, all_averages, [], identity)
     side = Side(transformer, model, optimizer, all_averages)
     preview = SamplePreview(
         pipeline,

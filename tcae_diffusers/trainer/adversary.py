@@ -46,20 +46,18 @@ class Adversary:
 
     Args:
         loss ([`AdversarialLoss`]): Of both sides.
+        discriminator: Unwrapped.
         side ([`Side`]): The discriminator, for [`fit`].
         average (`EMAModel`): Of its weights.
     """
 
     accelerator: Accelerator
     loss: AdversarialLoss
+    discriminator: PatchGANDiscriminator | FrozenFeatureDiscriminator
     side: Side
     average: EMAModel
     # The adaptive weight of the step at hand, where it is not each pass's own.
     balance: torch.Tensor | None = None
-
-    @property
-    def discriminator(self) -> PatchGANDiscriminator | FrozenFeatureDiscriminator:
-        return self.side.module
 
     def schedule(self, step: int, arguments: AdversarialArguments) -> None:
         """Its learning rate is a function of the step alone, and begins where it begins to learn."""
@@ -92,7 +90,9 @@ class Adversary:
                 squares.append(
                     self.loss.squared_gradients(self.discriminator, sample, reconstruction, each.generators)
                 )
-        self.balance = adaptive_weight_from_squares(sum(squares), num_passes, self.loss.max_adaptive_weight)
+        self.balance = adaptive_weight_from_squares(
+            sum(squares[1:], squares[0]), num_passes, self.loss.max_adaptive_weight
+        )
 
     def generator_loss(
         self, seen: Pass, reconstruction: torch.Tensor, step: int
@@ -145,9 +145,10 @@ def build_adversary(arguments: AdversarialArguments, accelerator: Accelerator) -
         return None
     require_whole_parameters(accelerator)
     backbone = None
+    discriminator: PatchGANDiscriminator | FrozenFeatureDiscriminator
     if arguments.discriminator == "patchgan":
         needed = arguments.discriminator_min_resolution
-        if arguments.resolution < needed:
+        if arguments.image_size < needed:
             raise InputError(
                 f"--discriminator_layers {arguments.discriminator_layers} needs images of at least {needed} pixels,"
                 f" --resolution is {arguments.resolution}; use fewer layers."
@@ -181,7 +182,5 @@ def build_adversary(arguments: AdversarialArguments, accelerator: Accelerator) -
         fused=True,
     )
     model, optimizer = accelerator.prepare(discriminator, optimizer)
-    side = Side(
-        discriminator, model, optimizer, [average], name="_discriminator", first_step=loss.discriminator_start_step
-    )
-    return Adversary(accelerator, loss, side, average)
+    side = Side(discriminator, model, optimizer, [average], "_discriminator", loss.discriminator_start_step)
+    return Adversary(accelerator, loss, discriminator, side, average)

@@ -74,7 +74,7 @@ class Hooks:
     after_backward: Callable[[int], dict[str, torch.Tensor]] | None = None
     after_step: Callable[[int, torch.Tensor], None] | None = None
     after_log: Callable[[int, dict[str, float]], None] | None = None
-    due: Sequence[tuple[int, Callable[[int], None]]] = field(default_factory=list)
+    due: Sequence[tuple[int, Callable[[int], object]]] = field(default_factory=list)
 
 
 def fit(

@@ -19,14 +19,15 @@ from .tokenizer_arguments import ReconstructionArguments
 
 
 def build_training_images(
-    arguments: ReconstructionArguments, transform: MultiCropTransform
+    arguments: ReconstructionArguments, crops: dict[str, Any] | None = None
 ) -> TokenizerTrainingDataset | StreamedImages:
     """
-    What `--train_data` names, with the views of `transform`.
+    What `--train_data` names, with views to reconstruct and those of `crops`, options of [`MultiCropTransform`].
 
     Raises:
         ValueError, FileNotFoundError, ImportError: it cannot be had or understood.
     """
+    transform = MultiCropTransform(arguments.image_size, horizontal_flip=arguments.horizontal_flip, **(crops or {}))
     if scheme_before(arguments.train_data, [STREAM_SCHEME]):
         return StreamedImages(arguments.train_data, transform, arguments.seed, arguments.max_broken_images)
     source = build_image_source(arguments.train_data, resolution=arguments.data_resolution)

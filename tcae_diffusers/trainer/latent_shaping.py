@@ -32,13 +32,13 @@ def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter
     equivariance = LatentEquivariance(
         arguments.seed, ratio, arguments.latent_equivariance, arguments.latent_equivariance_min_scale
     )
-    positions = arguments.resolution // ratio
+    positions = arguments.image_size // ratio
     smallest = equivariance.smallest_side(positions) * ratio
     needed = max(arguments.perceptual_min_resolution, arguments.discriminator_min_resolution)
     if smallest < needed:
         raise InputError(
             f"--latent_equivariance_min_scale {arguments.latent_equivariance_min_scale} makes images of {smallest}"
             f" pixels, but the losses of this run need at least {needed}; use a larger scale, such as"
-            f" {min(1.0, needed / arguments.resolution):g}."
+            f" {min(1.0, needed / arguments.image_size):g}."
         )
     return equivariance

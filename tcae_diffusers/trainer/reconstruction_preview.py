@@ -36,33 +36,18 @@ class ReconstructionPreview:
 
     Args:
         images (`torch.Tensor` of shape `(N, 3, H, W)`): uint8.
-        folder (`Path`, *optional*): Where pictures are written as PNG besides the trackers.
+        folder (`Path`): Where pictures are written as PNG besides the trackers.
         extractor (`str`, *optional*): Feature network of an rFD; none is measured without.
     """
 
     num_pictured = 16
     batch_size = 32
 
-    def __init__(self, images: torch.Tensor, folder: Path | None = None, extractor: str | None = None):
+    def __init__(self, images: torch.Tensor, folder: Path, extractor: str | None):
         self.images = images
         self.folder = folder
-        self.network = None
-        if extractor is not None:
-            self.network = FeatureNetwork(extractor)
-            self.reference = self._statistics(images)
-            self.distance_name = metric_name("FID", self.network.name, len(images), prefix="r")
-
-    @classmethod
-    def from_spec(
-        cls, spec: str | None, data_resolution: int | None, resolution: int, num_images: int, **options
-    ) -> "ReconstructionPreview | None":
-        """Read `num_images` images of the source that `spec` names; `None` without one. `options` as for the class."""
-        if spec is None:
-            return None
-        source = build_image_source(spec, resolution=data_resolution)
-        chosen = np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int)
-        images = [to_uint8(center_crop(source.image(int(index)), resolution)) for index in chosen]
-        return cls(torch.stack(images), **options)
+        self.network = None if extractor is None else FeatureNetwork(extractor)
+        self.reference = None if self.network is None else self._statistics(self.network, images)
 
     @torch.no_grad()
     def log(self, accelerator: Accelerator, autoencoder: ModelMixin, ema: EMAModel, step: int) -> float:
@@ -83,15 +68,16 @@ class ReconstructionPreview:
         figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
         if min(self.images.shape[-2:]) >= 11:
             figures["heldout/ssim"] = float(ssim(reconstructions, self.images).mean())
-        if self.network is not None:
-            distance = frechet_distance(self._statistics(reconstructions), self.reference)
-            figures[f"heldout/{self.distance_name}"] = distance
+        if self.network is not None and self.reference is not None:
+            name = metric_name("FID", self.network.name, len(self.images), prefix="r")
+            measured = self._statistics(self.network, reconstructions)
+            figures[f"heldout/{name}"] = frechet_distance(measured, self.reference)
         accelerator.log(figures, step=step)
         if accelerator.is_main_process:
             chosen = self.images[self._pictured()]
             over = [chosen, reconstructions[self._pictured()]]
             self._log_picture(accelerator, "original over reconstruction", over, step)
-            components = [component_colours(each, chosen.shape[-2:]) for each in maps.values()]
+            components = [component_colours(each, (chosen.shape[-2], chosen.shape[-1])) for each in maps.values()]
             self._log_picture(accelerator, " over ".join(["original", *maps]), [chosen, *components], step)
         logger.info(
             f"step {step}: "
@@ -112,29 +98,28 @@ class ReconstructionPreview:
     def _pictured(self) -> np.ndarray:
         return np.linspace(0, len(self.images) - 1, min(self.num_pictured, len(self.images))).round().astype(int)
 
-    def _statistics(self, images: torch.Tensor) -> FrechetStatistics:
-        features = [self.network(batch)["features"] for batch in images.split(self.batch_size)]
+    def _statistics(self, network: FeatureNetwork, images: torch.Tensor) -> FrechetStatistics:
+        features = [network(batch)["features"] for batch in images.split(self.batch_size)]
         return FrechetStatistics.from_features(torch.cat(features).numpy())
 
     def _log_picture(self, accelerator: Accelerator, name: str, rows: list[torch.Tensor], step: int) -> None:
         grid = make_grid(torch.cat(rows), nrow=len(rows[0]), padding=2, pad_value=255)
         log_picture(accelerator, f"heldout/{name}", grid, step)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = self.folder / f"step-{step:08d} {name}.png".replace(" ", "-")
-            Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"step-{step:08d} {name}.png".replace(" ", "-")
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
 
 
-def build_preview(arguments: ReconstructionArguments, folder: Path) -> ReconstructionPreview | None:
-    """The look at held-out images, if there are any; pictures go to `folder/pictures`."""
-    return ReconstructionPreview.from_spec(
-        arguments.heldout_data,
-        arguments.data_resolution,
-        arguments.resolution,
-        arguments.heldout_images,
-        folder=folder / "pictures",
-        extractor=arguments.heldout_rfd,
-    )
+def build_preview(arguments: ReconstructionArguments) -> ReconstructionPreview | None:
+    """The look at held-out images, if there are any; pictures go to `OUTPUT_DIR/pictures`."""
+    if arguments.heldout_data is None:
+        return None
+    source = build_image_source(arguments.heldout_data, resolution=arguments.data_resolution)
+    count = min(arguments.heldout_images, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    images = [to_uint8(center_crop(source.image(int(index)), arguments.image_size)) for index in chosen]
+    folder = Path(arguments.output_dir) / "pictures"
+    return ReconstructionPreview(torch.stack(images), folder, arguments.heldout_rfd)
 
 
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ def build_reconstruction_loss(arguments: ReconstructionArguments) -> Reconstruct
         ValueError, FileNotFoundError, ImportError: weights of the perceptual network that cannot be had or used.
     """
     needed = arguments.perceptual_min_resolution
-    if arguments.resolution < needed:
+    if arguments.image_size < needed:
         raise ValueError(
             f"--perceptual {arguments.perceptual} needs images of at least {needed}x{needed}, --resolution is"
             f" {arguments.resolution}; use efficientnet-lite0, which enlarges them, or none."

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
+from ..data.sample_randomness import slot_generators
 from ..files import write_json
 from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
@@ -73,14 +75,16 @@ def configure_logging(accelerator: Accelerator) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
 
 
-def start_accelerator(arguments: RunArguments, folder: Path) -> Accelerator:
+def start_accelerator(arguments: RunArguments) -> Accelerator:
     """
-    Build the accelerator and seed every rank alike (ranks draw alike initial weights).
+    Build the accelerator in the run's folder and seed every rank alike (ranks draw alike initial weights).
 
     Raises:
+        OSError: see [`prepare_run_folder`].
         InputError: if `accelerate launch` was told to use DeepSpeed.
         ValueError: if `--report_to` names a tracker that is unknown or not installed.
     """
+    folder = prepare_run_folder(arguments)
     refuse_deepspeed()
     require_tracker(arguments.report_to)
     accelerator = Accelerator(
@@ -135,6 +139,10 @@ class Run:
         place = micro_step * accelerator.num_processes + accelerator.process_index
         return place * self.arguments.train_batch_size
 
+    def generators(self, step: int, micro_step: int, count: int) -> list[torch.Generator]:
+        """New ones for the `count` images of this rank's forward pass, see [`slot_generators`]."""
+        return slot_generators(self.arguments.seed, step, self.first_slot(micro_step), count)
+
 
 def total_batch_size(arguments: RunArguments, accelerator: Accelerator) -> int:
     """Images per optimizer step, over all ranks and accumulated batches."""
@@ -144,7 +152,6 @@ def total_batch_size(arguments: RunArguments, accelerator: Accelerator) -> int:
 def begin_run(
     name: str,
     arguments: RunArguments,
-    folder: Path,
     accelerator: Accelerator,
     model: ModelMixin,
     averages: Sequence[Any],
@@ -165,6 +172,7 @@ def begin_run(
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, or of another run.
     """
+    folder = Path(arguments.output_dir)
     guard = NonFiniteGuard(accelerator, arguments.max_nonfinite_steps)
     if is_sharded(model):
         register_averages(accelerator, averages)

@@ -37,6 +37,12 @@ class DataArguments(Arguments):
             self._require(name, value is None or value >= 1, "at least 1 pixel")
         self._require("max_broken_images", self.max_broken_images >= 0, "0 or more")
 
+    @property
+    def image_size(self) -> int:
+        """`resolution`, once [`build_autoencoder.resolve_sizes`] has filled it in."""
+        assert self.resolution is not None
+        return self.resolution
+
 
 @dataclass
 class ReconstructionLossArguments(Arguments):

@@ -12,7 +12,7 @@ import torch
 from tcae_diffusers.training import train_dit
 
 from .. import latent_commands
-from ..latent_commands import assert_same_training_state, fork_ranks, home, weights, with_tokens
+from ..latent_commands import assert_same_training_state, fork_ranks, home, signalling, weights, with_tokens
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -46,16 +46,8 @@ def last_checkpoint(run):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_stopped_by_sigterm_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, name):
-    step, calls = train_dit.compute_losses, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_dit, "compute_losses", interrupted)
+        patch.setattr(train_dit, "compute_losses", signalling(train_dit.compute_losses, 2))
         train(tmp_path / "run", **VARIANTS[name])
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert not (tmp_path / "run" / "pipeline").exists()

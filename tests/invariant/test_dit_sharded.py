@@ -3,7 +3,6 @@
 import errno
 import functools
 import os
-import signal
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from ..latent_commands import (
     calibrated,
     fork_ranks,
     home,
+    signalling,
     tensors_of,
     train,
     weights,
@@ -172,15 +172,8 @@ def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, n
     options = {key: value for key, value in VARIANTS[name].items() if key not in ("gfd_steps", "gfd_samples")}
 
     def stop_in_second_step(rank):
-        step, calls = train_dit.compute_losses, []
-
-        def interrupted(*arguments):
-            calls.append(1)
-            if rank == 1 and len(calls) == options.get("gradient_accumulation_steps", 1) + 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*arguments)
-
-        train_dit.compute_losses = interrupted
+        second = options.get("gradient_accumulation_steps", 1) + 1
+        train_dit.compute_losses = signalling(train_dit.compute_losses, second if rank == 1 else None)
 
     folder = tmp_path / "stopped"
     assert train_on_two_ranks(folder, True, before=stop_in_second_step, **options) == [0, 0]

@@ -302,13 +302,13 @@ def test_a_full_disk_while_saving_keeps_what_was_saved_before(tmp_path, capsys, 
 
 
 def test_loss_that_stays_infinite_ends_the_run_with_the_last_finite_weights_intact(tmp_path, capsys, monkeypatch):
-    compute_loss = train_tcae.compute_loss
+    compute_loss = train_tcae.TokenizerTraining.compute_loss
 
     def diverging(training, seen, step):
         loss, metrics = compute_loss(training, seen, step)
         return loss * (float("inf") if step >= 3 else 1.0), metrics
 
-    monkeypatch.setattr(train_tcae, "compute_loss", diverging)
+    monkeypatch.setattr(train_tcae.TokenizerTraining, "compute_loss", diverging)
     options = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run", "max_nonfinite_steps": 2}
     message = run_expecting_error(capsys, {**options, "log_steps": 1})
     assert "not finite for 2 steps in a row" in message
@@ -316,13 +316,13 @@ def test_loss_that_stays_infinite_ends_the_run_with_the_last_finite_weights_inta
 
 
 def test_single_infinite_steps_are_skipped_and_counted(tmp_path, monkeypatch, caplog):
-    compute_loss = train_tcae.compute_loss
+    compute_loss = train_tcae.TokenizerTraining.compute_loss
 
     def one_bad_step(training, seen, step):
         loss, metrics = compute_loss(training, seen, step)
         return loss * (float("nan") if step == 2 else 1.0), metrics
 
-    monkeypatch.setattr(train_tcae, "compute_loss", one_bad_step)
+    monkeypatch.setattr(train_tcae.TokenizerTraining, "compute_loss", one_bad_step)
     folder = train(tmp_path / "run")
     guard = torch.load(checkpoint(folder) / "custom_checkpoint_1.pkl", weights_only=True)
     assert guard["skipped"] == 1 and guard["in_a_row"] == 0

@@ -1,15 +1,12 @@
 """Decoder fine-tuning that was stopped, killed or divided equals the plain run, through `finetune_decoder`."""
 
-import os
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tcae_diffusers.training import finetune_decoder
 
-from ..latent_commands import assert_same_training_state, fork_ranks, weights
+from ..latent_commands import assert_same_training_state, fork_ranks, signalling, weights
 from ..tokenizer_commands import NEW_DECODER, checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
 
@@ -20,16 +17,9 @@ pytestmark = pytest.mark.fresh_process
 @pytest.mark.parametrize("stop", [1, 4])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop):
     """Before the adversary has begun, and with all of it under way."""
-    step, calls = finetune_decoder.forward_backward, []
-
-    def forward_backward(*arguments):
-        calls.append(1)
-        if len(calls) == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
+    training = finetune_decoder.DecoderTraining
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_decoder, "forward_backward", forward_backward)
+        patch.setattr(training, "compute_loss", signalling(training.compute_loss, stop))
         finetune(tmp_path / "run")
     assert checkpoint(tmp_path / "run", stop).exists() and not (tmp_path / "run" / "model").exists()
     finetune(tmp_path / "run", resume="latest")
@@ -41,16 +31,9 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypa
 
 def test_a_new_decoder_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     whole = finetune(tmp_path / "whole", **NEW_DECODER)
-    step, calls = finetune_decoder.forward_backward, []
-
-    def forward_backward(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
+    training = finetune_decoder.DecoderTraining
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_decoder, "forward_backward", forward_backward)
+        patch.setattr(training, "compute_loss", signalling(training.compute_loss, 2))
         finetune(tmp_path / "run", **NEW_DECODER)
     finetune(tmp_path / "run", **NEW_DECODER, resume="latest")
     assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(whole))

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import signal
 
 import pytest
 import torch
 
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_same_training_state, fork_ranks
+from ..latent_commands import assert_same_training_state, fork_ranks, signalling
 from ..tokenizer_commands import (
     MUON,
     SHAPINGS,
@@ -93,15 +92,8 @@ def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(tmp_path):
     def rank_run(rank):
-        step, calls = train_tcae.compute_loss, []
-
-        def compute_loss(*arguments):
-            calls.append(1)
-            if rank == 1 and len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*arguments)
-
-        train_tcae.compute_loss = compute_loss
+        training = train_tcae.TokenizerTraining
+        training.compute_loss = signalling(training.compute_loss, 2 if rank == 1 else None)
         train(tmp_path / "run", train_batch_size=2)
 
     assert fork_ranks(rank_run) == [0, 0]

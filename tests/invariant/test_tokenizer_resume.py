@@ -9,20 +9,13 @@ import torch
 
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_same_training_state, weights
+from ..latent_commands import assert_same_training_state, signalling, weights
 from ..tokenizer_commands import MUON, checkpoint, train, uninterrupted
 
 
 def stop_at_call(monkeypatch, number, signal_number):
-    step, calls = train_tcae.compute_loss, []
-
-    def compute_loss(*arguments):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal_number)
-        return step(*arguments)
-
-    monkeypatch.setattr(train_tcae, "compute_loss", compute_loss)
+    training = train_tcae.TokenizerTraining
+    monkeypatch.setattr(training, "compute_loss", signalling(training.compute_loss, number, signal_number))
 
 
 # 22 images in batches of 4: step 4 is in epoch 0, the 6th step crosses into epoch 1.

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_close, assert_equal, fork_ranks, home, tensors_of, weights
+from ..latent_commands import assert_close, assert_equal, fork_ranks, home, signalling, tensors_of, weights
 from ..tokenizer_commands import MUON, checkpoint, train
 from .test_dit_sharded import shard, sharded_state
 
@@ -137,15 +135,8 @@ def test_two_sharded_ranks_train_what_two_whole_ones_train(tmp_path, name):
 
 def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path):
     def stop_in_second_step(rank):
-        step, calls = train_tcae.compute_loss, []
-
-        def interrupted(*arguments):
-            calls.append(1)
-            if rank == 1 and len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*arguments)
-
-        train_tcae.compute_loss = interrupted
+        training = train_tcae.TokenizerTraining
+        training.compute_loss = signalling(training.compute_loss, 2 if rank == 1 else None)
 
     folder = tmp_path / "stopped"
     assert train_on_two_ranks(folder, "ibot", True, before=stop_in_second_step) == [0, 0]

@@ -160,7 +160,7 @@ def test_a_changed_encoder_is_never_written(started):
 def test_who_learns_when(started, step, decoder_sees, discriminator_learns):
     run = started()
     run.side.model.train()
-    metrics = finetune_decoder.forward_backward(run, first_batch(run), step, 0)
+    metrics = run.backward([first_batch(run)], step, 0)
     assert ("train/loss_gan" in metrics) == decoder_sees
     assert ("train/loss_discriminator" in metrics) == discriminator_learns
     with_gradient = {name.split(".")[0] for name, p in run.autoencoder.named_parameters() if p.grad is not None}
@@ -176,7 +176,7 @@ def test_who_learns_when(started, step, decoder_sees, discriminator_learns):
 def test_a_step_that_is_not_finite_is_skipped_by_both_sides(started):
     run = started(adversarial_start_step=0, discriminator_start_step=0)
     run.side.model.train()
-    finetune_decoder.forward_backward(run, first_batch(run), 0, 0)
+    run.backward([first_batch(run)], 0, 0)
     before = {name: value.clone() for name, value in run.autoencoder.state_dict().items()}
     discriminator = {name: value.clone() for name, value in run.adversary.discriminator.state_dict().items()}
     optimizers = [side.optimizer for side in run.sides]
@@ -250,7 +250,7 @@ def test_the_frozen_features_of_a_discriminator_are_in_the_precision_of_the_run(
     (backbone,), seen = run.adversary.loss._feature_backbone, []
     convolution = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
     convolution.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    finetune_decoder.forward_backward(run, first_batch(run), 0, 0)
+    run.backward([first_batch(run)], 0, 0)
     # The generator's reconstructions, then real images and reconstructions for the discriminator.
     assert len(seen) >= 2 and set(seen) == {torch.bfloat16}
 

@@ -46,7 +46,7 @@ def first_batch(run):
 
 def losses_of(run, batch, step=0):
     """Loss and log of one forward pass."""
-    return train_tcae.compute_loss(run, train_tcae.forward_student(run, batch, step, 0), step)
+    return run.compute_loss(run.forward(batch, step, 0), step)
 
 
 def test_the_teacher_takes_no_gradient_and_moves_by_the_schedule_towards_the_student(started):
@@ -150,7 +150,7 @@ def test_drop_path_touches_the_student_in_training_alone(started):
     images = to_signed(batch["pixel_values"])
 
     def student(step=0):
-        return train_tcae.forward_student(run, batch, step, 0).output
+        return run.forward(batch, step, 0).output
 
     with torch.no_grad():
         views = student() and run.method.prepare(batch, slot_generators(0, 0, 0, 4), images.device)

@@ -37,9 +37,7 @@ class _Clock:
 
 def _bare_step(training, batch: dict, step: int) -> None:
     """Forward, backward, clipping and optimizer step on tensors in memory; nothing else."""
-    from tcae_diffusers.training import train_tcae
-
-    loss, _ = train_tcae.compute_loss(training, train_tcae.forward_student(training, batch, step, 0), step)
+    loss, _ = training.compute_loss(training.forward(batch, step, 0), step)
     accelerator, side = training.run.accelerator, training.side
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(side.model.parameters(), training.arguments.max_grad_norm)
@@ -93,8 +91,7 @@ def run(bench: BenchArguments) -> dict[str, Any]:
         # The parts, each on its own: their sum is what the script adds to a step.
         bare = clock.median("bare")
         parts = _Clock()
-        seen = train_tcae.forward_student(training, in_memory[0], 0, 0)
-        loss, metrics = train_tcae.compute_loss(training, seen, 0)
+        loss, metrics = training.compute_loss(training.forward(in_memory[0], 0, 0), 0)
         metrics = {name: value.detach() for name, value in metrics.items()}
         # As many as from one log entry to the next.
         for number in range(arguments.log_steps):
