@@ -53,6 +53,8 @@ SMOOTH = {"adam_epsilon": 1e-3}
 # Ways to shape the latent, each alone: what is drawn differs between the steps and images of a short run.
 SHAPINGS = {
     "equivariance": {"latent_equivariance": 0.7, "latent_equivariance_min_scale": 0.5},
+    "denoising": {"latent_denoising": 3.0},
+    "channel mask": {"latent_min_channels": 1},
 }
 
 

@@ -152,7 +152,11 @@ _HEALTH = (
     ),
     Chart(
         "What was done to latents",
-        {"shaping/scale": "side after scaling"},
+        {
+            "shaping/scale": "side after scaling",
+            "shaping/noise": "share of noise",
+            "shaping/channels": "channels left",
+        },
         "What training did to latents before they were decoded, as fractions of the whole, averaged over the steps "
         "since the last point. It is drawn at random, so it should show no trend; the reconstruction loss is of these "
         "latents, while held-out figures are of whole ones.",

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..files import sha256_of_tensors
 from ..models.adapters import adapt
+from .latent_noise import draw_noise
 
 
 def frozen_fingerprint(autoencoder: nn.Module) -> str:
@@ -61,12 +62,9 @@ class FrozenEncoderTokenizer(nn.Module):
         with torch.no_grad():
             latent = adapt(self.autoencoder).encode(pixel_values)
             if self.noise and generators is not None:
-                latent = latent + self._draw_noise(latent, generators)
+                deviation, noise = draw_noise(latent, generators, self._deviation)
+                latent = latent + (deviation * noise).to(latent.dtype)
         return adapt(self.autoencoder).decode(latent)
 
-    def _draw_noise(self, latent: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        noise = []
-        for generator in generators:
-            deviation = self.noise * torch.randn((), generator=generator).abs()
-            noise.append(deviation * torch.randn(latent.shape[1:], generator=generator))
-        return torch.stack(noise).to(latent, non_blocking=True)
+    def _deviation(self, generator: torch.Generator) -> torch.Tensor:
+        return self.noise * torch.randn((), generator=generator).abs()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..models.adapters import AutoencoderAdapter
+from ..objectives.latent_channel_mask import LatentChannelMask
 from ..objectives.latent_equivariance import LatentEquivariance
+from ..objectives.latent_noise import LatentDenoising
 from ..objectives.latent_shaping import LatentShaping, ShapingChain
 from .latent_shaping_arguments import LatentShapingArguments
 
 
 def build_latent_shaping(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> ShapingChain:
     """
-    Everything that is on, in the order in which it is applied; an empty chain without any.
+    Everything that is on, in the order in which it is applied: noise is not to be smoothed by scaling, and masked
+    channels are to hold nothing. An empty chain without any.
 
     Raises:
         InputError: a setting that does not fit the autoencoder or the losses.
@@ -19,6 +22,10 @@ def build_latent_shaping(arguments: LatentShapingArguments, adapter: Autoencoder
     shapings: list[LatentShaping] = []
     if arguments.latent_equivariance:
         shapings.append(_equivariance(arguments, adapter))
+    if arguments.latent_denoising:
+        shapings.append(LatentDenoising(arguments.latent_denoising))
+    if arguments.latent_min_channels is not None:
+        shapings.append(_channel_mask(arguments.latent_min_channels, adapter))
     return ShapingChain(shapings)
 
 
@@ -42,3 +49,13 @@ def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter
             f" {min(1.0, needed / arguments.image_size):g}."
         )
     return equivariance
+
+
+def _channel_mask(min_channels: int, adapter: AutoencoderAdapter) -> LatentChannelMask:
+    channels = adapter.latent_channels
+    if not 1 <= min_channels <= channels:
+        raise InputError(
+            f"--latent_min_channels {min_channels} must be from 1 to {channels}, the latent channels of this"
+            f" {adapter.class_name}."
+        )
+    return LatentChannelMask(min_channels, channels)

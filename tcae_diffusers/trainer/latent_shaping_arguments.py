@@ -24,6 +24,16 @@ class LatentShapingArguments(AdversarialArguments):
         "Smallest side of latents that --latent_equivariance scales down, as a fraction of their own; 1 only rotates.",
         metavar="FRACTION",
     )
+    latent_denoising: float = option(
+        0.0,
+        "Strength of the noise that latents are mixed with, in any proportion, before they are decoded, as a multiple"
+        " of each latent's own root mean square (l-DeTok: 3); 0 trains without.",
+    )
+    latent_min_channels: int | None = option(
+        None,
+        "Smallest number of leading latent channels that an image is reconstructed from: each image draws a number of"
+        " channels from this one to all, and the others are zero (DC-AE 1.5); always all channels if unset.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,3 +41,4 @@ class LatentShapingArguments(AdversarialArguments):
         self._require(
             "latent_equivariance_min_scale", 0 < self.latent_equivariance_min_scale <= 1, "above 0 and at most 1"
         )
+        self._require("latent_denoising", self.latent_denoising >= 0, "0 or more")

@@ -176,6 +176,12 @@ CASES = {
         lambda t: {"latent_equivariance_min_scale": 0},
         ["--latent_equivariance_min_scale 0.0", "above 0"],
     ),
+    "noise of negative strength": (lambda t: {"latent_denoising": -1}, ["--latent_denoising -1.0", "0 or more"]),
+    "no latent channel": (lambda t: {"latent_min_channels": 0}, ["--latent_min_channels 0", "from 1 to 4"]),
+    "more latent channels than there are": (
+        lambda t: {"latent_min_channels": 5},
+        ["--latent_min_channels 5", "from 1 to 4", "AutoencoderTC"],
+    ),
     "images too small for the discriminator once scaled": (
         lambda t: {"latent_equivariance": 0.5, "discriminator": "patchgan", "discriminator_layers": 2},
         ["--latent_equivariance_min_scale 0.25", "8 pixels", "at least 12", "0.75"],

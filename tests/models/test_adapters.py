@@ -35,7 +35,7 @@ def test_encode_decode_and_sizes(name):
         trained, kl = adapter.training_latent(encoded)
         assert torch.equal(trained, latent) and (kl is not None) == (name == "AutoencoderKL")
     assert (adapter.spatial_ratio, adapter.pipeline_scaling) == (ratio, pytest.approx(scaling))
-    assert latent.shape[-1] == 16 // ratio
+    assert latent.shape[-1] == 16 // ratio and latent.shape[1] == adapter.latent_channels
     if name != "AutoencoderRAE":
         with pytest.raises(InputError, match="width 17 is not a multiple of 2"):
             adapter.check_image_size(16, 17)

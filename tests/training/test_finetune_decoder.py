@@ -14,6 +14,7 @@ from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
+from tcae_diffusers.objectives.latent_noise import draw_noise
 from tcae_diffusers.training import finetune_decoder
 
 from ..latent_commands import FOREIGN, calibrated, home, reset_accelerate, weights
@@ -131,7 +132,10 @@ def test_noise_on_latents_without_a_unit_is_warned_of(started, caplog, noise):
 def test_noise_has_the_unit_of_the_latents_that_diffusion_models_see():
     plain = FrozenEncoderTokenizer(FOREIGN["AutoencoderKL"](), noise=0.6)
     latent = torch.zeros(64, 4, 8, 8)
-    drawn = plain._draw_noise(latent, [torch.Generator().manual_seed(seed) for seed in range(64)])
+    deviation, noise = draw_noise(
+        latent, [torch.Generator().manual_seed(seed) for seed in range(64)], plain._deviation
+    )
+    drawn = deviation * noise
     same = [0.6 / 0.3 * torch.randn((), generator=torch.Generator().manual_seed(seed)).abs() for seed in range(64)]
     torch.testing.assert_close(drawn.flatten(1).std(1), torch.stack(same), rtol=0.3, atol=0)
 

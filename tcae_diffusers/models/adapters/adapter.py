@@ -93,6 +93,19 @@ class AutoencoderAdapter:
             return 2 ** (len(channels) - 1)
         raise InputError(f"cannot determine the compression ratio of {self.class_name} from its config")
 
+    @property
+    def latent_channels(self) -> int:
+        """
+        Channels of the latent.
+
+        Raises:
+            InputError: nothing in the config tells it.
+        """
+        channels = self.config.get("latent_channels")
+        if not isinstance(channels, int):
+            raise InputError(f"cannot determine the latent channels of {self.class_name} from its config")
+        return channels
+
     def check_image_size(self, height: int, width: int) -> None:
         """Raises [`InputError`] if a side is not a multiple of the compression ratio."""
         ratio = self.spatial_ratio

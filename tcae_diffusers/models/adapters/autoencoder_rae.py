@@ -35,5 +35,9 @@ class RAEAdapter(AutoencoderAdapter):
         # The decoder's patch: the encoder's is of the resized image.
         return self.config["patch_size"]
 
+    @property
+    def latent_channels(self) -> int:
+        return self.config["encoder_hidden_size"]
+
     def check_image_size(self, height: int, width: int) -> None:
         """Any size: it is resized."""
