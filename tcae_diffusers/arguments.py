@@ -313,20 +313,27 @@ def _read_config(
     for key, value in values.items():
         if key not in options:
             raise InputError(f"--config {config}: unknown key {key!r}{_near_or_all(str(key), sorted(options))}")
-        values[key] = _config_value(options[key], hints[key], value)
+        values[key] = config_value(key, hints[key], value, options[key].metadata["choices"])
     if base is None:
         return values
     return {**_read_config(str(base), arguments_type, hints, (*extended_by, config)), **values}
 
 
-def _config_value(each: Field, hint: Any, value: Any) -> Any:
+def config_value(name: str, hint: Any, value: Any, choices: Sequence[Any] | None = None) -> Any:
     """
-    The value of a config as its type asks.
+    A value from a YAML file as its type asks.
+
+    Args:
+        name (`str`): What error messages call it.
+        hint: The type: `int`, `float`, `str`, `Path`, `bool`, `dict`, a `Literal`, a list or a tuple of one of them,
+            each also with `| None`.
+        value: As the file gives it.
+        choices (`Sequence`, *optional*): What it may be, where the type does not say it.
 
     Raises:
         InputError: for a value of another type, or that is no choice.
     """
-    name, optional = each.name, hint
+    optional = hint
     hint = _type_of_value(hint)
     if value is None and hint is not optional:
         return None
@@ -335,8 +342,8 @@ def _config_value(each: Field, hint: Any, value: Any) -> Any:
         if not isinstance(value, list) or (get_origin(hint) is tuple and len(value) != len(items)):
             expected = "a list" if get_origin(hint) is list else f"a list of {len(items)} values"
             raise InputError(f"{name}: {value!r} is a {type(value).__name__}, expected {expected}")
-        return get_origin(hint)(_config_value(each, items[0], item) for item in value)
-    if choices := _choices(each, hint):
+        return get_origin(hint)(config_value(name, items[0], item, choices) for item in value)
+    if choices := get_args(hint) if get_origin(hint) is Literal else choices:
         if value not in choices:
             raise InputError(f"{name}: {value!r} is unknown; expected one of {', '.join(map(str, choices))}")
         return value

@@ -65,6 +65,9 @@ class CacheSourceArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("resolution", "data_resolution"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1 pixel")
         for name in ("augmented_passes", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")

@@ -237,8 +237,6 @@ def export_dataset(cache: LatentCache, folder: Path) -> None:
     from tcae_diffusers.data.latents.dataset_export import latent_cache_to_dataset
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        raise FileExistsError(f"--dataset_dir {folder} already exists; delete it or choose another.")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         latent_cache_to_dataset(cache, cache_dir=Path(temporary) / "arrow").save_to_disk(Path(temporary) / "dataset")
         os.rename(Path(temporary) / "dataset", folder)
@@ -312,6 +310,8 @@ def run(arguments: CacheArguments) -> None:
     refuse_deepspeed()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     configure_logging(accelerator)
+    if arguments.dataset_dir and Path(arguments.dataset_dir).exists():
+        raise FileExistsError(f"--dataset_dir {arguments.dataset_dir} already exists; delete it or choose another.")
     model = load_autoencoder(arguments.tokenizer, accelerator.device)
     arguments.resolution = arguments.resolution or adapt(model).image_size
     if not isinstance(arguments.resolution, int):

@@ -72,6 +72,13 @@ class DecoderTraining(ReconstructionTraining[Pass]):
             encoder_sha256=self.encoder_sha256,
         )
 
+    def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
+        """As ever; the first images also show whether the latent noise has a unit."""
+        if step == self.run.first_step and micro_step == 0:
+            images = to_signed(batches[0]["pixel_values"], self.run.accelerator.device)
+            warn_of_noise_without_unit(self.autoencoder, self.arguments.latent_noise, images)
+        return super().backward(batches, step, micro_step)
+
     def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
         """Its generators have drawn the latent noise."""
         images = to_signed(batch["pixel_values"], self.run.accelerator.device)
@@ -111,7 +118,6 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
-    warn_of_noise_without_unit(autoencoder, arguments.latent_noise)
     dataset = build_training_images(arguments)
     preview = build_preview(arguments)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)

@@ -83,5 +83,5 @@ class OnlineFrechet:
         samples = torch.cat(gather_in_rank_order(own, state)).numpy()
         distance = frechet_distance(samples, self.reference)
         accelerator.log({self.name: distance}, step=step)
-        logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f}(a trend, not a result)")
+        logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f} (a trend, not a result)")
         return distance

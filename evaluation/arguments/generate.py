@@ -65,6 +65,10 @@ class BaselineArguments(Arguments):
         metavar="PIXELS",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
+
 
 @dataclass
 class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
@@ -88,6 +92,8 @@ class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
         for name in ("num_images", "num_inference_steps"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("seed", self.seed >= 0, "at least 0")
+        # Pipelines take what is below 1 for 1, without a word.
+        self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
         if self.baseline == "class-mean" and not self.data:
             raise InputError("--baseline class-mean needs --data, the images to average")
         if self.baseline != "class-mean" and not self.pipeline:

@@ -94,6 +94,7 @@ class ImageArguments(AutoencoderArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
         self._require("max_images", self.max_images is None or self.max_images >= 2, "at least 2")
 
     def open_images(self, model: nn.Module) -> ImageSet:

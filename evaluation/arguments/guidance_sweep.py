@@ -25,6 +25,10 @@ class SweepArguments(Arguments):
     )
     output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("scales", all(scale >= 1 for scale in self.scales), "at least 1 each; 1 means no guidance")
+
 
 @dataclass
 class GuidanceSweepArguments(SweepArguments, SamplingArguments):

@@ -9,6 +9,9 @@ from tcae_diffusers.data.images.folder import printable_name
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.existing_paths import split_before_path
 
+# Bytes; what is added to name a file stays within the 255 of file systems.
+_LONGEST_NAME = 200
+
 
 def parse_named_paths(arguments: list[str]) -> dict[str, str]:
     """`name=path` or `path`, which is then called by its last part, to `{name: path}`.
@@ -16,7 +19,7 @@ def parse_named_paths(arguments: list[str]) -> dict[str, str]:
     Names and paths may hold `=` themselves: what is there decides where a path begins.
 
     Raises:
-        InputError: Two paths of one name, or a name that holds a `/` (files are named after it) or is empty.
+        InputError: Two paths of one name, or a name that holds a `/`, is empty or too long: files are named after it.
     """
     paths: dict[str, str] = {}
     for argument in arguments:
@@ -25,6 +28,11 @@ def parse_named_paths(arguments: list[str]) -> dict[str, str]:
         name = printable_name(_last_part(path) if name is None else name)
         if not name or "/" in name:
             raise InputError(f"{argument} does not exist and is not NAME=PATH: {name!r} is not a name")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise InputError(
+                f"a name of {len(name.encode())} bytes is too long for a file; give {path} a shorter one, as in "
+                f"{name[:12]}={path}"
+            )
         if name in paths:
             raise InputError(f"two paths are called {name!r}; give each its own name, as in trained=runs/a/samples")
         paths[name] = path

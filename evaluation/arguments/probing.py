@@ -33,6 +33,7 @@ class ProbeArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
         self._require("epochs", self.epochs >= 1, "at least 1")
 
 

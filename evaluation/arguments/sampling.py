@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.metrics.settings import SMALLEST_SET
 
 from .groups import FeatureCacheArguments, MachineArguments
 
@@ -29,6 +30,10 @@ class PointArguments(Arguments):
         metavar="balanced|SOURCE",
     )
     seed: int = option(0, "Seed of the samples and of the random draws from the real images.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("num_images", self.num_images >= SMALLEST_SET, f"at least {SMALLEST_SET}, to be measured")
 
 
 @dataclass

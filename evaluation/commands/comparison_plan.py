@@ -6,10 +6,11 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from tcae_diffusers.arguments import config_value
 from tcae_diffusers.errors import InputError
 
 from ..arguments.latents import LatentsArguments
@@ -62,7 +63,7 @@ class ComparisonPlan:
     train: str = "openmoji:train"
     test: str = "openmoji:heldout"
     reference: str | None = None
-    measures: tuple[str, ...] = MEASURES
+    measures: list[str] = field(default_factory=lambda: list(MEASURES))
     resolution: int | None = None
     max_images: int | None = None
     extractor: str = "efficientnet-lite0"
@@ -113,7 +114,10 @@ class MeasuredTokenizer:
     generation: dict[int, GenerationResult] = field(default_factory=dict)
 
 
-def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:
+PlanType = TypeVar("PlanType", TokenizerEntry, ComparisonPlan)
+
+
+def _read(cls: type[PlanType], content: Any, where: str) -> PlanType:
     if not isinstance(content, dict):
         raise InputError(f"{where} is {content!r}; expected keys and values")
     known = [entry.name for entry in dataclasses.fields(cls)]
@@ -124,7 +128,11 @@ def _checked(cls: type, content: Any, where: str) -> dict[str, Any]:
     missing = [name for name in required if name not in content]
     if missing:
         raise InputError(f"{where}: {', '.join(missing)} is missing")
-    return content
+    hints = get_type_hints(cls)
+    try:
+        return cls(**{name: config_value(name, hints[name], value) for name, value in content.items()})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _is_required(entry: dataclasses.Field) -> bool:
@@ -135,34 +143,31 @@ def read_plan(path: str | Path) -> ComparisonPlan:
     """Reads and checks a comparison file.
 
     Raises:
-        InputError: Not a YAML file, an unknown or missing key, a measure or number of steps that makes no sense.
+        InputError: Not a YAML file, an unknown or missing key, a value of another type, a measure or number of steps
+            that makes no sense.
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"cannot read comparison {path}: {error}") from error
-    content = _checked(ComparisonPlan, content, str(path))
-    entries = content["tokenizers"]
-    if not isinstance(entries, dict) or not entries:
-        raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got {entries!r}")
-    tokenizers = {}
-    for name, entry in entries.items():
-        entry = _checked(TokenizerEntry, entry, f"{path}: tokenizer {name!r}")
-        steps = entry.get("pipelines") or {}
-        if not isinstance(steps, dict) or not all(isinstance(key, int) and key > 0 for key in steps):
-            raise InputError(f"{path}: pipelines of {name!r} must be 'DiT steps: folder', got {steps!r}")
-        tokenizers[str(name)] = TokenizerEntry(**{**entry, "pipelines": dict(sorted(steps.items()))})
-    measures = tuple(content.get("measures", MEASURES))
-    wrong = [measure for measure in measures if measure not in MEASURES]
+    plan = _read(ComparisonPlan, content, str(path))
+    if not plan.tokenizers:
+        raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got none")
+    plan.tokenizers = {
+        str(name): _read_tokenizer(entry, f"{path}: tokenizer {name!r}") for name, entry in plan.tokenizers.items()
+    }
+    wrong = [measure for measure in plan.measures if measure not in MEASURES]
     if wrong:
-        raise InputError(
-            f"{path}: unknown measure {', '.join(map(str, wrong))}; expected one of {', '.join(MEASURES)}"
-        )
-    interval = content.get("guidance_interval")
-    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
-        raise InputError(f"{path}: guidance_interval must be two numbers, [from, to], got {interval!r}")
-    read = {"tokenizers": tokenizers, "measures": measures, "guidance_interval": interval and tuple(interval)}
-    return ComparisonPlan(**{**content, **read})
+        raise InputError(f"{path}: unknown measure {', '.join(wrong)}; expected one of {', '.join(MEASURES)}")
+    return plan
+
+
+def _read_tokenizer(content: Any, where: str) -> TokenizerEntry:
+    entry = _read(TokenizerEntry, content, where)
+    if not all(isinstance(key, int) and key > 0 and isinstance(entry.pipelines[key], str) for key in entry.pipelines):
+        raise InputError(f"{where}: pipelines must be 'DiT steps: folder', got {entry.pipelines!r}")
+    entry.pipelines = dict(sorted(entry.pipelines.items()))
+    return entry
 
 
 def folder_name(name: str) -> str:

@@ -33,8 +33,8 @@ def measure_pipeline(
     """
     if not sampling.reference:
         raise InputError(f"{pipeline} is a pipeline: pass --reference, the real images to compare its samples with")
-    # A reference that cannot be read should not be found out after hours of drawing.
-    open_reference_content(sampling.reference)
+    # What cannot be measured should not be found out after hours of drawing.
+    open_reference_content(sampling.reference, network=sampling.feature_network("cpu"))
     shared = {entry: getattr(sampling, entry) for entry in ("seed", "batch_size", "device")}
     drawing = GenerateArguments(
         pipeline=pipeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,11 @@ Curve = tuple[list[int], list[float]]
 def read_scalars(run_folder: str | Path) -> dict[str, Curve]:
     """All scalars below a run folder: `{tag: (steps, values)}`, in the order of steps.
 
-    A resumed run has several event files; where they overlap, what was written last counts.
+    A run that was started again has several event files. Each continues those before it from its first step, so what
+    they hold from there on belongs to a run that was given up.
 
     Raises:
-        InputError: If the folder does not exist or holds no event file.
+        InputError: If the folder does not exist, holds no event file, or those of several runs.
     """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -30,17 +32,27 @@ def read_scalars(run_folder: str | Path) -> dict[str, Curve]:
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
     files = [folder / name for name in file_names(folder) if "events.out.tfevents." in name]
-    files.sort(key=lambda file: file.stat().st_mtime)
     if not files:
         raise InputError(f"no TensorBoard event file (events.out.tfevents.*) below {folder}")
     points: dict[str, dict[int, float]] = {}
-    for file in files:
+    logged_in: dict[str, Path] = {}
+    # Links may lead to a file twice. Their names begin with the time at which they were opened, which copying keeps.
+    for file in sorted({Path(os.path.realpath(file)) for file in files}):
         events = EventAccumulator(str(file), size_guidance={SCALARS: 0})
         events.Reload()
-        for tag in events.Tags()["scalars"]:
-            for event in events.Scalars(tag):
-                points.setdefault(tag, {})[event.step] = event.value
-    return {tag: (sorted(values), [values[step] for step in sorted(values)]) for tag, values in points.items()}
+        scalars = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+        start = min((min(values) for values in scalars.values()), default=0)
+        own = {tag for tag, place in logged_in.items() if place == file.parent}
+        for tag in own:
+            points[tag] = {step: value for step, value in points[tag].items() if step < start}
+        for tag, values in scalars.items():
+            if logged_in.setdefault(tag, file.parent) != file.parent:
+                raise InputError(
+                    f"{folder} holds several training runs (in {logged_in[tag]} and {file.parent}); name each of them"
+                )
+            points.setdefault(tag, {}).update(values)
+    ordered = {tag: sorted(values.items()) for tag, values in points.items() if values}
+    return {tag: ([step for step, _ in curve], [value for _, value in curve]) for tag, curve in ordered.items()}
 
 
 _LEARNING = (

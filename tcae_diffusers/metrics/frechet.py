@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.version import __version__ as torch_fidelity_version
 
+from ..data.numpy_archive import open_npz
 from ..errors import InputError
 from .figure import Estimate
 
@@ -121,16 +122,11 @@ class FrechetStatistics:
         Raises:
             InputError: If the file cannot be read or lacks the two arrays.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                names = archive.files
-                if "mu" not in names or "sigma" not in names:
-                    raise InputError(f"{path} has arrays {names}, expected mu and sigma (an ADM reference file)")
-                mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot read reference statistics {path}: {error}") from error
+        with open_npz(path, "reference statistics") as archive:
+            names = archive.files
+            if "mu" not in names or "sigma" not in names:
+                raise InputError(f"{path} has arrays {names}, expected mu and sigma (an ADM reference file)")
+            mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise InputError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not match")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):

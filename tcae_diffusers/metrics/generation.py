@@ -32,7 +32,7 @@ def evaluate_generation(
         reference_count: `equal` (as many as samples; all from 50,000 on), `all`, or a number.
 
     Raises:
-        InputError: Fewer than 8 samples.
+        InputError: Fewer than 8 samples, or fewer real images than `reference_count` asks for.
     """
     own = sample_features(samples, network, batch_size, cache_folder)
     return generation_figures(own, reference, network, reference_count)
@@ -55,11 +55,19 @@ def sample_features(
 
 
 def compared_count(samples: int, reference: Reference, reference_count: int | str = "equal") -> int | None:
-    """How many reference images a set of that many samples is compared with; `None` for all."""
+    """How many reference images a set of that many samples is compared with; `None` for all.
+
+    Raises:
+        InputError: Fewer than `reference_count` asks for.
+    """
     available = 0 if reference.features is None else len(reference.features)
     if reference_count == "equal":
         return None if available >= FULL_SAMPLE_COUNT else min(samples, available)
-    return None if reference_count == "all" else int(reference_count)
+    if reference_count == "all":
+        return None
+    if int(reference_count) > available:
+        raise InputError(f"--reference_count {reference_count}, but there are only {available} real images; pass all")
+    return int(reference_count)
 
 
 def generation_figures(

@@ -113,6 +113,8 @@ def linear_probe(
     """
     if len(np.unique(train_labels)) < 2:
         raise InputError("a probe needs training images of at least 2 classes")
+    if len(train) < 5:
+        raise InputError(f"a probe needs at least 5 training images, a fifth of them to choose by; got {len(train)}")
     fitted, judged = map(torch.from_numpy, standardise(train, test))
     labels = torch.as_tensor(train_labels, dtype=torch.long)
     order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(seed))

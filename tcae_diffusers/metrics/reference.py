@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..data.images.center_crop import height_and_width
 from ..data.images.image_sets import ImageSet, NpzImages, is_archive, open_image_set
+from ..data.numpy_archive import open_npz
 from ..errors import InputError
 from ..files import sha256_of_file
 from .feature_cache import features_of
@@ -82,24 +82,36 @@ class Reference:
 
 
 def open_reference_content(
-    spec: str, size: int | tuple[int, int] | None = None
+    spec: str, size: int | tuple[int, int] | None = None, network: FeatureNetwork | None = None
 ) -> tuple[ImageSet | None, FrechetStatistics | None]:
     """Images and Fréchet statistics of a data source, a folder, or an ADM `.npz`; one of the two may be missing.
 
     Args:
         spec: See [`open_image_set`].
         size: Side, or height and width, to which images are cropped and resized, wherever they come from.
+        network: Whose features will be compared, if any will.
 
     Raises:
-        InputError: If `spec` cannot be read or holds neither, or has statistics of images of another size.
+        InputError: If `spec` cannot be read or holds neither, or has statistics of images of another size. With a
+            `network` also if there are too few images to compare, or statistics of Inception for another network.
     """
+    images, statistics = _images_and_statistics(spec, size)
+    if network is not None and images is not None and len(images) < SMALLEST_SET:
+        raise InputError(f"reference {spec} has {len(images)} images; at least {SMALLEST_SET} are needed")
+    if network is not None and statistics is not None and network.name != INCEPTION:
+        raise InputError(
+            f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
+        )
+    return images, statistics
+
+
+def _images_and_statistics(
+    spec: str, size: int | tuple[int, int] | None
+) -> tuple[ImageSet | None, FrechetStatistics | None]:
     if not is_archive(spec):
         return open_image_set(spec, size), None
-    try:
-        with np.load(spec, allow_pickle=False) as archive:
-            names = archive.files
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read reference {spec}: {error}") from error
+    with open_npz(spec, "reference") as archive:
+        names = archive.files
     if not {"mu", "arr_0"} & set(names):
         raise InputError(f"{spec} has arrays {names}, expected mu and sigma, or images in arr_0")
     statistics = FrechetStatistics.from_adm_npz(spec) if "mu" in names else None
@@ -131,13 +143,9 @@ def open_reference(
         The [`Reference`] and its description for the result file.
 
     Raises:
-        InputError: As [`open_reference_content`]; or statistics of Inception for another network's features.
+        InputError: As [`open_reference_content`].
     """
-    images, statistics = open_reference_content(spec, size)
-    if statistics is not None and network.name != INCEPTION:
-        raise InputError(
-            f"{spec} holds Inception statistics; compare with --extractor {INCEPTION}, not {network.name}"
-        )
+    images, statistics = open_reference_content(spec, size, network)
     features = None if images is None else features_of(images, network, batch_size, cache_folder)["features"]
     description = {
         "spec": spec,

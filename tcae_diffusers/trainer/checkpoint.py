@@ -39,14 +39,23 @@ class CheckpointManager:
         keep (`int`): Number of checkpoints to keep.
         identity (`dict`): What must be equal for a checkpoint to continue this run, such as the model's configuration
             and the seed. Sharded parameters are added to it: their checkpoints have other files.
+        options (`dict`): What may change in a run, but not without a word, such as its learning rate.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, keep: int, identity: dict[str, Any]):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        keep: int,
+        identity: dict[str, Any],
+        options: dict[str, Any],
+    ):
         self.accelerator = accelerator
         self.folder = Path(folder)
         self.keep = keep
         # Through JSON and back, so that tuples compare equal to the lists of a stored manifest.
         self.identity = json.loads(json.dumps(identity))
+        self.options = json.loads(json.dumps(options))
         if accelerator.is_fsdp2:
             self.identity["sharding"] = "FSDP2"
 
@@ -113,7 +122,13 @@ class CheckpointManager:
         for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
             files[str(file.relative_to(temporary))] = {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
             sync(file)
-        manifest = {"step": step, "samples_seen": samples_seen, "identity": self.identity, "files": files}
+        manifest = {
+            "step": step,
+            "samples_seen": samples_seen,
+            "identity": self.identity,
+            "options": self.options,
+            "files": files,
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         sync(temporary / MANIFEST)
         sync(temporary)
@@ -145,7 +160,7 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: if it does not exist, is incomplete or damaged, or was written by a run with another
-            identity.
+            identity, or with options that make its state another one.
         """
         path = Path(path)
         if not path.is_dir():
@@ -161,7 +176,22 @@ class CheckpointManager:
                     f"checkpoint {path} belongs to another run: its {key} is {stored}, this run's is {current}. Use "
                     "the same setting, or start a new run in another output_dir."
                 )
-        self.accelerator.load_state(str(path))
+        stored = manifest["options"]
+        changed = ", ".join(
+            f"{name} {stored.get(name)} before and {self.options.get(name)} now"
+            for name in sorted(self.options.keys() | stored.keys())
+            if stored.get(name) != self.options.get(name)
+        )
+        try:
+            self.accelerator.load_state(str(path))
+        except (RuntimeError, ValueError, KeyError) as error:
+            if not changed:
+                raise
+            raise CheckpointError(
+                f"checkpoint {path} does not fit this run, whose options are not those it was written with: {changed}"
+            ) from error
+        if changed:
+            logger.warning(f"options changed since {path} was written, and apply from its step on: {changed}")
         return manifest
 
     def resume(self, resume: str | None) -> int:

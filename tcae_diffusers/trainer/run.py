@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,13 @@ from .trackers import require_tracker, start_trackers
 from .user_errors import RUN_ERRORS, exit_on_user_error
 
 logger = get_logger(__name__)
+
+# Options that change nothing about what is trained: where something lies whose content decides, and how often the run
+# saves and logs.
+_WITHOUT_EFFECT = {
+    *("output_dir", "resume", "train_data", "latents", "tokenizer"),
+    *("checkpointing_steps", "checkpoints_total_limit", "log_steps", "report_to", "dataloader_num_workers"),
+}
 
 
 def prepare_run_folder(arguments: RunArguments) -> Path:
@@ -190,8 +197,9 @@ def begin_run(
         "total batch": total_batch,
         "max_train_steps": arguments.max_train_steps,
     }
+    options = {name: value for name, value in asdict(arguments).items() if name not in _WITHOUT_EFFECT}
     checkpoints = CheckpointManager(
-        accelerator, folder / "checkpoints", arguments.checkpoints_total_limit, {**shared, **identity}
+        accelerator, folder / "checkpoints", arguments.checkpoints_total_limit, {**shared, **identity}, options
     )
     first_step = checkpoints.resume(arguments.resume)
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)

@@ -222,11 +222,20 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
         ("train: x", "tokenizers is missing"),
         ("tokenizers: {a: {pipelines: {}}}", "tokenizer 'a': autoencoder is missing"),
         ("tokenizers: {a: {autoencoder: x, pipelines: {final: y}}}", "'DiT steps: folder'"),
+        ("tokenizers: {a: {autoencoder: x, pipelines: {5: null}}}", "'DiT steps: folder', got {5: None}"),
+        ("tokenizers: {a: {autoencoder: 3}}", "plan.yaml: tokenizer 'a': autoencoder: 3 is a int, expected str"),
+        ("tokenizers: {a: {autoencoder: x}}\nnum_images: 2e3", "plan.yaml: num_images: '2e3' is a str, expected int"),
+        ("tokenizers: {a: {autoencoder: x}}\nbatch_size: '8'", "batch_size: '8' is a str, expected int"),
+        ("tokenizers: {a: {autoencoder: x}}\ntrain: null", "train: None is a NoneType, expected str"),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nguidance_interval: [0.1]",
+            "guidance_interval: [0.1] is a list, expected a list of 2",
+        ),
+        ("tokenizers: {a: {autoencoder: x}}\nmeasures: latents", "measures: 'latents' is a str, expected a list"),
         ("tokenizers: {a: {autoencoder: x}}\nmeasures: [fid]", "unknown measure fid"),
         ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),
         ("a: [", "cannot read comparison"),
         ("- 1", "expected keys and values"),
-        ("tokenizers: {a: {autoencoder: x}}\nguidance_interval: [0.1]", "must be two numbers, [from, to], got [0.1]"),
     ],
 )
 def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):

@@ -347,7 +347,7 @@ def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_fo
 def test_plans_pass_the_shift_on(monkeypatch, tmp_path):
     passed = []
     monkeypatch.setattr(measured_samples, "run_unless_done", lambda run, arguments, kind: passed.append(arguments))
-    real = str(class_folder_set(tmp_path / "real", {"cat": 1}))
+    real = str(class_folder_set(tmp_path / "real", {"cat": 8}))
     for shift in (None, 2.5):
         measure_pipeline("pipeline", tmp_path, "name", SamplingArguments(reference=real, timestep_shift=shift))
     assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]

@@ -32,6 +32,9 @@ def place(tmp_path_factory, tiny_autoencoder, pipeline_folder):
     (root / "broken" / "a" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     picture(root / "one" / "a" / "0.png")
     picture(root / "few" / "0.png")
+    for index in range(2):
+        picture(root / "four" / "a" / f"{index}.png")
+        picture(root / "four" / "b" / f"{index}.png")
     picture(root / "empty_class" / "a" / "0.png")
     (root / "empty_class" / "b").mkdir()
     (root / "empty").mkdir()
@@ -39,6 +42,7 @@ def place(tmp_path_factory, tiny_autoencoder, pipeline_folder):
     (root / "bad.npz").write_bytes(b"no archive")
     np.savez(root / "float.npz", arr_0=np.zeros((2, 8, 8, 3)))
     np.savez(root / "names.npz", images=np.zeros(3))
+    np.savez(root / "moments.npz", mu=np.zeros(4), sigma=np.eye(4))
     np.savez(root / "onehot.npz", arr_0=np.zeros((9, 32, 32, 3), np.uint8), arr_1=np.eye(9))
     (root / "bad.json").write_text("{")
     (root / "other.json").write_text('{"kind": "recipe"}')
@@ -59,6 +63,15 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (RECONSTRUCTION + "--data {0}/broken", "{0}/broken/a/5.png"),
         (RECONSTRUCTION + "--data {0}/one", "{0}/one holds 1 image, too few"),
         (RECONSTRUCTION + "--data {0}/good --resolution 36", "height 36 is not a multiple of 8"),
+        (RECONSTRUCTION + "--data {0}/good --resolution 0", "--resolution 0 must be at least 1 pixel"),
+        (
+            "probing --autoencoder {0}/vae --train {0}/good --test {0}/good --resolution -8 --output {0}/out",
+            "--resolution -8 must be at least 1 pixel",
+        ),
+        (
+            "probing --autoencoder {0}/vae --train {0}/four --test {0}/four --output {0}/out --device cpu",
+            "at least 5 training images, a fifth of them to choose by; got 4",
+        ),
         (RECONSTRUCTION + "--data {0}/good --batch_size 0", "--batch_size 0"),
         (RECONSTRUCTION + "--data openmoji:nonsense", "unknown OpenMoji split 'nonsense'"),
         (RECONSTRUCTION + "--data {0}/good --autoencoder {0}/empty", "{0}/empty/config.json does not exist"),
@@ -79,6 +92,9 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATE + "--pipeline {0}/vae", "{0}/vae/model_index.json does not exist"),
         (GENERATE + "--num_images 0", "--num_images 0 must be at least 1"),
         (GENERATE + "--seed -1", "--seed -1"),
+        (GENERATE + "--guidance_scale 0.5", "--guidance_scale 0.5 must be at least 1, which means no guidance"),
+        (GENERATE + "--guidance_scale nan", "--guidance_scale nan must be at least 1"),
+        (GENERATE + "--resolution 0", "--resolution 0 must be at least 1 pixel"),
         (GENERATE + "--layout npz", "must end in .npz"),
         (GENERATE + "--output {0}/out.npz", "pass --layout npz"),
         (GENERATE + "--output {0}/file/out", "{0}/file"),
@@ -105,6 +121,12 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATION + "--samples {0}/good --reference {0}/names.npz", "expected mu and sigma, or images in arr_0"),
         (GENERATION + "--samples {0}/good {0}/good --reference {0}/good", "two paths are called 'good'"),
         (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 3", "--reference_count '3'"),
+        (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 10", "there are only 9 real images"),
+        (GENERATION + "--samples {0}/good --reference {0}/four", "reference {0}/four has 4 images; at least 8"),
+        (
+            GENERATION + "--reference {0}/good --samples " + "x" * 201 + "={0}/good",
+            "a name of 201 bytes is too long for a file; give {0}/good a shorter one",
+        ),
         ("report --results {0}/nowhere", "{0}/nowhere does not exist"),
         ("report --results {0}/empty", "no results below {0}/empty"),
         ("report --results {0}/bad.json", "{0}/bad.json is not a JSON result"),
@@ -119,6 +141,23 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (
             "guidance_sweep --pipeline {0}/pipeline --reference {0}/nowhere --output {0}/out",
             "{0}/nowhere does not exist",
+        ),
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/good --output {0}/out --extractor inception "
+            "--extractor_weights {0}/weights.pth",
+            "cannot load weights of feature network inception from {0}/weights.pth",
+        ),
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/moments.npz --output {0}/out",
+            "{0}/moments.npz holds Inception statistics",
+        ),
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/good --output {0}/out --num_images 7",
+            "--num_images 7 must be at least 8, to be measured",
+        ),
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/good --output {0}/out --scales 0 1",
+            "--scales [0.0, 1.0] must be at least 1 each",
         ),
         ("convergence --output {0}/out --curve a 5={0}/nowhere", "neither a generation.json nor a pipeline"),
         ("convergence --output {0}/out --curve a 5={0}/pipeline", "pass --reference"),
@@ -136,7 +175,7 @@ def test_bad_input_is_named(place, capsys, command, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert ": error: " in error
     assert message.format(place) in error
-    # Nothing that looks like a result is left behind.
+    # Nothing that looks like a result is left behind, no image among them.
     assert not [file for file in (place / "out").rglob("*") if file.is_file() and file.name != "settings.json"]
 
 

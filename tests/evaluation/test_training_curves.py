@@ -1,11 +1,13 @@
 """Curves of training runs: every tag that a command logs has a captioned chart, and no chart waits in vain."""
 
+import os
 import re
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.report.training_curves import all_charts, read_scalars, run_charts
 from tcae_diffusers.objectives.perceptual import LPIPS_BACKBONES
 from tcae_diffusers.objectives.reconstruction import PIXEL_LOSSES
@@ -96,3 +98,27 @@ def test_curves_of_a_resumed_run_are_one_curve(tmp_path):
     steps, values = read_scalars(tmp_path)["loss"]
     assert steps == list(range(13))
     assert values == [1.0] * 5 + [2.0] * 8
+    # Copied, files may have any date.
+    for date, file in enumerate(sorted(tmp_path.iterdir(), reverse=True)):
+        os.utime(file, (date, date))
+    assert read_scalars(tmp_path)["loss"] == (steps, values)
+
+
+def test_what_a_run_logged_that_was_given_up_is_no_part_of_the_next_one(tmp_path):
+    for number, (value, steps) in enumerate(((1.0, 10), (2.0, 3))):
+        with SummaryWriter(tmp_path, filename_suffix=f".{number}") as writer:
+            for step in range(1, steps + 1):
+                writer.add_scalar("loss", value, step)
+            if number == 0:
+                writer.add_scalar("gone", value, 5)
+    assert read_scalars(tmp_path) == {"loss": ([1, 2, 3], [2.0] * 3)}
+
+
+def test_curves_of_several_runs_are_not_mixed(tmp_path):
+    for name in ("one", "two"):
+        with SummaryWriter(tmp_path / name / "logs") as writer:
+            writer.add_scalar("loss", 1.0, 1)
+    with pytest.raises(InputError, match=r"several training runs .*one/logs and .*two/logs\); name each of them"):
+        read_scalars(tmp_path)
+    os.symlink(tmp_path / "one", tmp_path / "one" / "logs" / "again")
+    assert read_scalars(tmp_path / "one") == {"loss": ([1], [1.0])}

@@ -105,6 +105,32 @@ def test_workers_change_nothing(tmp_path):
     assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"learning_rate": 1e-3}, "learning_rate 0.01 before and 0.001 now"),
+        ({"horizontal_flip": False, "ssl_weight": 0.5}, "horizontal_flip True before and False now, ssl_weight 1.0"),
+        ({"log_steps": 3, "dataloader_num_workers": 1}, None),
+    ],
+)
+def test_an_option_that_changes_within_a_run_is_named(tmp_path, caplog, changed, words):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    shutil.rmtree(checkpoint(run))
+    train(run, resume="latest", **changed)
+    warnings = [record.message for record in caplog.records if "options changed since" in record.message]
+    assert len(warnings) == (1 if words else 0) and all(words in warning for warning in warnings)
+
+
+def test_an_option_that_the_state_of_a_run_does_not_fit_is_named(tmp_path, capsys):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        train(run, resume="latest", ssl_out_dim=32)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert "does not fit this run, whose options are not those it was written with: ssl_out_dim 16 before" in error
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+
+
 def test_a_folder_with_checkpoints_is_not_overwritten(tmp_path, capsys):
     run = shutil.copytree(uninterrupted(), tmp_path / "run")
     with pytest.raises(SystemExit) as stopped:

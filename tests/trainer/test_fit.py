@@ -37,7 +37,7 @@ def started(tmp_path):
             model, optimizer = accelerator.prepare(module, adamw(module.parameters(), arguments))
             sides.append(Side(module, model, optimizer, [], name, begins))
         guard = NonFiniteGuard(accelerator, 3)
-        checkpoints = CheckpointManager(accelerator, tmp_path / "checkpoints", 9, {})
+        checkpoints = CheckpointManager(accelerator, tmp_path / "checkpoints", 9, {}, {})
         return Run("test", arguments, tmp_path, accelerator, guard, checkpoints, 4, first_step), sides
 
     yield start

@@ -46,6 +46,36 @@ def test_other_images_under_the_same_names_are_another_job_and_a_copy_is_the_sam
     assert "another job (different: data_fingerprint)" in line
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"manifest.json is damaged"),
+        ("[]", "manifest.json is not that of a latent cache; choose another folder"),
+        ('{"kind": "samples"}', "manifest.json is not that of a latent cache; choose another folder"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys, content, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(content)
+    options = {"tokenizer": home() / "tokenizer", "data": home() / "images", "output_dir": tmp_path / "out"}
+    assert message in ends_in_one_line(capsys, cache_latents.main, write_statistics=False, **options)
+    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == [content]
+
+
+def test_a_dataset_folder_that_exists_is_refused_before_anything_is_encoded(tmp_path, capsys):
+    (tmp_path / "dataset").mkdir()
+    options = {"tokenizer": home() / "tokenizer", "data": home() / "images", "output_dir": tmp_path / "out"}
+    line = ends_in_one_line(capsys, cache_latents.main, dataset_dir=tmp_path / "dataset", **options)
+    assert "already exists" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["resolution", "data_resolution"])
+def test_a_size_of_nothing_is_refused(tmp_path, capsys, name):
+    options = {"tokenizer": home() / "tokenizer", "data": home() / "images", "output_dir": tmp_path / "out"}
+    line = ends_in_one_line(capsys, cache_latents.main, **{**options, name: 0})
+    assert f"--{name} 0 must be at least 1 pixel" in line
+
+
 FORMS = {
     "one file": {},
     "shards": {"max_shard_size": "20KB"},

@@ -5,12 +5,14 @@ import json
 import diffusers
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
@@ -123,10 +125,25 @@ def test_a_run_with_another_decoder_is_not_resumed(tmp_path, capsys):
 
 @pytest.mark.parametrize("noise", [0, 0.5])
 def test_noise_on_latents_without_a_unit_is_warned_of(started, caplog, noise):
-    started(latent_noise=noise)
-    started(latent_noise=noise, autoencoder=home() / "tokenizer")
+    for autoencoder in (trained_tokenizer(), home() / "tokenizer"):
+        run = started(latent_noise=noise, autoencoder=autoencoder)
+        for step in range(2):
+            run.backward([first_batch(run)], step, 0)
     warnings = [record.message for record in caplog.records if "--latent_noise 0.5" in record.message]
     assert len(warnings) == (1 if noise else 0) and all("run cache_latents" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (0.1, True), (10.0, True)])
+def test_noise_without_a_unit_is_warned_of_for_every_autoencoder(caplog, factor, warned):
+    model, images = FOREIGN["AutoencoderKL"]().eval(), torch.rand(8, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        spread = model.encode(images).latent_dist.mode().transpose(0, 1).flatten(1).std(dim=1).mean()
+    PartialState()  # accelerate's loggers ask for it
+    model.register_to_config(scaling_factor=factor / float(spread))
+    warn_of_noise_without_unit(model, 0.0, images)
+    assert not caplog.records
+    warn_of_noise_without_unit(model, 0.5, images)
+    assert [("scaling_factor in its config.json" in record.message) for record in caplog.records] == [True] * warned
 
 
 def test_noise_has_the_unit_of_the_latents_that_diffusion_models_see():

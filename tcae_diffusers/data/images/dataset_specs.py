@@ -11,11 +11,13 @@ from urllib.parse import parse_qs
 
 import datasets
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...errors import InputError
 from ...existing_paths import split_after_path
 from .content_fingerprint import content_digests
+from .folder import image_names
 from .sample_manifest import refuse_drawn_set
 from .tar_shards import TarShards
 
@@ -145,7 +147,8 @@ def _find(
     if any((Path(spec.location) / file).exists() for file in ("dataset_dict.json", "state.json")):
         return _open_saved(spec)
     builder = _find_builder(spec, cache_dir)
-    _check_split(spec, list(builder.config.data_files or builder.info.splits or ()), sliceable)
+    # Splits that `datasets` infers are no `str`.
+    _check_split(spec, [str(name) for name in builder.config.data_files or builder.info.splits or ()], sliceable)
     if isinstance(builder, WebDataset):
         # `datasets` would take the columns of the first tar for those of all.
         options = {"base_path": builder.base_path, "dataset_name": builder.dataset_name}
@@ -194,7 +197,7 @@ def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetB
     if os.path.isdir(spec.location):
         _check_folder(spec.location)
     try:
-        return datasets.load_dataset_builder(spec.location, name=spec.config, cache_dir=cache_dir)
+        builder = datasets.load_dataset_builder(spec.location, name=spec.config, cache_dir=cache_dir)
     except ValueError as error:
         # What is wrong is told by what there is, not by the message, which differs between versions of `datasets`.
         configs = datasets.get_dataset_config_names(spec.location)
@@ -207,6 +210,9 @@ def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetB
                 f"{spec.location} has several configurations ({', '.join(configs)}); choose one with ?name=CONFIG"
             ) from error
         raise
+    if isinstance(builder, ImageFolder) and os.path.isdir(spec.location):
+        _check_images(spec.location, builder)
+    return builder
 
 
 def _check_folder(location: str) -> None:
@@ -219,6 +225,21 @@ def _check_folder(location: str) -> None:
                     f"{path} is a link to a folder, which `datasets` does not follow; name the folder without "
                     "datasets:, or put a copy in place of the link"
                 )
+
+
+def _check_images(location: str, builder: ImageFolder) -> None:
+    """Refuse a folder of images of which `datasets` takes some for a split and leaves out the others."""
+    if os.path.exists(os.path.join(location, "README.md")):
+        # There, the author of the data set may say what belongs to it.
+        return
+    taken = {os.path.abspath(file) for files in builder.config.data_files.values() for file in files}
+    left_out = [name for name in image_names(location) if os.path.abspath(os.path.join(location, name)) not in taken]
+    if left_out:
+        splits = ", ".join(map(str, builder.config.data_files))
+        raise InputError(
+            f"`datasets` takes folders of {location} for splits ({splits}), as it does where one is called train or "
+            f"test, and leaves out {len(left_out)} images such as {left_out[0]}; name the folder without datasets:"
+        )
 
 
 @contextmanager

@@ -24,6 +24,11 @@ IMAGE_EXTENSIONS = (
     *(".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
 )
 
+# Those that it does not, and that photographers and artists keep beside the others.
+_UNREADABLE = (".arw", ".cr2", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".nef", ".psd", ".svg", ".xcf")
+# What the parts of a data set are called. That all classes of one are is unheard of.
+_SPLITS = {"dev", "eval", "heldout", "held_out", "test", "testing", "train", "training", "val", "valid", "validation"}
+
 
 class ImageFolderSource:
     """Map-style image source over `root/class/image.png`.
@@ -40,7 +45,7 @@ class ImageFolderSource:
     Raises:
         FileNotFoundError: `root` does not exist or is not a folder.
         ValueError: `root` holds no images, or some beside and some in class folders; a class folder holds none (the
-            message names it); or a drawn set is unfinished.
+            message names it); it holds parts of a data set, see [`refuse_splits`]; or a drawn set is unfinished.
         BrokenImageError: From `source[i]`, for a file that cannot be decoded.
     """
 
@@ -68,6 +73,7 @@ class ImageFolderSource:
         self._name_bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
 
     def _labels_by_folder(self, names: list[str]) -> tuple[list[str], list[int]]:
+        refuse_splits(self.root, names)
         classes = sorted(
             entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")
         )
@@ -106,18 +112,25 @@ class ImageFolderSource:
 
 
 def image_names(root: str | os.PathLike) -> list[str]:
-    """The images among [`file_names`].
+    """The images among [`file_names`]. Those in formats that cannot be read are left out, and the log says so.
 
     Raises:
         InputError: A link leads nowhere, so what it held would be left out.
     """
     _warn_of_hidden_images(root)
-    names = []
+    names, unreadable = [], []
     for name in file_names(root):
         if name.lower().endswith(IMAGE_EXTENSIONS):
             names.append(name)
         elif not os.path.exists(os.path.join(root, name)):
             raise InputError(f"{os.path.join(root, name)} is a link to something that does not exist; remove it")
+        elif name.lower().endswith(_UNREADABLE):
+            unreadable.append(name)
+    if unreadable:
+        logger.warning(
+            f"{len(unreadable)} files of {printable_name(os.fspath(root))} are left out because their format cannot "
+            f"be read, such as {printable_name(unreadable[0])}; convert them to PNG or JPEG"
+        )
     return names
 
 
@@ -143,6 +156,20 @@ def are_loose(root: Path, names: Sequence[str]) -> bool:
             "elsewhere"
         )
     return bool(loose)
+
+
+def refuse_splits(root: Path, names: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: The folders in `root` are called as the parts of a data set are, and hold folders themselves: they
+            are no classes, and nobody wants to train on all parts.
+    """
+    folders = dict.fromkeys(name.partition("/")[0] for name in names)
+    if folders and _SPLITS.issuperset(map(str.lower, folders)) and all(name.count("/") > 1 for name in names):
+        raise InputError(
+            f"{root} holds the parts of a data set ({', '.join(folders)}) and not its classes; name one part, such as "
+            f"{root / next(iter(folders))}"
+        )
 
 
 def printable_name(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +15,11 @@ from PIL import Image
 
 from ...errors import InputError
 from ...files import sha256_of_json
+from ..numpy_archive import open_npz
 from .center_crop import center_crop, height_and_width
 from .content_fingerprint import content_digests, content_fingerprint
 from .decoding import load_rgb_image
-from .folder import IMAGE_EXTENSIONS, are_loose, image_names, printable_name
+from .folder import IMAGE_EXTENSIONS, are_loose, image_names, printable_name, refuse_splits
 from .sample_manifest import recorded_classes, recorded_labels, refuse_sets_below
 from .sources import ImageSource, build_image_source, scheme_of
 
@@ -110,8 +110,8 @@ class FolderImages:
             are, which samples are judged by: all must have the size of the first.
 
     Raises:
-        InputError: No such folder, no images in it, images both beside and in class folders, or, from `images[i]`, an
-            image of another size.
+        InputError: No such folder, no images in it, images both beside and in class folders, parts of a data set (see
+            [`refuse_splits`]), or, from `images[i]`, an image of another size.
         BrokenImageError: From `images[i]`, for a file that cannot be decoded.
     """
 
@@ -136,6 +136,7 @@ class FolderImages:
     def _labels_by_folder(self) -> tuple[list[str], list[int]] | tuple[None, None]:
         if are_loose(self.root, self.files):
             return None, None
+        refuse_splits(self.root, self.files)
         folders = [file.partition("/")[0] for file in self.files]
         # Folders come in the order of their names, and images folder by folder.
         label_of = {name: label for label, name in enumerate(dict.fromkeys(folders))}
@@ -184,18 +185,11 @@ class NpzImages:
         self.path, self.name, self.size = Path(path), str(path), size
         if not self.path.is_file():
             raise InputError(f"image archive {path} does not exist")
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                if "arr_0" not in archive.files:
-                    raise InputError(
-                        f"{path} has arrays {archive.files}, expected arr_0 with uint8 images (N, H, W, 3)"
-                    )
-                labels = archive["arr_1"] if "arr_1" in archive.files else None
+        with open_npz(self.path, "image archive") as archive:
+            if "arr_0" not in archive.files:
+                raise InputError(f"{path} has arrays {archive.files}, expected arr_0 with uint8 images (N, H, W, 3)")
+            labels = archive["arr_1"] if "arr_1" in archive.files else None
             self._images = _memory_map_member(self.path, "arr_0.npy")
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot read image archive {path}: {error}") from error
         if self._images.dtype != np.uint8 or self._images.ndim != 4 or self._images.shape[-1] != 3:
             raise InputError(
                 f"{path}: arr_0 is {self._images.dtype} {self._images.shape}, expected uint8 (N, H, W, 3)"

@@ -54,7 +54,13 @@ class ImageSource(Protocol):
 
 
 def scheme_of(spec: str | os.PathLike) -> str | None:
-    """Which of [`SCHEMES`] names the source; `None` for a path, and for a path that exists whatever its name."""
+    """Which of [`SCHEMES`] names the source; `None` for a path, and for a path that exists whatever its name.
+
+    Raises:
+        InputError: There is no name. As a path it would stand for the working directory.
+    """
+    if not os.fspath(spec):
+        raise InputError("the name of the images is empty; expected a folder or a data source such as datasets:NAME")
     return scheme_before(os.fspath(spec), SCHEMES)
 
 

@@ -8,7 +8,7 @@ import torch
 from accelerate.logging import get_logger
 
 from ...files import write_atomically
-from ...models.adapters import load_autoencoder
+from ...models.adapters import adapt, load_autoencoder
 from ...models.fingerprint import STATISTICS_BUFFERS, is_calibrated
 from .cache import LatentCache
 from .format import LatentCacheError
@@ -87,10 +87,28 @@ def warn_of_latents_without_unit(cache: LatentCache) -> None:
         )
 
 
-def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float) -> None:
-    """Warn if `latent_noise` is asked for on latents whose deviation is whatever the encoder gives."""
-    if latent_noise and is_calibrated(autoencoder) is False:
-        logger.warning(
-            f"--latent_noise {latent_noise:g} is in units of the latent's standard deviation, but the autoencoder "
-            "has no latent statistics yet; run cache_latents with it first, which writes them"
-        )
+def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float, images: torch.Tensor) -> None:
+    """
+    Warn if `latent_noise` is asked for on latents whose deviation is not 1 but whatever the encoder gives.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, 3, H, W)`): In [-1, 1], to measure the deviation of latents that no
+            statistics normalise, but at most a scaling factor.
+    """
+    calibrated = is_calibrated(autoencoder)
+    if not latent_noise or calibrated:
+        return
+    adapter = adapt(autoencoder)
+    with torch.no_grad():
+        latents = adapter.encode(images).float() * adapter.pipeline_scaling[0]
+    deviations = latents.transpose(0, 1).flatten(1).std(dim=1)
+    low, high = float(deviations.min()), float(deviations.max())
+    if calibrated is None and _DEVIATIONS[0] <= low and high <= _DEVIATIONS[1]:
+        return
+    remedy = "run cache_latents with it first, which writes its latent statistics"
+    if calibrated is None:
+        remedy = "set the scaling_factor in its config.json so that they are near 1"
+    logger.warning(
+        f"--latent_noise {latent_noise:g} is in units of the latent's standard deviation, but those of this "
+        f"autoencoder's channels are {low:.3g} to {high:.3g}; {remedy}"
+    )

@@ -136,7 +136,7 @@ class LatentShardWriter:
             raise explain_write_error(error, self.path, 0) from error
         for name in (MANIFEST, JOB):
             if (self.path / name).exists():
-                found = json.loads((self.path / name).read_text())
+                found = _read_job(self.path / name)
                 different = [key for key in {**self.job, "tokens": None} if found.get(key) != self.job.get(key)]
                 if different:
                     raise LatentCacheError(
@@ -285,6 +285,18 @@ class LatentShardWriter:
 def bytes_per_image(job: dict) -> int:
     """Of latents and tokens of all views, by the description of a cache."""
     return sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in stored_values(job).values())
+
+
+def _read_job(file: Path) -> dict:
+    """What an earlier run says that it caches, or cached."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise LatentCacheError(f"{file} is damaged ({error}); choose another folder, or delete this one") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        # It is not ours to say that the folder may be deleted.
+        raise LatentCacheError(f"{file} is not that of a latent cache; choose another folder")
+    return found
 
 
 def rounding_error(values: torch.Tensor, rounded: torch.Tensor) -> tuple[float, float]:

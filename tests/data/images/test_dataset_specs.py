@@ -106,6 +106,38 @@ def test_a_linked_folder_that_datasets_would_pass_over_is_refused(tmp_path):
         open_stream(DatasetSpec.parse(f"{tmp_path}/set"))
 
 
+def _class_folders(folder, *classes):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for place in range(2):
+            (folder / name / f"{place}.png").write_bytes(encoded(number))
+    return folder
+
+
+@pytest.mark.parametrize("use", [open_dataset, open_stream])
+@pytest.mark.parametrize(
+    ("split", "message"), [("val", "has no split 'val'; expected one of train"), ("train[:1]", "complete splits only")]
+)
+def test_a_split_that_class_folders_lack_is_named(tmp_path, use, split, message):
+    spec = DatasetSpec.parse(f"{_class_folders(tmp_path, 'cat', 'dog')}:{split}")
+    if (use, split) == (open_dataset, "train[:1]"):
+        assert len(use(spec)) == 1
+        return
+    with pytest.raises(InputError, match=message):
+        use(spec)
+
+
+@pytest.mark.parametrize("use", [open_dataset, open_stream])
+@pytest.mark.parametrize("name", ["train", "test", "training"])
+def test_classes_beside_one_that_datasets_takes_for_a_split_are_not_left_out(tmp_path, use, name):
+    folder = _class_folders(tmp_path, "bus", "car", name)
+    assert len(build_image_source(folder)) == 6
+    with pytest.raises(InputError, match=r"leaves out 4 images such as bus/0\.png; name the folder without datasets:"):
+        use(DatasetSpec.parse(f"{folder}:{'test' if name == 'test' else 'train'}"))
+    (folder / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: bus/*}]\n---\n")
+    assert len(list(use(DatasetSpec.parse(str(folder))))) == 2
+
+
 def _write_at_one_time(file, content):
     file.write_bytes(content)
     os.utime(file, (1_700_000_000, 1_700_000_000))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tcae_diffusers.data.images.decoding import BrokenImageError, load_rgb_image
 from tcae_diffusers.data.images.folder import ImageFolderSource
+from tcae_diffusers.data.images.image_sets import open_image_set
 from tcae_diffusers.data.images.sources import ImageSource, build_image_source
 from tcae_diffusers.errors import InputError
 
@@ -115,6 +116,41 @@ def test_a_class_that_is_a_link_to_nothing_or_hidden_is_named(two_classes, caplo
     os.symlink(two_classes / "gone", two_classes / "zebra")
     with pytest.raises(InputError, match="zebra is a link to something that does not exist"):
         build_image_source(two_classes)
+
+
+def test_images_that_cannot_be_read_are_left_out_with_a_word(two_classes, caplog):
+    (two_classes / "cat/photo.HEIC").write_bytes(b"")
+    (two_classes / "dog/deep/drawing.svg").write_text("")
+    logging.enable_propagation()
+    try:
+        assert len(build_image_source(two_classes)) == 4
+    finally:
+        logging.disable_propagation()
+    assert "2 files of" in caplog.text and "left out because their format cannot be read, such as cat/photo.HEIC" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("parts", [["train", "val"], ["Test"], ["train", "validation", "test"]])
+def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
+    root = _folder(tmp_path / "set", {f"{part}/{name}/a.png": "red" for part in parts for name in ("cat", "dog")})
+    for use in (build_image_source, open_image_set):
+        with pytest.raises(InputError, match=rf"name one part, such as .*/{sorted(parts)[0]}$"):
+            use(root)
+        assert use(root / parts[0]).classes == ["cat", "dog"]
+    # A class may be called so.
+    _folder(root, {"bus/deep/a.png": "red"})
+    assert build_image_source(root).classes == sorted([*parts, "bus"])
+    vehicles = _folder(tmp_path / "vehicles", {"train/a.png": "red", "test/deep/a.png": "red"})
+    assert open_image_set(vehicles).classes == ["test", "train"]
+
+
+def test_an_empty_name_is_not_the_working_directory(two_classes, monkeypatch):
+    monkeypatch.chdir(two_classes)
+    for use in (build_image_source, open_image_set):
+        with pytest.raises(InputError, match="the name of the images is empty"):
+            use("")
+        assert len(use(".")) == 4
 
 
 def test_a_folder_without_class_folders_is_one_class(tmp_path):

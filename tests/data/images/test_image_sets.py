@@ -9,6 +9,8 @@ from PIL import Image
 from tcae_diffusers.data.images.decoding import load_rgb_image
 from tcae_diffusers.data.images.image_sets import FolderImages, NpzImages, SourceImages, open_image_set
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.metrics.frechet import FrechetStatistics
+from tcae_diffusers.metrics.reference import open_reference_content
 
 
 def save(path, image=None, **options):
@@ -130,6 +132,18 @@ def test_a_damaged_archive_is_named(tmp_path, damage):
     file.write_bytes(content[:500] if damage == "cut" else content)
     with pytest.raises(InputError, match=r"cannot read image archive .*set\.npz"):
         open_image_set(file)
+
+
+@pytest.mark.parametrize("use", [open_image_set, open_reference_content, FrechetStatistics.from_adm_npz])
+@pytest.mark.parametrize("content", ["nothing", "text", "one array"])
+def test_what_is_no_archive_is_named(tmp_path, use, content):
+    file = tmp_path / "set.npz"
+    file.write_bytes(b"" if content == "nothing" else b"text")
+    if content == "one array":
+        with open(file, "wb") as stream:
+            np.save(stream, np.zeros((9, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match=r"cannot read .*set\.npz: it is not an \.npz archive"):
+        use(str(file))
 
 
 @pytest.mark.parametrize("name", ["12:30/flat", "openmoji:train", "datasets:x", "lr=1e-4", "folder.npz"])
