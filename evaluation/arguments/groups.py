@@ -27,7 +27,7 @@ class MeasuringArguments(Protocol):
     Arguments of a command that stores a result in `output`.
 
     Attributes:
-        content (`Mapping[str, Content]`): The arguments that name models or data, each with what it names.
+        content (`Mapping[str, Content]`): The attributes that name models or data, each with what it names.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

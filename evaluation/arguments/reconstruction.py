@@ -28,11 +28,42 @@ class ReconstructionMeasureArguments(Arguments):
 
 
 @dataclass
+class LinearBaselineArguments(Arguments):
+    """The linear autoencoder with a latent of the same size, beside which every figure is shown."""
+
+    group: ClassVar[str] = "Linear baseline"
+
+    baseline_data: str | None = option(
+        None,
+        "Images that the linear baseline is fitted to, or none for no baseline; if unset, the training split that "
+        "belongs to --data, or --data itself where there is none, which favours the baseline.",
+        metavar="SOURCE",
+    )
+    baseline_images: int = option(
+        10_000, "Most images that the linear baseline is fitted to; they are evenly spaced in their source."
+    )
+    baseline_basis: Literal["shared", "per_position"] = option(
+        "shared",
+        "Whether the linear baseline has one basis for all positions of the latent, or one for each, which suits "
+        "images with aligned contents.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("baseline_images", self.baseline_images >= 2, "at least 2")
+
+
+@dataclass
 class ReconstructionArguments(
-    ImageArguments, ReconstructionMeasureArguments, FeatureNetworkArguments, MachineArguments
+    ImageArguments,
+    ReconstructionMeasureArguments,
+    LinearBaselineArguments,
+    FeatureNetworkArguments,
+    MachineArguments,
 ):
     """
-    How well does an autoencoder reconstruct unseen images? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance.
+    How well does an autoencoder reconstruct unseen images? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance, each beside
+    that of the linear autoencoder with a latent of the same size.
 
     Works for any autoencoder of diffusers. Only one batch is in memory at a time, so 50,000 images need no more memory
     than 100.
@@ -41,6 +72,7 @@ class ReconstructionArguments(
     content: ClassVar[Mapping[str, Content]] = {
         "autoencoder": "folder",
         "data": "source",
+        "baseline_source": "source",
         "extractor_weights": "folder",
         "lpips_weights": "folder",
     }
@@ -50,3 +82,17 @@ class ReconstructionArguments(
         "Feature network of the Fréchet distance; only inception gives an rFID, and none leaves the distance out.",
         choices=(*EXTRACTOR_NAMES, "none"),
     )
+
+    @property
+    def baseline_source(self) -> str | None:
+        """
+        Images that the linear baseline is fitted to; `None` for no baseline.
+
+        Raises:
+            InputError: The data set of `--data` cannot be read.
+        """
+        from tcae_diffusers.data.images.sources import training_split
+
+        if self.baseline_data == "none":
+            return None
+        return self.baseline_data or training_split(self.data) or self.data

@@ -50,7 +50,8 @@ class ComparisonPlan:
 
     Args:
         tokenizers: `{name: TokenizerEntry}`, in the order of the report; the first is the baseline.
-        train, test: Data for fitting and judging probes; `test` also for reconstruction and latents.
+        train, test: Data for fitting and judging probes; `test` also for reconstruction and latents, `train` also for
+            the linear baseline of reconstructions.
         reference: Real images for the samples (default: `train`).
         measures: Which of reconstruction, latents, probing, generation.
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
@@ -195,7 +196,9 @@ def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, f
     on_images = {**common, "data": plan.test, "max_images": plan.max_images, **plan.features()}
     measured = MeasuredTokenizer()
     if "reconstruction" in plan.measures:
-        reconstructing = ReconstructionArguments(**on_images, output=folder / "reconstruction")
+        reconstructing = ReconstructionArguments(
+            **on_images, baseline_data=plan.train, output=folder / "reconstruction"
+        )
         measured.results.append(run_unless_done(reconstruction.run, reconstructing, ReconstructionResult))
     if "latents" in plan.measures:
         diagnosing = LatentsArguments(**on_images, seed=plan.seed, output=folder / "latents")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.figure import Baseline, Figure
+from tcae_diffusers.metrics.figure import Baseline, Figure, LinearBaseline
 
 from .result import Result
 
 PER_IMAGE_FILE = "per_image.csv"
+_PAIRED, _COMBINED = "paired, image by image", "two intervals, combined in quadrature"
 
 
 @dataclass
@@ -32,6 +33,8 @@ class ComparedFigure:
         per_image (`dict[str, Path]`): Per subject the file with its values per image, if there is one.
         sources (`dict[str, Path]`): Per subject the folder of the result.
         baseline ([`Baseline`], *optional*): What no model would score, where the results say so.
+        linear (`dict[str, LinearBaseline]`): Per subject the linear autoencoder of equal latent size, where measured.
+        differences_from_linear (`list[dict]`): See [`difference_from_linear`].
     """
 
     name: str
@@ -42,6 +45,8 @@ class ComparedFigure:
     per_image: dict[str, Path] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
     baseline: Baseline | None = None
+    linear: dict[str, LinearBaseline] = field(default_factory=dict)
+    differences_from_linear: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, subject: str, figure: Figure, folder: Path) -> None:
         """Takes in the figure of a subject, whose result lies in `folder`."""
@@ -52,6 +57,9 @@ class ComparedFigure:
         self.column = figure.per_image
         if self.column and (folder / PER_IMAGE_FILE).is_file():
             self.per_image[subject] = folder / PER_IMAGE_FILE
+        if figure.linear is not None:
+            self.linear[subject] = figure.linear
+            self.differences_from_linear.append(difference_from_linear(subject, figure, figure.linear))
 
 
 def align_figures(results: Sequence[Result]) -> list[ComparedFigure]:
@@ -117,13 +125,24 @@ def differences(row: ComparedFigure) -> list[dict[str, Any]]:
     pairs = []
     for first, second in itertools.combinations(row.values, 2):
         one, other = row.values[first], row.values[second]
-        difference = one["value"] - other["value"]
-        interval, method = _paired_interval(row, first, second), "paired, image by image"
-        if interval is None and "interval" in one and "interval" in other:
-            # Independent errors add in squares; a shared reference makes the truth somewhat narrower.
-            interval, method = math.hypot(one["interval"], other["interval"]), "two intervals, combined in quadrature"
-        pairs.append(described_pair(first, second, difference, interval, method, row.better))
+        interval, method = _paired_interval(row, first, second), _PAIRED
+        if interval is None:
+            interval, method = _combined_interval(one.get("interval"), other.get("interval")), _COMBINED
+        pairs.append(described_pair(first, second, one["value"] - other["value"], interval, method, row.better))
     return pairs
+
+
+def difference_from_linear(subject: str, figure: Figure, linear: LinearBaseline) -> dict[str, Any]:
+    """The figure of a subject minus that of the linear autoencoder of equal latent size, as in [`differences`]."""
+    interval, method = linear.difference_interval, _PAIRED
+    if interval is None:
+        interval, method = _combined_interval(figure.interval, linear.interval), _COMBINED
+    return described_pair(subject, linear.name, figure.value - linear.value, interval, method, figure.better)
+
+
+def _combined_interval(first: float | None, second: float | None) -> float | None:
+    # Independent errors add in squares; a shared reference makes the truth somewhat narrower.
+    return None if first is None or second is None else math.hypot(first, second)
 
 
 def described_pair(
@@ -154,7 +173,9 @@ def comparison_table(results: Sequence[Result]) -> list[dict[str, Any]]:
             "conditions": row.conditions,
             "values": row.values,
             "baseline": row.baseline and asdict(row.baseline),
+            "linear": {subject: linear.to_json() for subject, linear in row.linear.items()},
             "differences": differences(row),
+            "differences_from_linear": row.differences_from_linear,
         }
         for row in align_figures(results)
     ]

@@ -15,20 +15,22 @@ def format_number(value: float | None) -> str:
 
 
 def describe_figure(figure: Figure, of: str = "images") -> str:
-    """One line: name, value with its interval, number of images, floor and baseline."""
+    """One line: name, value with its interval, number of images, floor and baselines."""
     spread = "" if figure.interval is None else f" ± {figure.interval:.2g}"
     line = f"{figure.name}: {figure.value:.4f}{spread} over {figure.samples} {of}"
     if figure.floor is not None:
         line += f"  (real against real: {figure.floor.value:.4f})"
     if figure.baseline is not None:
         line += f"  ({figure.baseline.name}: {figure.baseline.value:.4f})"
+    if figure.linear is not None:
+        line += f"  ({figure.linear.name}: {figure.linear.value:.4f})"
     return line
 
 
 def table_row(subject: str, figure: Figure) -> dict[str, str]:
-    """A figure as a row of the report's table: whose, name, value with interval, counts, floor, baseline."""
+    """A figure as a row of the report's table: whose, name, value with interval, counts, floor, baselines."""
     spread = figure.interval or figure.std_over_draws or figure.std
-    baseline = figure.baseline
+    baselines = [each for each in (figure.baseline, figure.linear) if each is not None]
     return {
         "subject": subject,
         "name": figure.name,
@@ -38,7 +40,7 @@ def table_row(subject: str, figure: Figure) -> dict[str, str]:
         "samples": f"{figure.samples:,}",
         "reference": f"{figure.reference_images:,}" if figure.reference_images else "",
         "floor": format_number(figure.floor.value) if figure.floor else "",
-        "baseline": f"{format_number(baseline.value)} ({baseline.name})" if baseline else "",
+        "baseline": "; ".join(f"{format_number(each.value)} ({each.name})" for each in baselines),
     }
 
 

@@ -70,7 +70,11 @@ CONTENT: dict[Content, Callable[[Any], str]] = {
 def inputs_of(arguments: MeasuringArguments) -> dict[str, Any]:
     """What decides a result, JSON-ready: every argument but `output`, and fingerprints of the content they name."""
     given = {entry.name: getattr(arguments, entry.name) for entry in fields(arguments) if entry.name != "output"}
-    content = {name: CONTENT[kind](given[name]) for name, kind in arguments.content.items() if given[name] is not None}
+    content = {
+        name: CONTENT[kind](value)
+        for name, kind in arguments.content.items()
+        if (value := getattr(arguments, name)) is not None
+    }
     return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
 
 

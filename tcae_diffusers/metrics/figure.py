@@ -48,6 +48,11 @@ class Estimate:
         details = {name: value for name, value in content.items() if name not in known}
         return cls(**{name: content[name] for name in known & set(content)}, details=details)
 
+    @classmethod
+    def of(cls, estimate: Estimate, **described: Any) -> Self:
+        """What an estimate becomes with the arguments that a subclass adds."""
+        return cls(**{entry.name: getattr(estimate, entry.name) for entry in fields(Estimate)}, **described)
+
 
 def _stored(value: Any) -> Any:
     if isinstance(value, Estimate):
@@ -64,6 +69,21 @@ class Baseline:
 
 
 @dataclass(kw_only=True)
+class LinearBaseline(Estimate):
+    """
+    What a linear autoencoder with a latent of the same size scores on the same images, see [`linear_autoencoder`].
+
+    Args:
+        name (`str`): Block side and numbers per block, such as `linear f8c32`.
+        difference_interval (`float`, *optional*): Half the width of the 95 % interval of the figure minus this value,
+            of differences taken image by image.
+    """
+
+    name: str
+    difference_interval: float | None = None
+
+
+@dataclass(kw_only=True)
 class Figure(Estimate):
     """
     An [`Estimate`] with its name and the images behind it.
@@ -75,6 +95,7 @@ class Figure(Estimate):
         reference_images (`int`, *optional*): Images that they were compared with.
         floor ([`Estimate`], *optional*): What real images score against real ones, `images_per_half` in its details.
         baseline ([`Baseline`], *optional*): What a figure has to beat.
+        linear ([`LinearBaseline`], *optional*): What an autoencoder has to beat.
         extractor (`dict`, *optional*): Name, dimensions and hash of the feature network.
         per_image (`str`, *optional*): Column of `per_image.csv` whose mean this is.
     """
@@ -85,6 +106,7 @@ class Figure(Estimate):
     reference_images: int | None = None
     floor: Estimate | None = None
     baseline: Baseline | None = None
+    linear: LinearBaseline | None = None
     extractor: dict[str, Any] | None = None
     per_image: str | None = None
 
@@ -95,9 +117,6 @@ class Figure(Estimate):
             content["floor"] = Estimate.from_json(content["floor"])
         if "baseline" in content:
             content["baseline"] = Baseline(**content["baseline"])
+        if "linear" in content:
+            content["linear"] = LinearBaseline.from_json(content["linear"])
         return super().from_json(content)
-
-    @classmethod
-    def of(cls, estimate: Estimate, **described: Any) -> Figure:
-        """The figure that an estimate becomes with a name and the other arguments."""
-        return cls(**{entry.name: getattr(estimate, entry.name) for entry in fields(Estimate)}, **described)

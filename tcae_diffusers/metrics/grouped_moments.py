@@ -17,6 +17,17 @@ from .frechet_interval import INTERVAL_TOLERANCE, frechet_interval_of_groups, me
 _BUFFERED_IMAGES = 256
 
 
+def merged_over_ranks(statistics: Sequence[FrechetStatistics], state: PartialState) -> list[FrechetStatistics]:
+    """Each of them over all ranks, on every rank; one travels at a time."""
+    result = []
+    for own in statistics:
+        first, *others = gather_in_rank_order(own, state)
+        for other in others:
+            first.merge(other)
+        result.append(first)
+    return result
+
+
 class GroupedMoments:
     """[`FrechetStatistics`] of each group of [`confidence.random_groups`], in constant memory.
 
@@ -44,18 +55,10 @@ class GroupedMoments:
             self._buffers[group] = []
 
     def gather(self, state: PartialState) -> list[FrechetStatistics]:
-        """The statistics per group over all ranks, on every rank; one group travels at a time."""
+        """The statistics per group over all ranks, on every rank."""
         for group in range(len(self._buffers)):
             self._flush(group)
-        if state.num_processes == 1:
-            return self._statistics
-        result = []
-        for own in self._statistics:
-            first, *others = gather_in_rank_order(own, state)
-            for other in others:
-                first.merge(other)
-            result.append(first)
-        return result
+        return merged_over_ranks(self._statistics, state)
 
 
 class StreamedFrechet:

@@ -7,7 +7,7 @@ Reconstructions are judged as what a viewer would see: rounded and clamped to ui
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +23,10 @@ from ..errors import InputError
 from ..models.adapters import adapt
 from .confidence import MEAN_OF_IMAGES, mean_interval
 from .features import FeatureNetwork
-from .figure import Figure
+from .figure import Estimate, Figure, LinearBaseline
 from .grouped_moments import StreamedFrechet
 from .image_measures import ImageMeasure, build_image_measures
+from .linear_autoencoder import LinearAutoencoder
 from .names import metric_name
 
 
@@ -64,6 +65,46 @@ def reconstruct(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
     return from_signed(sample), latent
 
 
+def latent_shape(model: nn.Module, images: ImageSet) -> tuple[int, ...]:
+    """`(c, h, w)` of the latent of one of the images.
+
+    Raises:
+        InputError: The compression ratio does not divide the size of the images, or the model answers with another.
+    """
+    first = images[0]
+    adapt(model).check_image_size(*first.shape[:2])
+    _, latent = reconstruct(model, torch.from_numpy(first.copy()).permute(2, 0, 1).unsqueeze(0))
+    return tuple(latent.shape[1:])
+
+
+class _Outputs:
+    """What is measured of the outputs of one autoencoder, batch by batch."""
+
+    def __init__(self, measures: Sequence[ImageMeasure], network: FeatureNetwork | None, count: int):
+        self._measures, self._network, self._count = measures, network, count
+        self._values: dict[str, list[float]] = {column: [] for measure in measures for column in measure.better}
+        self._frechet = StreamedFrechet(network.dimensions, count) if network else None
+
+    def update(
+        self, originals: torch.Tensor, features: np.ndarray | None, outputs: torch.Tensor, indices: Sequence[int]
+    ) -> None:
+        """Takes in uint8 `(B, 3, H, W)` of the images `indices`, and the features of the originals."""
+        for measure in self._measures:
+            for column, of_batch in measure(originals, outputs).items():
+                self._values[column] += of_batch.tolist()
+        if self._network is not None and self._frechet is not None and features is not None:
+            self._frechet.update(features, self._network(outputs)["features"].numpy(), indices)
+
+    def gather(self, state: PartialState) -> tuple[dict[str, np.ndarray], Estimate | None]:
+        """Over all ranks, on every rank: values `(N,)` by column, and the Fréchet distance, `None` without network."""
+        parts = gather_in_rank_order(self._values, state)
+        columns = {column: np.concatenate([part[column] for part in parts]) for column in self._values}
+        for column, values in columns.items():
+            if len(values) != self._count:
+                raise RuntimeError(f"{column} has {len(values)} values for {self._count} images")
+        return columns, None if self._frechet is None else self._frechet.result(state)
+
+
 def evaluate_reconstruction(
     model: nn.Module,
     images: ImageSet,
@@ -71,6 +112,7 @@ def evaluate_reconstruction(
     batch_size: int = 32,
     progress: bool = True,
     measures: Sequence[ImageMeasure] | None = None,
+    linear: LinearAutoencoder | None = None,
 ) -> ReconstructionFigures:
     """Every per-image measure and (with a network) the Fréchet distance of originals and reconstructions.
 
@@ -82,67 +124,80 @@ def evaluate_reconstruction(
         network: Feature network, or `None` for no Fréchet distance.
         batch_size: Images at a time; has no influence on the result beyond float rounding.
         measures: By default those of [`image_measures`] that need no settings.
+        linear: On the device of the model; measured in the same way, beside every figure.
 
     Raises:
         InputError: Fewer than two images, or a size that does not fit.
     """
     if len(images) < 2:
         raise InputError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
-    height, width = images[0].shape[:2]
-    adapt(model).check_image_size(height, width)
+    shape = latent_shape(model, images)
     measures = build_image_measures() if measures is None else measures
     state = PartialState()
     indices = rank_range(len(images), state.process_index, state.num_processes)
-    frechet = StreamedFrechet(network.dimensions, len(images)) if network else None
-    values: dict[str, list[float]] = {column: [] for measure in measures for column in measure.better}
-    latent_shape: tuple[int, ...] = ()
+    models = [model] if linear is None else [model, linear]
+    outputs = [_Outputs(measures, network, len(images)) for _ in models]
 
     hidden = not (progress and state.is_main_process)
     with tqdm(total=len(indices), desc="reconstruct", unit="image", disable=hidden) as bar:
         for start in range(0, len(indices), batch_size):
             chosen = indices[start : start + batch_size]
             (originals,) = uint8_batches(images, batch_size, chosen)
-            output, latent = reconstruct(model, originals)
-            latent_shape = tuple(latent.shape[1:])
-            originals = originals.to(output.device)
-            for measure in measures:
-                for column, of_batch in measure(originals, output).items():
-                    values[column] += of_batch.tolist()
-            if network and frechet:
-                first, second = (network(batch)["features"].numpy() for batch in (originals, output))
-                frechet.update(first, second, chosen)
+            originals = originals.to(next(model.parameters()).device)
+            features = network(originals)["features"].numpy() if network else None
+            for each, measured in zip(models, outputs, strict=True):
+                measured.update(originals, features, reconstruct(each, originals)[0], chosen)
             bar.update(len(originals))
 
-    gathered = gather_in_rank_order((values, latent_shape), state)
-    per_image = {column: np.concatenate([part[0][column] for part in gathered]) for column in values}
-    for column, of_all in per_image.items():
-        if len(of_all) != len(images):
-            raise RuntimeError(f"{column} has {len(of_all)} values for {len(images)} images")
+    per_image, distance = outputs[0].gather(state)
     figures = [
         _mean_figure(measure, column, per_image[column], images) for measure in measures for column in measure.better
     ]
-    if network and frechet:
-        figures.append(
-            Figure.of(
-                frechet.result(state),
-                name=metric_name("FID", network.name, len(images), prefix="r"),
-                samples=len(images),
-                better="lower",
-                extractor=network.describe(),
-            )
-        )
-    return ReconstructionFigures(figures, per_image, next(part[1] for part in gathered if part[1]))
+    if network and distance:
+        figures.append(_distance_figure(distance, network, images))
+    if linear is not None:
+        _set_beside(figures, linear.name, per_image, *outputs[1].gather(state))
+    return ReconstructionFigures(figures, per_image, shape)
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    return Estimate(value=float(values.mean()), interval=mean_interval(values), interval_method=MEAN_OF_IMAGES)
 
 
 def _mean_figure(measure: ImageMeasure, column: str, values: np.ndarray, images: ImageSet) -> Figure:
     height, width = images[0].shape[:2]
-    return Figure(
+    return Figure.of(
+        _mean(values),
         name=measure.figure_name(column, height, width),
-        value=float(values.mean()),
-        interval=mean_interval(values),
-        interval_method=MEAN_OF_IMAGES,
         samples=len(values),
         better=measure.better[column],
         baseline=measure.baseline(column, images),
         per_image=column,
     )
+
+
+def _distance_figure(distance: Estimate, network: FeatureNetwork, images: ImageSet) -> Figure:
+    return Figure.of(
+        distance,
+        name=metric_name("FID", network.name, len(images), prefix="r"),
+        samples=len(images),
+        better="lower",
+        extractor=network.describe(),
+    )
+
+
+def _set_beside(
+    figures: Sequence[Figure],
+    name: str,
+    of_model: Mapping[str, np.ndarray],
+    of_linear: Mapping[str, np.ndarray],
+    distance: Estimate | None,
+) -> None:
+    """Gives each figure what the linear autoencoder scores."""
+    for figure in figures:
+        if figure.per_image is not None:
+            values = of_linear[figure.per_image]
+            interval = mean_interval(of_model[figure.per_image] - values)
+            figure.linear = LinearBaseline.of(_mean(values), name=name, difference_interval=interval)
+        elif distance is not None:
+            figure.linear = LinearBaseline.of(distance, name=name)

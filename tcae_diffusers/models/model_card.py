@@ -305,8 +305,8 @@ def _evaluation_section(result: dict) -> str:
     ]
     for figure in result.get("figures", ()):
         interval = f" ± {figure['interval']:.3g}" if "interval" in figure else ""
-        baseline = figure.get("baseline")
-        beside = f" ({baseline['name']}: {baseline['value']:.4g})" if baseline else ""
+        baselines = [figure[name] for name in ("baseline", "linear") if figure.get(name)]
+        beside = "".join(f" ({baseline['name']}: {baseline['value']:.4g})" for baseline in baselines)
         arrow = {"higher": " ↑", "lower": " ↓"}.get(figure.get("better"), "")
         lines.append(f"| {figure['name']}{arrow} | {figure['value']:.4g}{interval}{beside} |")
     if result.get("command"):

@@ -30,13 +30,16 @@ if state.is_main_process:
 """
 
 
-def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
+def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, tmp_path):
+    training = make_image_folder(tmp_path / "training", 2, 131)
+
     def commands(output):
         yield ["generate", "--pipeline", str(pipeline_folder), "--output", str(output / "drawn")] + [
             *("--num_images", "7", "--num_inference_steps", "2", "--batch_size", "2", "--device", "cpu")
         ]
         yield ["reconstruction", "--autoencoder", str(pipeline_folder), "--data", str(image_folder)] + [
-            *("--output", str(output), "--max_images", "13", "--batch_size", "4", "--device", "cpu")
+            *("--output", str(output), "--max_images", "13", "--batch_size", "4", "--device", "cpu"),
+            *("--baseline_data", str(training)),
         ]
         yield ["generation", "--samples", str(image_folder), "--reference", str(image_folder), "--device", "cpu"] + [
             *("--no_feature_cache", "--output", str(output))
@@ -83,3 +86,5 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, tmp_path):
         for ours, theirs in zip(first["figures"], second["figures"], strict=True):
             assert ours["samples"] == theirs["samples"]
             assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4, abs=1e-5)
+    for ours, theirs in zip(one[0]["figures"], two[0]["figures"], strict=True):
+        assert ours["linear"]["value"] == pytest.approx(theirs["linear"]["value"], rel=1e-4, abs=1e-5)

@@ -45,6 +45,7 @@ class ComparisonResult(Result):
 
     def describe(self) -> list[str]:
         lines = [describe_difference(row, pair) for row, pair in self._pairs()]
+        lines += [describe_difference(row, pair) for row in self.rows for pair in row["differences_from_linear"]]
         if self.convergence is not None:
             lines += self.convergence.describe_speed_ups()
         return [*lines, str(self.folder / PAGE)]
@@ -63,4 +64,10 @@ def _row_chart(row: dict[str, Any]) -> dict[str, str]:
     baseline = row.get("baseline")
     note = f" ({baseline['name']}: {format_number(baseline['value'])})" if baseline else ""
     values = {name: (entry["value"], entry.get("interval")) for name, entry in row["values"].items()}
+    for subject, linear in row["linear"].items():
+        dot = (linear["value"], linear.get("interval"))
+        # Subjects with equal latents share one, unless it was fitted to other images.
+        shared = values.setdefault(linear["name"], dot) == dot
+        if not shared:
+            values[f"{linear['name']} of {subject}"] = dot
     return {"title": f"{row['name']} {ARROWS[row['better']]}{note}", "svg": interval_chart(values)}

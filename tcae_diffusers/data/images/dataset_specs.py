@@ -55,6 +55,11 @@ class DatasetSpec:
         details = ", ".join(filter(None, [self.config, self.split]))
         return self.location + (f" ({details})" if details else "")
 
+    def text_of_split(self, split: str) -> str:
+        """What a user writes for another split of the same data set."""
+        has_options = (self.config, self.image_column, self.label_column) != (None, None, None)
+        return f"{self.location}:{split}" + has_options * f"?{self.text.rpartition('?')[2]}"
+
     @classmethod
     def parse(cls, text: str) -> "DatasetSpec":
         """
@@ -128,6 +133,17 @@ def _prepared_folder(builder: datasets.DatasetBuilder) -> str | None:
     return f"{builder.cache_dir}-{content[:16]}"
 
 
+def split_names(spec: DatasetSpec) -> list[str]:
+    """The splits of a data set; none where it is not divided, as in tar shards. Raises as [`open_dataset`] does."""
+    if spec.is_tar:
+        return []
+    with _in_our_words(spec):
+        if _is_saved(spec):
+            saved = datasets.load_from_disk(spec.location)
+            return list(saved) if isinstance(saved, datasets.DatasetDict) else []
+        return _splits_of(_find_builder(spec, cache_dir=None))
+
+
 def open_stream(spec: DatasetSpec) -> tuple[datasets.IterableDataset, list[str]]:
     """The same, not read yet, and the files that it is in. Splits are whole. Raises as [`open_dataset`] does."""
     with _in_our_words(spec):
@@ -144,16 +160,25 @@ def _find(
 ) -> datasets.Dataset | datasets.DatasetBuilder:
     if spec.is_tar:
         return _tar_shards(spec, {"train": spec.location}, cache_dir=cache_dir)
-    if any((Path(spec.location) / file).exists() for file in ("dataset_dict.json", "state.json")):
+    if _is_saved(spec):
         return _open_saved(spec)
     builder = _find_builder(spec, cache_dir)
-    # Splits that `datasets` infers are no `str`.
-    _check_split(spec, [str(name) for name in builder.config.data_files or builder.info.splits or ()], sliceable)
+    _check_split(spec, _splits_of(builder), sliceable)
     if isinstance(builder, WebDataset):
         # `datasets` would take the columns of the first tar for those of all.
         options = {"base_path": builder.base_path, "dataset_name": builder.dataset_name}
         return _tar_shards(spec, builder.config.data_files, cache_dir=cache_dir, **options)
     return builder
+
+
+def _is_saved(spec: DatasetSpec) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((Path(spec.location) / file).exists() for file in ("dataset_dict.json", "state.json"))
+
+
+def _splits_of(builder: datasets.DatasetBuilder) -> list[str]:
+    # Those that `datasets` infers are no `str`.
+    return [str(name) for name in builder.config.data_files or builder.info.splits or ()]
 
 
 def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str | None) -> TarShards:

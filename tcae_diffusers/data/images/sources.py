@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...existing_paths import scheme_before
 from .decoding import BrokenImageError
 
-__all__ = ["BrokenImageError", "ImageSource", "build_image_source", "scheme_of"]
+__all__ = ["BrokenImageError", "ImageSource", "build_image_source", "scheme_of", "training_split"]
 
 SCHEMES = ("openmoji", "datasets", "webdataset", "stream")
 
@@ -62,6 +62,32 @@ def scheme_of(spec: str | os.PathLike) -> str | None:
     if not os.fspath(spec):
         raise InputError("the name of the images is empty; expected a folder or a data source such as datasets:NAME")
     return scheme_before(os.fspath(spec), SCHEMES)
+
+
+def training_split(spec: str | os.PathLike) -> str | None:
+    """
+    The training images that belong to held-out ones: `openmoji:train` of `openmoji:heldout`, the split `train` of
+    another split of a data set.
+
+    Returns:
+        What names them, or `None` where they cannot be told, as with folders, and where `spec` holds some of them.
+
+    Raises:
+        InputError: A data set cannot be found, or not be read.
+    """
+    spec = os.fspath(spec)
+    scheme, rest = scheme_of(spec), spec.partition(":")[2]
+    if scheme == "openmoji":
+        return None if rest == "train" else "openmoji:train"
+    if scheme != "datasets":
+        return None
+    from .dataset_specs import DatasetSpec, split_names
+
+    dataset = DatasetSpec.parse(rest)
+    named = {part.strip().partition("[")[0] for part in (dataset.split or "train").split("+")}
+    if named & {"train", "all"} or "train" not in split_names(dataset):
+        return None
+    return f"datasets:{dataset.text_of_split('train')}"
 
 
 def build_image_source(
