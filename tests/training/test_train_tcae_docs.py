@@ -17,7 +17,7 @@ from ..tokenizer_commands import trained_tokenizer
 TEXT = (Path(__file__).parents[2] / "docs" / "train_your_own.md").read_text(encoding="utf-8")
 SCRIPTS = {"train_tcae.py": TokenizerArguments, "finetune_decoder.py": DecoderArguments}
 # Of other commands on the page.
-FOREIGN = {"--logdir", "--data", "--output", "--num_machines", "--num_processes", "--machine_rank"}
+FOREIGN = {"--logdir", "--data", "--baseline_data", "--output", "--num_machines", "--num_processes", "--machine_rank"}
 FOREIGN |= {"--main_process_ip", "--main_process_port", "--config", "--config_file"}
 
 
