@@ -204,7 +204,7 @@ def test_two_recipes_train_in_processes_until_their_last_level(study, tmp_path, 
     assert [check["step"] for check in slow["checks"]["psnr"]] == [0, 2, 4, 6]
     assert slow["crossings"]["13.25 dB"] is None
     assert 0 < quick["crossings"]["13.25 dB"]["step"] <= quick["checks"]["psnr"][-1]["step"] < 6
-    assert quick["settings"]["tokenizer"] == ["--config", str(config), "--learning_rate", "1e-3"]
+    assert quick["settings"]["tokenizer"]["learning_rate"] == 1e-3
     assert "22 images" in quick["measures"]["psnr"] and "16x16" in quick["measures"]["psnr"]
     assert quick["commit"] and quick["machine"]["torch_threads"] == 1
     times = [check["cpu_s"] for check in slow["checks"]["psnr"]]
@@ -215,7 +215,7 @@ def test_two_recipes_train_in_processes_until_their_last_level(study, tmp_path, 
     assert not (tmp_path / "records" / "quick-seed0.log").exists()
     with pytest.raises(SystemExit):
         bench.main([*options, "--check_steps", "3"])
-    assert "was measured with check_steps 2, now it is 3" in capsys.readouterr().err
+    assert "was measured with tokenizer.heldout_steps 2, now it is 3" in capsys.readouterr().err
 
 
 def test_the_clock_goes_on_through_latents_and_transformer(study, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training import cache_latents, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import TimeToQualityArguments
 from tcae_diffusers.training.cache_arguments import CacheArguments
-from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, tokenizer_arguments
+from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, options_set, tokenizer_arguments
 from tcae_diffusers.training.time_to_quality.records import first_crossing, level_name
 
 
@@ -107,19 +107,11 @@ class Curve:
 
 def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dict[str, Any]:
     """What a record must agree with to stand for the recipe and seed."""
-    settings = {
-        "tokenizer": recipe.tokenizer_options(),
-        "seed": seed,
-        "psnr": arguments.psnr,
-        "check_steps": arguments.check_steps,
-        "gfd": arguments.gfd,
-    }
+    settings: dict[str, Any] = {"psnr": arguments.psnr, "gfd": arguments.gfd}
+    settings["tokenizer"] = options_set(tokenizer_arguments(recipe, arguments, seed, output_dir=""))
     if arguments.gfd is not None:
-        settings |= {
-            "dit": recipe.dit_options(arguments.dit_config),
-            "gfd_samples": arguments.gfd_samples,
-            "gfd_reference": arguments.gfd_reference,
-        }
+        folders = dict.fromkeys(("latents", "tokenizer", "output_dir"), "")
+        settings["dit"] = options_set(dit_arguments(recipe, arguments, seed, folders))
     return settings
 
 
