@@ -48,6 +48,42 @@ class DrawnSetArguments(Arguments):
 
 
 @dataclass
+class TransformerArguments(Arguments):
+    """Weights that the pipeline does not have by itself."""
+
+    group: ClassVar[str] = "Transformer"
+
+    transformer: str | None = option(
+        None,
+        "Transformer that draws instead of the pipeline's own, such as OUTPUT_DIR/ema/0.999 of train_dit.",
+        metavar="FOLDER",
+    )
+    ema_snapshots: str | None = option(
+        None,
+        "Snapshots from which --ema_sigma builds the weights of the transformer: OUTPUT_DIR/ema_snapshots of a "
+        "train_dit with --posthoc_ema_sigmas.",
+        metavar="FOLDER",
+    )
+    ema_sigma: float | None = option(
+        None, "Length of the average that is built from --ema_snapshots, relative to the run, such as 0.07."
+    )
+    guidance_transformer: str | None = option(
+        None,
+        "Weaker transformer that --guidance_scale leads away from (autoguidance), instead of predictions without a "
+        "label: a pipeline or transformer, such as OUTPUT_DIR/pipelines/step-00005000 of train_dit.",
+        metavar="FOLDER",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, other in (("ema_snapshots", "ema_sigma"), ("ema_sigma", "ema_snapshots")):
+            given = getattr(self, other) is not None or getattr(self, name) is None
+            self._require(name, given, f"given with --{other}")
+        is_only = self.transformer is None or self.ema_snapshots is None
+        self._require("transformer", is_only, "omitted with --ema_snapshots")
+
+
+@dataclass
 class BaselineArguments(Arguments):
     """Baselines to compare a trained model with."""
 
@@ -71,7 +107,7 @@ class BaselineArguments(Arguments):
 
 
 @dataclass
-class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
+class GenerateArguments(DrawnSetArguments, TransformerArguments, BaselineArguments, MachineArguments):
     """
     Generate a set of labelled samples with a class-conditional pipeline, or a baseline set, to compare with real
     images.
@@ -83,6 +119,9 @@ class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
 
     content: ClassVar[Mapping[str, Content]] = {
         "pipeline": "folder",
+        "transformer": "folder",
+        "ema_snapshots": "folder",
+        "guidance_transformer": "folder",
         "labels": "labels",
         "data": "source",
     }
@@ -94,6 +133,10 @@ class GenerateArguments(DrawnSetArguments, BaselineArguments, MachineArguments):
         self._require("seed", self.seed >= 0, "at least 0")
         # Pipelines take what is below 1 for 1, without a word.
         self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
+        for name in ("transformer", "ema_snapshots", "guidance_transformer"):
+            self._require(name, not self.baseline or getattr(self, name) is None, "omitted with --baseline")
+        is_guided = self.guidance_transformer is None or self.guidance_scale > 1
+        self._require("guidance_scale", is_guided, "above 1 with --guidance_transformer")
         if self.baseline == "class-mean" and not self.data:
             raise InputError("--baseline class-mean needs --data, the images to average")
         if self.baseline != "class-mean" and not self.pipeline:

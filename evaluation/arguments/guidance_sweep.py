@@ -19,6 +19,11 @@ class SweepArguments(Arguments):
     group: ClassVar[str] = "Sweep"
 
     pipeline: str = option(MISSING, "Pipeline folder or Hub name.", metavar="PATH")
+    guidance_transformer: str | None = option(
+        None,
+        "Weaker transformer that the scales lead away from (autoguidance), as in generate.",
+        metavar="FOLDER",
+    )
     scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 means no guidance.")
     intervals: list[str] = option(
         ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"

@@ -21,6 +21,7 @@ from ..pictures.drawing import (
     load_pipeline,
     reset_transformer,
 )
+from ..pictures.other_transformers import add_guidance_transformer, replace_transformer, replace_weights
 from ..pictures.sample_store import SampleStore
 from ..results.kinds.samples import SamplesResult
 from ..results.provenance import provenance
@@ -44,6 +45,12 @@ def run(arguments: GenerateArguments) -> SamplesResult:
         pipeline = load_pipeline(arguments.pipeline, arguments.chosen_device(), getattr(torch, arguments.dtype))
         if arguments.baseline == "untrained":
             reset_transformer(pipeline, arguments.seed)
+        if arguments.transformer is not None:
+            replace_transformer(pipeline, arguments.transformer)
+        if arguments.ema_snapshots is not None and arguments.ema_sigma is not None:
+            replace_weights(pipeline, arguments.ema_snapshots, arguments.ema_sigma)
+        if arguments.guidance_transformer is not None:
+            add_guidance_transformer(pipeline, arguments.guidance_transformer)
         class_names = class_names_of(pipeline)
         settings = drawn_settings(arguments, pipeline, pipeline.vae)
 
@@ -64,9 +71,11 @@ def _shared_settings(arguments: GenerateArguments) -> dict[str, Any]:
 
 def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, vae: ModelMixin) -> dict[str, Any]:
     """What the pixels depend on, where `vae` decodes what `pipeline` draws."""
+    guide = getattr(pipeline, "guidance_transformer", None)
     return {
         **_shared_settings(arguments),
         **{"guidance_interval": None, "timestep_shift": None},
+        "guidance_transformer": None if guide is None else model_fingerprint(guide),
         **arguments.sampling(),
         "dtype": arguments.dtype,
         "transformer": model_fingerprint(pipeline.transformer),

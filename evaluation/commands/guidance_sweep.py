@@ -23,7 +23,8 @@ def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:
         name = f"scale-{scale:g}_interval-{interval[0]:g}-{interval[1]:g}"
         # Without an interval, pipelines that know none (diffusers' DiTPipeline) can be swept too.
         guided = None if interval == WHOLE else interval
-        found = measure_pipeline(arguments.pipeline, arguments.output / name, name, arguments, scale, guided)
+        weaker = arguments.guidance_transformer if scale > 1 else None
+        found = measure_pipeline(arguments.pipeline, arguments.output / name, name, arguments, scale, guided, weaker)
         figures = found.sets[0].figures
         points.append(SweepPoint(guidance_scale=scale, guidance_interval=interval, figures=figures, folder=name))
     best = min(points, key=lambda point: distance_figure(point.figures).value)

@@ -23,6 +23,7 @@ def measure_pipeline(
     sampling: SamplingArguments,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_transformer: str | None = None,
 ) -> GenerationResult:
     """Samples of `pipeline` in `folder/samples`, and what they score, in `folder/results`.
 
@@ -44,6 +45,7 @@ def measure_pipeline(
         labels=sampling.labels,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
+        guidance_transformer=guidance_transformer,
         output=folder / "samples",
         **shared,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.evaluation.arguments.generate import GenerateArguments
 from tcae_diffusers.evaluation.commands.comparison_plan import read_plan
 from tcae_diffusers.training.cache_latents import CacheArguments
 from tcae_diffusers.training.train_dit import DiTArguments
@@ -42,7 +43,8 @@ def test_every_snippet_runs_in_order(tmp_path, monkeypatch):
 
 def test_every_option_exists():
     study = (DOCS / "studies" / "compare_transformers.py").read_text(encoding="utf-8")
-    known = {field.name for field in (*fields(CacheArguments), *fields(DiTArguments))} | {"config"}
+    commands = (CacheArguments, DiTArguments, GenerateArguments)
+    known = {field.name for command in commands for field in fields(command)} | {"config"}
     # Of accelerate.
     known |= {"num_processes", "cpu", "config_file", "num_machines", "machine_rank"}
     known |= {"main_process_ip", "main_process_port"}

@@ -1,0 +1,96 @@
+"""Transformers that a pipeline draws with although they were not saved with it: other averages, and weaker guides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoModel, DiffusionPipeline, ModelMixin
+
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.pipelines import TCDiTPipeline
+from tcae_diffusers.trainer.posthoc_ema import reconstruct
+
+# What a transformer must have in common with the one that it guides, by the names of both classes.
+_SHARED = ("in_channels", "out_channels", "sample_size", "num_classes", "num_embeds_ada_norm", "null_class_id")
+
+
+def _settings(model: ModelMixin) -> dict[str, Any]:
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}
+
+
+def _load(option: str, path: str | Path, pipeline: DiffusionPipeline) -> ModelMixin:
+    """The transformer in `path`, or in the pipeline that is there, where and as the pipeline's own is."""
+    folder = Path(path)
+    folder = folder / "transformer" if (folder / "model_index.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--{option} {path} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
+    try:
+        model = AutoModel.from_pretrained(str(folder), dtype=pipeline.transformer.dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--{option}: cannot load {folder}: {error}") from error
+    return model.to(pipeline.device).eval()
+
+
+def replace_transformer(pipeline: DiffusionPipeline, path: str | Path) -> None:
+    """
+    Let `pipeline` draw with the transformer in `path`, the same but for its weights.
+
+    Raises:
+        InputError: there is none, or it is another one.
+    """
+    model, own = _load("transformer", path, pipeline), pipeline.transformer
+    if type(model) is not type(own) or _settings(model) != _settings(own):
+        raise InputError(
+            f"--transformer {path} is another transformer than the one in the pipeline, and not another average of "
+            "its weights; pass the pipeline that it belongs to"
+        )
+    pipeline.register_modules(transformer=model)
+
+
+def replace_weights(pipeline: DiffusionPipeline, snapshots: str | Path, sigma: float) -> None:
+    """
+    Let `pipeline` draw with the post-hoc average of length `sigma`, see [`trainer.posthoc_ema.reconstruct`].
+
+    Raises:
+        InputError: there are no snapshots, they are those of another transformer, or no average has that length.
+    """
+    try:
+        weights = reconstruct(snapshots, sigma)
+    except ValueError as error:
+        raise InputError(f"--ema_snapshots {snapshots}, --ema_sigma {sigma:g}: {error}") from error
+    own = dict(pipeline.transformer.named_parameters())
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in own.items()}:
+        raise InputError(f"--ema_snapshots {snapshots} are those of another transformer than the pipeline's")
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
+
+
+def add_guidance_transformer(pipeline: DiffusionPipeline, path: str | Path) -> None:
+    """
+    Let guidance lead away from the transformer in `path` (Karras et al., "Guiding a Diffusion Model with a Bad Version
+    of Itself", arXiv 2406.02507).
+
+    Raises:
+        InputError: there is none, it is of other latents, classes or predictions, or the pipeline takes no guide.
+    """
+    if not isinstance(pipeline, TCDiTPipeline):
+        raise InputError(f"--guidance_transformer needs a TCDiTPipeline, and this is a {type(pipeline).__name__}")
+    if (Path(path) / "model_index.json").is_file():
+        other = TCDiTPipeline.load_config(path).get("prediction_type")
+        if other != pipeline.config.prediction_type:
+            raise InputError(
+                f"--guidance_transformer {path} predicts {other!r}, and the pipeline's transformer "
+                f"{pipeline.config.prediction_type!r}; guidance needs the same"
+            )
+    model = _load("guidance_transformer", path, pipeline)
+    own, weaker = _settings(pipeline.transformer), _settings(model)
+    for key in _SHARED:
+        if own.get(key) != weaker.get(key):
+            raise InputError(
+                f"--guidance_transformer {path} has {key} {weaker.get(key)}, and the pipeline's transformer "
+                f"{own.get(key)}; guidance needs a transformer of the same latents and classes"
+            )
+    pipeline.register_modules(guidance_transformer=model)
