@@ -26,6 +26,9 @@ from .class_names import ClassNames
 
 logger = logging.get_logger(__name__)
 
+# Prediction types of flow matching: the velocity, and the clean latent. Schedulers know the first.
+FLOW, FLOW_SAMPLE = "flow_prediction", "flow_sample"
+
 
 class TCDiTPipeline(DiffusionPipeline):
     r"""
@@ -37,6 +40,8 @@ class TCDiTPipeline(DiffusionPipeline):
       `timestep = 1000 * sigma` (float) and predicts the velocity `v = noise - x_0`. Schedulers:
       `FlowMatchEulerDiscrete`, `FlowMatchHeunDiscrete`, and DPM-Solver++ or UniPC with
       `prediction_type="flow_prediction", use_flow_sigmas=True`.
+    - `"flow_sample"`: the same, but the transformer predicts the clean latent `x_0`; the pipeline turns it into the
+      velocity `(x_t - x_0) / sigma` that these schedulers take.
     - `"epsilon"`, `"v_prediction"`, `"sample"`: variance-preserving diffusion with DDPM, DDIM, DPM-Solver++, UniPC,
       Euler and the other schedulers of diffusers.
 
@@ -165,6 +170,10 @@ class TCDiTPipeline(DiffusionPipeline):
         return ClassNames(self.id2label).unambiguous
 
     @property
+    def _is_flow(self) -> bool:
+        return self.config.prediction_type in (FLOW, FLOW_SAMPLE)
+
+    @property
     def guidance_scale(self) -> float:
         """Guidance scale of the running call."""
         return self._guidance_scale
@@ -235,10 +244,9 @@ class TCDiTPipeline(DiffusionPipeline):
     ) -> None:
         """Raises a `ValueError` for values that would fail only later or generate wrong images."""
         scheduler_type = scheduler_prediction_type(self.scheduler)
-        if scheduler_type != self.config.prediction_type:
-            fix = f'prediction_type="{self.config.prediction_type}"'
-            if self.config.prediction_type == "flow_prediction":
-                fix += ", use_flow_sigmas=True"
+        needed_type = FLOW if self._is_flow else self.config.prediction_type
+        if scheduler_type != needed_type:
+            fix = f'prediction_type="{needed_type}"' + (", use_flow_sigmas=True" if self._is_flow else "")
             raise ValueError(
                 f"The transformer was trained for {self.config.prediction_type!r}, but "
                 f"{self.scheduler.__class__.__name__} is configured for {scheduler_type!r}. Configure it "
@@ -311,7 +319,7 @@ class TCDiTPipeline(DiffusionPipeline):
             return self.scheduler
         name, config = self.scheduler.__class__.__name__, self.scheduler.config
         key = next((key for key in ("shift", "flow_shift") if key in config), None)
-        if key is None or self.config.prediction_type != "flow_prediction":
+        if key is None or not self._is_flow:
             raise ValueError(
                 f"timestep_shift={timestep_shift} needs a flow matching scheduler with a shift, such as "
                 f"FlowMatchEulerDiscreteScheduler; {name} has none, so omit timestep_shift."
@@ -526,6 +534,9 @@ class TCDiTPipeline(DiffusionPipeline):
                 model_output = self._guided_prediction(model_input, t, ids, scale)
                 if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
                     model_output = model_output.chunk(2, dim=1)[0]
+                if self.config.prediction_type == FLOW_SAMPLE:
+                    # The scheduler's noise level, and not the timestep's, which some schedulers round.
+                    model_output = (latents - model_output) / scheduler.sigmas[i].item()
                 latents = scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
@@ -550,9 +561,9 @@ def scheduler_prediction_type(scheduler: SchedulerMixin) -> str:
         ValueError: for `"flow_prediction"` with a variance-preserving noise schedule, which would generate only noise.
     """
     if scheduler.__class__.__name__.startswith("FlowMatch"):
-        return "flow_prediction"
+        return FLOW
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
-    if prediction_type == "flow_prediction" and not scheduler.config.get("use_flow_sigmas"):
+    if prediction_type == FLOW and not scheduler.config.get("use_flow_sigmas"):
         raise ValueError(
             f"{scheduler.__class__.__name__} has prediction_type='flow_prediction' but not use_flow_sigmas=True; "
             "use from_config(scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."

@@ -78,7 +78,12 @@ class ObjectiveArguments(Arguments):
 
     objective: Literal["flow_matching", "epsilon", "v_prediction"] = option(
         "flow_matching",
-        "What the transformer predicts; with epsilon and v_prediction it runs in diffusers' own DiTPipeline.",
+        "What the transformer learns; with epsilon and v_prediction it runs in diffusers' own DiTPipeline.",
+    )
+    flow_prediction: Literal["velocity", "sample"] = option(
+        "velocity",
+        "What the transformer predicts in flow matching: the velocity, or the clean latent, which is turned into a "
+        "velocity for the loss and for sampling.",
     )
     timestep_distribution: Literal["lognormal", "uniform"] = option(
         "lognormal", "Distribution from which flow matching draws noise levels."
@@ -105,7 +110,7 @@ class ObjectiveArguments(Arguments):
         self._require("direction_weight", self.direction_weight >= 0, "0 or more")
         flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}
         is_flow = self.objective == "flow_matching"
-        for name, default in {**flow_only, "direction_weight": 0.0}.items():
+        for name, default in {**flow_only, "direction_weight": 0.0, "flow_prediction": "velocity"}.items():
             self._require(
                 name, is_flow or getattr(self, name) == default, "omitted unless --objective is flow_matching"
             )

@@ -20,7 +20,9 @@ def build_objective(arguments: DiTArguments, latent_shape: tuple[int, int, int])
     shift = arguments.timestep_shift
     if arguments.timestep_shift_base is not None:
         shift *= resolution_shift(latent_shape, arguments.timestep_shift_base)
-    return FlowMatchingObjective(arguments.timestep_distribution, shift, arguments.direction_weight)
+    return FlowMatchingObjective(
+        arguments.timestep_distribution, shift, arguments.direction_weight, arguments.flow_prediction
+    )
 
 
 def build_alignment(
@@ -65,6 +67,8 @@ def objective_in_words(arguments: DiTArguments, objective: Objective) -> str:
         "epsilon": "noise prediction",
         "v_prediction": "v prediction",
     }[arguments.objective]
+    if arguments.flow_prediction == "sample":
+        losses += ", velocity of the predicted sample"
     if getattr(objective, "shift", 1.0) != 1.0:
         losses += f" shifted by {objective.shift:.3g}"
     if arguments.direction_weight:

@@ -33,7 +33,7 @@ def choose_null_class_id(requested: int | None, num_classes: int, prediction_typ
         if requested < num_classes:
             raise ValueError(f"--null_class_id {requested} is the id of a class; choose {num_classes} or above.")
         return requested
-    if prediction_type != "flow_prediction" and num_classes <= STOCK_NULL_CLASS_ID:
+    if not prediction_type.startswith("flow") and num_classes <= STOCK_NULL_CLASS_ID:
         return STOCK_NULL_CLASS_ID
     return num_classes
 

@@ -209,7 +209,13 @@ def start(arguments: DiTArguments) -> DiTTraining:
         transformer.enable_gradient_checkpointing()
     if arguments.compile:
         compile_blocks(transformer, names=BLOCKS)
-    pipeline = TCDiTPipeline(tokenizer, transformer, objective.build_scheduler(), id2label=id2label)
+    pipeline = TCDiTPipeline(
+        tokenizer,
+        transformer,
+        objective.build_scheduler(),
+        id2label=id2label,
+        prediction_type=objective.prediction_type,
+    )
     groups = [{"params": list(trained.parameters()), "weight_decay": arguments.weight_decay}]
     # Of the transformer: the projector, like first and last layers, always has AdamW.
     optimizer = build_optimizer(arguments, groups, transformer, LATENT_LAYERS)

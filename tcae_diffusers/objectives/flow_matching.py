@@ -1,4 +1,4 @@
-"""Flow matching on latents: `x_t = (1 - sigma) * x_0 + sigma * noise`, the network predicts `noise - x_0`.
+"""Flow matching on latents: `x_t = (1 - sigma) * x_0 + sigma * noise`, the network predicts `noise - x_0`, or `x_0`.
 
 This is the convention of diffusers' `FlowMatchEulerDiscreteScheduler`, whose timesteps are `1000 * sigma`.
 """
@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 TIMESTEP_DISTRIBUTIONS = ("lognormal", "uniform")
+FLOW_PREDICTIONS = ("velocity", "sample")
+# Below, an error of the predicted sample counts as if there were this much noise (the release of arXiv 2511.13720).
+SMALLEST_SIGMA = 0.05
 
 
 def draw_sigmas(
@@ -69,6 +72,15 @@ def flow_velocity(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - latents
 
 
+def velocity_of_sample(noisy: torch.Tensor, sample: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """
+    The velocity that leads from the clean latents `sample` through `noisy`, both `(B, C, h, w)`, for noise levels
+    `(B,)`; it is shortened below [`SMALLEST_SIGMA`], where it would have no bound.
+    """
+    sigmas = sigmas.clamp(min=SMALLEST_SIGMA).view(-1, *[1] * (noisy.ndim - 1))
+    return (noisy - sample) / sigmas
+
+
 def direction_loss(prediction: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
     """One minus the cosine between the channels of predicted and true velocity, both `(B, C, h, w)`; a scalar in
     [0, 2] (LightningDiT, section 3.3)."""
@@ -81,13 +93,26 @@ class FlowMatchingObjective:
     Args:
         distribution (`str`, defaults to `"lognormal"`), shift (`float`, defaults to 1.0): See [`draw_sigmas`].
         direction_weight (`float`, defaults to 0.0): Weight of [`direction_loss`] beside the mean squared error.
+        prediction (`str`, defaults to `"velocity"`): What the network predicts: the velocity, or with `"sample"` the
+            clean latent (Li and He, arXiv 2511.13720). The loss is that of the velocity in both cases.
+
+    Raises:
+        ValueError: an unknown prediction.
     """
 
     distribution: str = "lognormal"
     shift: float = 1.0
     direction_weight: float = 0.0
+    prediction: str = "velocity"
 
-    prediction_type = "flow_prediction"
+    def __post_init__(self) -> None:
+        if self.prediction not in FLOW_PREDICTIONS:
+            raise ValueError(f"prediction {self.prediction!r} must be one of {', '.join(FLOW_PREDICTIONS)}.")
+
+    @property
+    def prediction_type(self) -> str:
+        """As [`~pipelines.TCDiTPipeline`] calls it."""
+        return "flow_prediction" if self.prediction == "velocity" else "flow_sample"
 
     def draw_levels(self, num: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
         """Noise levels of `num` samples, fp32 `(num,)`."""
@@ -105,8 +130,10 @@ class FlowMatchingObjective:
         Returns:
             `dict[str, torch.Tensor]`: scalars; `loss` is to be minimised, the others are its parts.
         """
-        prediction = predict(add_flow_noise(latents, noise, levels), 1000 * levels).float()
-        velocity = flow_velocity(latents, noise)
+        noisy = add_flow_noise(latents, noise, levels)
+        prediction, velocity = predict(noisy, 1000 * levels).float(), flow_velocity(latents, noise)
+        if self.prediction == "sample":
+            prediction, velocity = (velocity_of_sample(noisy, each, levels) for each in (prediction, latents))
         squared = (prediction - velocity).square().mean()
         if not self.direction_weight:
             return {"loss": squared}

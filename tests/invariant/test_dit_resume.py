@@ -25,7 +25,12 @@ VARIANTS = {
     },
     "dit by muon": {"optimizer": "muon", "attention_head_dim": 32},
     "tc-dit by v prediction": {"transformer": "tc-dit", "objective": "v_prediction", "min_snr_gamma": 5},
-    "dit aligned": {"repa_weight": 0.5, "repa_projector": "conv", "repa_spatial_normalization": 0.6},
+    "dit aligned": {
+        "flow_prediction": "sample",
+        "repa_weight": 0.5,
+        "repa_projector": "conv",
+        "repa_spatial_normalization": 0.6,
+    },
 }
 
 

@@ -109,6 +109,28 @@ def test_larger_latents_are_shifted_by_the_root_of_their_size():
     assert resolution_shift((128, 16, 16), 4096) == pytest.approx(8**0.5)
 
 
+def test_a_predicted_sample_is_judged_by_the_velocity_that_it_gives():
+    """Li and He: an error of the sample over the noise level is one of the velocity; that counts as 0.05 at least."""
+    objective = FlowMatchingObjective(prediction="sample")
+    levels = torch.tensor([0.0, 0.001, 0.05, 0.3, 0.7, 1.0]).repeat(11)[:64]
+    exact = objective.losses(lambda noisy, timestep: LATENTS, LATENTS, NOISE, levels)
+    assert exact["loss"].abs() < 1e-5
+    error = 0.1 * torch.ones_like(LATENTS)
+    found = objective.losses(lambda noisy, timestep: LATENTS + error, LATENTS, NOISE, levels)["loss"]
+    torch.testing.assert_close(found, (0.1 / levels.clamp(min=0.05)).square().mean())
+    objective = FlowMatchingObjective(prediction="sample", direction_weight=1.0)
+    # Away from the bound it is the loss of a transformer that predicts that velocity.
+    levels = torch.linspace(0.06, 1, 64)
+    sigmas = levels.view(-1, 1, 1, 1)
+    velocity = objective.losses(lambda noisy, timestep: LATENTS + error, LATENTS, NOISE, levels)
+    plain = FlowMatchingObjective(direction_weight=1.0).losses(
+        lambda noisy, timestep: (noisy - LATENTS - error) / sigmas, LATENTS, NOISE, levels
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(velocity[name], value)
+    assert (objective.prediction_type, FlowMatchingObjective().prediction_type) == ("flow_sample", "flow_prediction")
+
+
 def test_direction_loss_reads_direction_only():
     velocity = NOISE - LATENTS
     assert direction_loss(3.0 * velocity, velocity).abs() < 1e-6
@@ -120,5 +142,7 @@ def test_direction_loss_reads_direction_only():
 def test_bad_objectives_are_named():
     with pytest.raises(ValueError, match=r"'sample' must be one of epsilon, v_prediction"):
         NoisePredictionObjective("sample")
+    with pytest.raises(ValueError, match=r"prediction 'x' must be one of velocity, sample"):
+        FlowMatchingObjective(prediction="x")
     with pytest.raises(ValueError, match=r"min_snr_gamma 0 must be positive"):
         NoisePredictionObjective("epsilon", min_snr_gamma=0)

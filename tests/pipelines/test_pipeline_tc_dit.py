@@ -68,6 +68,53 @@ def test_flow_matching_with_the_exact_velocity_reaches_the_target(make_pipeline,
     assert called_at == sorted(called_at, reverse=True)
 
 
+class PredictsSample(torch.nn.Module):
+    """A transformer of velocities as one that predicts the clean latent; `target` instead, if there is one."""
+
+    def __init__(self, transformer, target=None):
+        super().__init__()
+        self.transformer, self.config, self.target = transformer, transformer.config, target
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, hidden_states, timestep, class_labels, return_dict):
+        if self.target is not None:
+            return (self.target.expand_as(hidden_states),)
+        velocity = self.transformer(hidden_states, timestep, class_labels, return_dict=False)[0]
+        return (hidden_states - timestep.view(-1, 1, 1, 1) / 1000 * velocity,)
+
+
+@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+def test_a_model_that_predicts_the_clean_latent_reaches_it(make_pipeline, tiny_transformer, name):
+    target = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(7))
+    pipeline = make_pipeline(scheduler=FLOW_SCHEDULERS[name], prediction_type="flow_sample")
+    pipeline.transformer = PredictsSample(tiny_transformer, target)
+    latent = pipeline(1, num_inference_steps=4, guidance_scale=1, output_type="latent").images
+    torch.testing.assert_close(latent, target, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler-shift", "heun"])
+def test_a_predicted_clean_latent_draws_what_its_velocity_draws(make_pipeline, tiny_transformer, name):
+    settings = {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": 3.0, "timestep_shift": 1.5}
+    scheduler = FLOW_SCHEDULERS[name]
+    expected = make_pipeline(scheduler=scheduler)([0, 1], generator=seeds(0, 1), **settings).images
+    pipeline = make_pipeline(scheduler=scheduler, prediction_type="flow_sample")
+    velocities = pipeline([0, 1], generator=seeds(0, 1), **settings).images
+    assert not torch.allclose(velocities, expected, atol=0.1)
+    pipeline.transformer = PredictsSample(tiny_transformer)
+    assert pipeline.null_class_id == 3
+    torch.testing.assert_close(
+        pipeline([0, 1], generator=seeds(0, 1), **settings).images, expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_model_that_predicts_the_clean_latent_refuses_schedulers_of_diffusion(make_pipeline):
+    pipeline = make_pipeline(prediction_type="flow_sample")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    message = r"trained for 'flow_sample'.*'epsilon'.*prediction_type=\"flow_prediction\", use_flow_sigmas=True"
+    with pytest.raises(ValueError, match=message):
+        pipeline(0)
+
+
 @pytest.mark.parametrize("name", ["euler", "euler-shift", "heun", "dpmsolver++", "unipc"])
 def test_a_sampling_shift_draws_as_a_scheduler_of_that_shift_and_leaves_ours_alone(make_pipeline, name, tmp_path):
     scheduler = FLOW_SCHEDULERS[name]

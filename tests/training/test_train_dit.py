@@ -114,6 +114,23 @@ def test_the_loss_falls(tmp_path, transformer, objective, share):
     assert losses[-1] < share * losses[0], losses
 
 
+def test_a_transformer_that_predicts_the_sample_learns_and_draws(tmp_path):
+    options = {"max_train_steps": 60, "log_steps": 15, "train_batch_size": 16, "report_to": "tensorboard"}
+    run = train(tmp_path / "run", flow_prediction="sample", timestep_shift=2.0, **options)
+    losses = [event.value for event in logged(run).Scalars("train/loss")]
+    assert losses[-1] < 0.8 * losses[0], losses
+    assert "velocity of the predicted sample shifted by 2" in (run / "run.json").read_text()
+    pipeline = DiffusionPipeline.from_pretrained(run / "pipeline")
+    assert pipeline.config.prediction_type == "flow_sample" and pipeline.scheduler.config.shift == 2.0
+    # A single step from pure noise ends at the latent that is predicted there.
+    noise = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    drawn = pipeline([0, 1], latents=noise, num_inference_steps=1, guidance_scale=1, output_type="latent").images
+    with torch.no_grad():
+        timestep, labels = torch.full((2,), 1000.0), torch.tensor([0, 1])
+        predicted = pipeline.transformer(noise, timestep=timestep, class_labels=labels).sample
+    torch.testing.assert_close(drawn, predicted)
+
+
 @pytest.mark.parametrize("transformer", ["dit", "tc-dit"])
 def test_compiled_blocks_train_the_same_model(tmp_path, monkeypatch, transformer):
     compiled, compile_module = [], torch.nn.Module.compile
