@@ -106,7 +106,7 @@ def test_a_sweep_guides_by_it_where_it_guides_at_all(runs, monkeypatch, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measured_samples, "run_unless_done", stop)
-    real = str(class_folder_set(tmp_path / "real", {"cat": 1}))
+    real = str(class_folder_set(tmp_path / "real", {"cat": 8}))
     for scale in (1.0, 2.0):
         arguments = GuidanceSweepArguments(
             pipeline="p", output=tmp_path, reference=real, scales=[scale], guidance_transformer="weaker"
