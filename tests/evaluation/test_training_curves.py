@@ -76,7 +76,7 @@ def test_charts_of_a_run_show_what_was_learned_apart_from_how_it_went(runs):
     titles = {name: [chart["title"] for chart in parts["main"]] for name, parts in charts.items()}
     assert {"Loss", "Self-distillation losses", "Is the teacher alive? Class token"} <= set(titles["tokenizer"])
     assert "Held-out distance: rFD-efficientnet-lite0" in titles["tokenizer"]
-    assert {"Reconstruction loss: l1", "Adversarial losses", "Adaptive weight"} <= set(titles["decoder"])
+    assert {"Reconstruction loss", "Adversarial losses", "Adaptive weight"} <= set(titles["decoder"])
     assert "Online distance: gFD-efficientnet-lite0 of 8 samples" in titles["DiT"]
     for parts in charts.values():
         assert {"Learning rate", "Gradient norm", "Speed"} <= {chart["title"] for chart in parts["health"]}
