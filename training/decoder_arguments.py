@@ -8,7 +8,38 @@ from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
 
 
 @dataclass
-class DecoderArguments(AdversarialArguments):
+class GeneratedLatentArguments(AdversarialArguments):
+    """Generated latents, on which the decoder is judged beside the encoded ones."""
+
+    group: ClassVar[str] = "Held-out images"
+
+    heldout_pipeline: str | None = option(
+        None,
+        "Pipeline that was trained on the latents of --autoencoder. Its latents, drawn once at the start, are decoded "
+        "at each evaluation on held-out images, and their Fréchet distance to those images is logged (gFD).",
+        metavar="FOLDER",
+    )
+    heldout_samples: int = option(
+        256, "Number of latents to draw from --heldout_pipeline, of all classes equally.", metavar="SAMPLES"
+    )
+    heldout_num_inference_steps: int = option(
+        50, "Denoising steps of each latent of --heldout_pipeline.", metavar="STEPS"
+    )
+    heldout_guidance_scale: float = option(
+        1.0, "Scale of classifier-free guidance for the latents of --heldout_pipeline; 1 means no guidance."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("heldout_samples", self.heldout_samples >= 8, "at least 8")
+        self._require("heldout_num_inference_steps", self.heldout_num_inference_steps >= 1, "at least 1")
+        for name in ("heldout_data", "heldout_rfd"):
+            given = bool(getattr(self, name))
+            self._require(name, given or self.heldout_pipeline is None, "given with --heldout_pipeline")
+
+
+@dataclass
+class DecoderArguments(GeneratedLatentArguments):
     """Fine-tune the decoder of a trained tokenizer, or train a new one of another shape for the same latents."""
 
     group: ClassVar[str] = "Decoder"

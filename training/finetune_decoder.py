@@ -44,6 +44,7 @@ from tcae_diffusers.trainer.reconstruction_training import ReconstructionTrainin
 from tcae_diffusers.trainer.run import launch, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import require_whole_parameters
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
+from tcae_diffusers.training.heldout_latents import draw_heldout_latents
 
 
 @dataclass
@@ -119,7 +120,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
     dataset = build_training_images(arguments)
-    preview = build_preview(arguments)
+    preview = build_preview(arguments, draw_heldout_latents(arguments, autoencoder, accelerator))
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     if arguments.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()

@@ -9,12 +9,11 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.reference import open_reference_content
 from tcae_diffusers.models.adapters import load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
-from tcae_diffusers.pipelines import TCDiTPipeline
 
 from ..arguments.decoders import DecodersArguments
 from ..arguments.generation import GenerationArguments
 from ..arguments.named_paths import parse_named_paths
-from ..pictures.drawing import class_names_of, generate_with_decoders, load_pipeline
+from ..pictures.drawing import class_names_of, generate_with_decoders, load_latent_pipeline
 from ..results.kinds.generation import GenerationResult
 from . import generation
 from .generate import begin_store, drawn_settings, samples_result
@@ -43,14 +42,12 @@ def run(arguments: DecodersArguments) -> GenerationResult:
 def draw_samples(arguments: DecodersArguments) -> dict[str, str]:
     """The set of each decoder, drawn and complete: its folder by its name."""
     state = arguments.process_state()
-    pipeline = load_pipeline(arguments.pipeline, arguments.chosen_device(), torch.float32)
-    class_names, settings_of = class_names_of(pipeline), pipeline
-    if not isinstance(pipeline, TCDiTPipeline):
-        pipeline = TCDiTPipeline.from_pipe(pipeline)
+    pipeline = load_latent_pipeline(arguments.pipeline, arguments.chosen_device(), torch.float32)
+    class_names = class_names_of(pipeline)
     decoders = {OWN: pipeline.vae, **load_decoders(arguments, pipeline.vae)}
     drawings = {name: arguments.drawing(name) for name in decoders}
     stores = {
-        name: begin_store(drawing, class_names, drawn_settings(drawing, settings_of, decoders[name]))
+        name: begin_store(drawing, class_names, drawn_settings(drawing, pipeline, decoders[name]))
         for name, drawing in drawings.items()
     }
     unfinished = [name for name, store in stores.items() if not store.is_complete]

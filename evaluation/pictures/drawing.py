@@ -51,6 +51,17 @@ def load_pipeline(
     return pipeline.to(device)
 
 
+def load_latent_pipeline(path: str | Path, device: str | torch.device, dtype: torch.dtype) -> TCDiTPipeline:
+    """As [`load_pipeline`], and able to return latents, which diffusers' DiTPipeline is not."""
+    pipeline = load_pipeline(path, device, dtype)
+    if isinstance(pipeline, TCDiTPipeline):
+        return pipeline
+    names = dict(enumerate(class_names_of(pipeline)))
+    latent_pipeline = TCDiTPipeline.from_pipe(pipeline, id2label=names, dtype=dtype)
+    latent_pipeline.set_progress_bar_config(disable=True)
+    return latent_pipeline
+
+
 def class_names_of(pipeline: DiffusionPipeline) -> list[str]:
     """Class names in the order of their ids, synonyms included; the id itself where a class has no name."""
     id2label = getattr(pipeline, "id2label", None)

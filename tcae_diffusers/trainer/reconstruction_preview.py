@@ -38,14 +38,18 @@ class ReconstructionPreview:
         images (`torch.Tensor` of shape `(N, 3, H, W)`): uint8.
         folder (`Path`): Where pictures are written as PNG besides the trackers.
         extractor (`str`, *optional*): Feature network of an rFD; none is measured without.
+        generated (`torch.Tensor` of shape `(M, c, h, w)`, *optional*):
+            Latents that a diffusion model drew, as the autoencoder decodes them. The images that they decode to are
+            pictured and, with a feature network, compared with `images`: a gFD.
     """
 
     num_pictured = 16
     batch_size = 32
 
-    def __init__(self, images: torch.Tensor, folder: Path, extractor: str | None):
+    def __init__(self, images: torch.Tensor, folder: Path, extractor: str | None, generated: torch.Tensor | None):
         self.images = images
         self.folder = folder
+        self.generated = generated
         self.network = None if extractor is None else FeatureNetwork(extractor)
         self.reference = None if self.network is None else self._statistics(self.network, images)
 
@@ -54,7 +58,8 @@ class ReconstructionPreview:
         """
         Log `heldout/psnr` (dB), `heldout/ssim`, the latent's effective rank and least channel deviation, an rFD if
         there is a feature network, and two pictures: originals over reconstructions, and the principal components of
-        tokens and latents. Every rank computes the same, and all must call this.
+        tokens and latents; with generated latents, a gFD and a picture of them too. Every rank computes the same, and
+        all must call this.
 
         Images are rounded to 8 bits before they are measured, as they would be when saved.
 
@@ -65,6 +70,7 @@ class ReconstructionPreview:
             reconstructions, latents = self._reconstruct(averaged, accelerator.device)
             pictured = to_signed(self.images[self._pictured()], accelerator.device)
             maps = feature_maps(averaged, pictured, latents[self._pictured()])
+            decoded = None if self.generated is None else self._decode(averaged, self.generated, accelerator.device)
         figures = {"heldout/psnr": float(psnr(reconstructions, self.images).mean()), **latent_figures(latents)}
         if min(self.images.shape[-2:]) >= 11:
             figures["heldout/ssim"] = float(ssim(reconstructions, self.images).mean())
@@ -72,6 +78,10 @@ class ReconstructionPreview:
             name = metric_name("FID", self.network.name, len(self.images), prefix="r")
             measured = self._statistics(self.network, reconstructions)
             figures[f"heldout/{name}"] = frechet_distance(measured, self.reference)
+            if decoded is not None:
+                name = metric_name("FID", self.network.name, min(len(decoded), len(self.images)), prefix="g")
+                measured = self._statistics(self.network, decoded)
+                figures[f"heldout/{name}"] = frechet_distance(measured, self.reference)
         accelerator.log(figures, step=step)
         if accelerator.is_main_process:
             chosen = self.images[self._pictured()]
@@ -79,6 +89,8 @@ class ReconstructionPreview:
             self._log_picture(accelerator, "original over reconstruction", over, step)
             components = [component_colours(each, (chosen.shape[-2], chosen.shape[-1])) for each in maps.values()]
             self._log_picture(accelerator, " over ".join(["original", *maps]), [chosen, *components], step)
+            if decoded is not None:
+                self._log_picture(accelerator, "generated", [decoded[: self.num_pictured]], step)
         logger.info(
             f"step {step}: "
             + ", ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in figures.items())
@@ -87,13 +99,13 @@ class ReconstructionPreview:
         return figures["heldout/psnr"]
 
     def _reconstruct(self, autoencoder: ModelMixin, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        reconstructions, latents = [], []
-        for images in self.images.split(self.batch_size):
-            latent = adapt(autoencoder).encode(to_signed(images, device))
-            sample = adapt(autoencoder).decode(latent)
-            reconstructions.append(from_signed(sample).cpu())
-            latents.append(latent.float().cpu())
-        return torch.cat(reconstructions), torch.cat(latents)
+        batches = self.images.split(self.batch_size)
+        latents = torch.cat([adapt(autoencoder).encode(to_signed(images, device)).cpu() for images in batches])
+        return self._decode(autoencoder, latents, device), latents.float()
+
+    def _decode(self, autoencoder: ModelMixin, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
+        batches = latents.split(self.batch_size)
+        return torch.cat([from_signed(adapt(autoencoder).decode(latent.to(device))).cpu() for latent in batches])
 
     def _pictured(self) -> np.ndarray:
         return np.linspace(0, len(self.images) - 1, min(self.num_pictured, len(self.images))).round().astype(int)
@@ -110,8 +122,10 @@ class ReconstructionPreview:
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file)
 
 
-def build_preview(arguments: ReconstructionArguments) -> ReconstructionPreview | None:
-    """The look at held-out images, if there are any; pictures go to `OUTPUT_DIR/pictures`."""
+def build_preview(
+    arguments: ReconstructionArguments, generated: torch.Tensor | None = None
+) -> ReconstructionPreview | None:
+    """The look at held-out images, if there are any, and generated latents; pictures go to `OUTPUT_DIR/pictures`."""
     if arguments.heldout_data is None:
         return None
     source = build_image_source(arguments.heldout_data, resolution=arguments.data_resolution)
@@ -119,7 +133,7 @@ def build_preview(arguments: ReconstructionArguments) -> ReconstructionPreview |
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     images = [to_uint8(center_crop(source.image(int(index)), arguments.image_size)) for index in chosen]
     folder = Path(arguments.output_dir) / "pictures"
-    return ReconstructionPreview(torch.stack(images), folder, arguments.heldout_rfd)
+    return ReconstructionPreview(torch.stack(images), folder, arguments.heldout_rfd, generated)
 
 
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
 from tcae_diffusers.data.images.image_sets import FolderImages
 from tcae_diffusers.pipelines import TCDiTPipeline
@@ -81,6 +82,23 @@ def test_latents_are_drawn_once_and_decoded_by_each(decoders, autoencoders, pipe
     assert evaluate(*again) == 0
 
 
+def test_a_stock_pipeline_draws_latents_too(tiny_autoencoder, autoencoders, image_folder, tmp_path):
+    torch.manual_seed(1)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4, "num_layers": 1}
+    sizes |= {"sample_size": 4, "patch_size": 1, "norm_num_groups": 4}
+    transformer = DiTTransformer2DModel(**sizes, num_embeds_ada_norm=1000)
+    scheduler = DDIMScheduler(clip_sample=False)
+    names = {index: f"class {index}" for index in range(1000)}
+    stock = DiTPipeline(transformer, tiny_autoencoder, scheduler, id2label=names)
+    stock.save_pretrained(tmp_path / "stock")
+    shared = ["--pipeline", tmp_path / "stock", "--num_images", 8, "--num_inference_steps", 2, "--device", "cpu"]
+    assert evaluate("generate", *shared, "--output", tmp_path / "alone") == 0
+    command = ["decoders", *shared, "--reference", image_folder, "--output", tmp_path / "out", "--no_feature_cache"]
+    assert evaluate(*command, "--decoders", autoencoders / "light") == 0
+    own, alone = pixels(tmp_path / "out" / "samples" / "pipeline"), pixels(tmp_path / "alone")
+    assert np.abs(own.astype(int) - alone).max() <= 1
+
+
 def test_differences_are_paired(decoders, autoencoders, tmp_path, capsys):
     output = tmp_path / "out"
     assert decoders(output, f"light={autoencoders / 'light'}", f"same={autoencoders / 'same'}") == 0
@@ -106,16 +124,21 @@ def test_differences_are_paired(decoders, autoencoders, tmp_path, capsys):
 def test_an_interrupted_run_draws_what_is_missing(decoders, autoencoders, tmp_path):
     output, named = tmp_path / "out", f"light={autoencoders / 'light'}"
     assert decoders(output, named) == 0
-    files = {name: sorted((output / "samples" / name).rglob("*.png")) for name in ("pipeline", "light")}
-    content = pixels(output / "samples" / "light")
-    before = {file: file.stat().st_mtime_ns for file in [*files["pipeline"], *files["light"][5:]]}
-    for file in files["light"][:5]:
-        file.unlink()
-    (output / "samples" / "light" / "manifest.json").unlink()
+    sets = {name: output / "samples" / name for name in ("pipeline", "light")}
+    content = {name: pixels(folder) for name, folder in sets.items()}
+    kept = []
+    for name, lost in (("pipeline", range(3, 7)), ("light", range(5))):
+        files = sorted(sets[name].rglob("*.png"))
+        for index in lost:
+            files[index].unlink()
+        (sets[name] / "manifest.json").unlink()
+        kept += [file for file in files if file.exists()]
+    before = {file: file.stat().st_mtime_ns for file in kept}
     assert decoders(output, named) == 0
-    assert {file: file.stat().st_mtime_ns for file in before} == before
-    # Batches of another size round differently.
-    assert np.abs(content.astype(int) - pixels(output / "samples" / "light")).max() <= 1
+    assert {file: file.stat().st_mtime_ns for file in kept} == before
+    for name, folder in sets.items():
+        # Batches of another size round differently.
+        assert np.abs(content[name].astype(int) - pixels(folder)).max() <= 1
     # Another seed is another set.
     assert decoders(output, named, seed=1) == 2
 

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.training import finetune_decoder
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
+from tcae_diffusers.training.heldout_latents import draw_heldout_latents
 
-from ..latent_commands import assert_same_training_state, fork_ranks, signalling, weights
+from ..latent_commands import assert_same_training_state, calibrated, fork_ranks, reset_accelerate, signalling, weights
+from ..latent_commands import train as train_dit
 from ..tokenizer_commands import NEW_DECODER, checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
 
@@ -85,6 +91,29 @@ def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(
         first, second = (torch.load(tmp_path / f"rank-{rank}-step-{step}.pt") for rank in range(2))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert_close(tmp_path / "run", whole)
+
+
+def test_two_ranks_draw_the_latents_of_one(tmp_path):
+    tokenizer, _ = calibrated()
+    pipeline = train_dit(tmp_path / "dit") / "pipeline"
+    argv = ["--autoencoder", str(tokenizer), "--output_dir", str(tmp_path), "--resolution", "16"]
+    argv += ["--heldout_data", str(tmp_path), "--heldout_rfd", "efficientnet-lite0", "--heldout_pipeline"]
+    arguments = parse_arguments(DecoderArguments, [*argv, str(pipeline), "--heldout_samples", "9"])
+
+    def drawn():
+        latents = draw_heldout_latents(arguments, build_autoencoder(str(tokenizer)), Accelerator(cpu=True))
+        reset_accelerate()
+        return latents
+
+    def rank_run(rank):
+        torch.save(drawn(), tmp_path / f"rank-{rank}.pt")
+
+    alone = drawn()
+    assert alone.shape == (9, 4, 2, 2) and torch.equal(alone, drawn())
+    assert fork_ranks(rank_run) == [0, 0]
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

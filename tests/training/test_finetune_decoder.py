@@ -1,5 +1,6 @@
 """What `finetune_decoder` trains: the decoder and its discriminator, never the encoder, for any autoencoder."""
 
+import functools
 import json
 
 import diffusers
@@ -13,13 +14,20 @@ from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
+from tcae_diffusers.data.sample_labels import label_sequence
+from tcae_diffusers.evaluation.pictures.drawing import draw, load_pipeline
+from tcae_diffusers.metrics.features import FeatureNetwork
+from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.latent_noise import draw_noise
+from tcae_diffusers.trainer.reconstruction_preview import build_preview
 from tcae_diffusers.training import finetune_decoder
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
 
 from ..latent_commands import FOREIGN, calibrated, home, reset_accelerate, weights
+from ..latent_commands import train as train_dit
 from ..tokenizer_commands import (
     DECODER_OPTIONS,
     NEW_DECODER,
@@ -282,12 +290,61 @@ def test_without_an_adversary_the_run_says_so(tmp_path):
     assert not (folder / "discriminator").exists()
 
 
+@functools.cache
+def trained_pipeline():
+    """Trained on the latents of the calibrated tokenizer."""
+    return train_dit(home() / "runs" / "dit-for-decoders") / "pipeline"
+
+
+HELDOUT = {"heldout_images": 9, "heldout_samples": 10, "heldout_num_inference_steps": 2, "heldout_steps": 3}
+HELDOUT |= {"heldout_data": lambda: home() / "images", "heldout_pipeline": trained_pipeline}
+HELDOUT |= {"heldout_rfd": "efficientnet-lite0", "autoencoder": lambda: calibrated()[0]}
+
+
+def called(options):
+    return {name: value() if callable(value) else value for name, value in options.items()}
+
+
+def test_generated_latents_are_decoded_and_compared_beside_the_encoded_ones(tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = finetune(tmp_path / "run", **called(HELDOUT), report_to="tensorboard", **NEW_DECODER)
+    events = EventAccumulator(str(run / "logs" / "finetune_decoder"))
+    events.Reload()
+    logged = events.Scalars("heldout/gFD-efficientnet-lite0")
+    assert [event.step for event in logged] == [event.step for event in events.Scalars("heldout/psnr")] == [3, 6]
+    assert logged[0].value != logged[1].value
+
+    # The last is the distance of what the pipeline draws with the decoder that was saved.
+    pipeline = load_pipeline(trained_pipeline())
+    pipeline.vae = AutoencoderTC.from_pretrained(run / "model")
+    sampling = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    images = draw(pipeline, label_sequence([1, 1, 1], 10), list(range(10)), seed=0, **sampling)
+    network = FeatureNetwork("efficientnet-lite0")
+    heldout = build_preview(parse_arguments(DecoderArguments, ["--config", str(run / "arguments.yaml")])).images
+    drawn = network(torch.from_numpy(images).permute(0, 3, 1, 2))["features"]
+    expected = frechet_distance(drawn.numpy(), network(heldout)["features"].numpy())
+    assert logged[1].value == pytest.approx(expected, rel=1e-3)
+    pictures = {file.name for file in (run / "pictures").iterdir()}
+    assert {"step-00000003-generated.png", "step-00000006-generated.png"} <= pictures
+
+
 def saved_kl():
     FOREIGN["AutoencoderKL"]().save_pretrained(home() / "kl")
     return home() / "kl"
 
 
 BAD_INPUT = {
+    "a pipeline of another encoder": (
+        {**HELDOUT, "autoencoder": trained_tokenizer},
+        "its own autoencoder has another encoder, config_sha256",
+    ),
+    "a pipeline of another size": ({**HELDOUT, "resolution": 32}, "draws images of 16 pixels, not of --resolution 32"),
+    "no pipeline": ({**HELDOUT, "heldout_pipeline": "nowhere/at/all"}, "nowhere/at/all"),
+    "a pipeline and no features": ({**HELDOUT, "heldout_rfd": []}, "--heldout_rfd None must be given with"),
+    "a pipeline and no images": ({**HELDOUT, "heldout_data": []}, "--heldout_data None must be given with"),
+    "too few samples": ({**HELDOUT, "heldout_samples": 7}, "--heldout_samples 7 must be at least 8"),
     "a new decoder that changes the encoder": (
         {"new_decoder": '{"hidden_size": 16}'},
         "--new_decoder: the decoder of AutoencoderTC has no config argument 'hidden_size'; did you mean",
@@ -317,7 +374,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input(tmp_path, capsys, name):
     options, words = BAD_INPUT[name]
-    options = {key: value() if callable(value) else value for key, value in options.items()}
+    options = called(options)
     with pytest.raises(SystemExit) as stopped:
         finetune(tmp_path / "run", **options)
     message = capsys.readouterr().err
