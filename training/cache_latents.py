@@ -205,7 +205,8 @@ def encode_shards(
 def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path | None:
     """
     Where the statistics of the cache are to be written, or `None`. Unless `--write_statistics` asks for them they go
-    into an AutoencoderTC that has none; where it cannot take them, the log says so.
+    into an AutoencoderTC that has none; where it cannot take them, the log says so. That of a pipeline cannot: its
+    transformer was trained on latents as they are.
 
     Raises:
         InputError: `--write_statistics` for a tokenizer that cannot take them.
@@ -214,11 +215,13 @@ def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path
         return None
     folder = Path(arguments.tokenizer)
     folder = folder / "vae" if (folder / "model_index.json").is_file() else folder
-    problem = None
+    pipeline, problem = folder.absolute().parent, None
     if not isinstance(model, AutoencoderTC):
         problem = f"{type(model).__name__} in {folder} has no per-channel statistics; only AutoencoderTC does"
     elif not folder.is_dir():
         problem = f"{folder} is not a local folder; download the tokenizer and pass its folder"
+    elif folder.name == "vae" and (pipeline / "model_index.json").is_file():
+        problem = f"the transformer of the pipeline {pipeline} was trained on other latents; pass a copy of its vae"
     elif not os.access(folder, os.W_OK):
         problem = f"the tokenizer's folder {folder} cannot be written; copy the tokenizer to a writable folder"
     if arguments.write_statistics and problem:

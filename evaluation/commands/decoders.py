@@ -30,8 +30,8 @@ def run(arguments: DecodersArguments) -> GenerationResult:
         InputError: If the pipeline, an autoencoder or the reference cannot be used, or the latents of an autoencoder
             are not those of the pipeline's.
     """
-    # What cannot be read should not be found out after hours of drawing.
-    open_reference_content(arguments.reference)
+    # What cannot be measured should not be found out after hours of drawing.
+    open_reference_content(arguments.reference, network=arguments.feature_network("cpu"))
     folders = draw_samples(arguments)
     measured = ("reference", "extractor", "extractor_weights", "feature_cache", "no_feature_cache")
     shared = {name: getattr(arguments, name) for name in (*measured, "seed", "batch_size", "device")}

@@ -81,6 +81,13 @@ class PowerFunctionEMA:
         return path
 
 
+def remove_snapshots_after(folder: Path, step: int) -> None:
+    """Remove what a run saved that went beyond `step`, from which another one goes on: they would be combined."""
+    for path in folder.glob("step-*_sigma-*.safetensors"):
+        if int(path.name.removeprefix("step-").partition("_")[0]) > step:
+            path.unlink()
+
+
 def _inner_products(steps_a, gammas_a, steps_b, gammas_b) -> np.ndarray:
     """Inner products of profiles that end at the given steps (their algorithm 3)."""
     steps_a, gammas_a = np.asarray(steps_a)[:, None], np.asarray(gammas_a)[:, None]

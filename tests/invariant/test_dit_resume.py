@@ -90,6 +90,16 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert_same_training_state(last_checkpoint(tmp_path / "run"), last_checkpoint(uninterrupted(name)))
 
 
+def test_snapshots_beyond_the_step_of_a_resume_are_no_part_of_the_run(tmp_path):
+    name = "dit by flow matching"
+    run = shutil.copytree(uninterrupted(name), tmp_path / "run")
+    before = sorted(file.name for file in (run / "ema_snapshots").iterdir())
+    # As of a run that went on from here with other options, and was given up.
+    shutil.copy(run / "ema_snapshots" / before[-1], run / "ema_snapshots" / "step-00000009_sigma-0.1.safetensors")
+    train(run, **VARIANTS[name], resume="latest")
+    assert before and sorted(file.name for file in (run / "ema_snapshots").iterdir()) == before
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     name = "dit by flow matching"
     run = shutil.copytree(uninterrupted(name), tmp_path / "run")

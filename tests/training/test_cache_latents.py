@@ -147,6 +147,20 @@ def test_a_tokenizer_that_cannot_be_written_is_named(tmp_path, tokenizer, caplog
     assert f"no per-channel statistics will be written: the tokenizer's folder {tokenizer}" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["", "vae"])
+def test_the_latents_of_a_pipeline_stay_those_that_it_was_trained_on(tmp_path, capsys, caplog, place):
+    latents = cache(tmp_path / "raw", **FAST)
+    train(tmp_path / "run", latents=latents, tokenizer=home() / "tokenizer", max_train_steps=1)
+    pipeline = tmp_path / "run" / "pipeline"
+    before = (pipeline / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    options = {**FAST, "data": home() / "images", "tokenizer": pipeline / place, "output_dir": tmp_path / "latents"}
+    line = ends_in_one_line(capsys, cache_latents.main, "--write_statistics", **options)
+    assert f"the transformer of the pipeline {pipeline} was trained on other latents" in line
+    run(cache_latents.main, **options)
+    assert "no per-channel statistics will be written: the transformer of the pipeline" in caplog.text
+    assert (pipeline / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
 def test_other_autoencoders_are_cached_without_statistics_and_without_a_word(tmp_path, caplog):
     torch.manual_seed(0)
     FOREIGN["AutoencoderKL"]().save_pretrained(tmp_path / "autoencoder")
