@@ -9,6 +9,7 @@ from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 
 from .groups import Content, MachineArguments
+from .sampling import DrawingArguments
 
 
 @dataclass
@@ -20,23 +21,11 @@ class DrawnSetArguments(Arguments):
     pipeline: str | None = option(
         None, "Pipeline folder or Hub name; not needed for --baseline class-mean.", metavar="PATH"
     )
-    num_images: int = option(50_000, "Number of images; FID is defined for 50,000.", metavar="IMAGES")
-    seed: int = option(0, "Seed of the samples; image i is a function of the seed and i.")
-    labels: str = option(
-        "balanced",
-        "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are "
-        "used, matched by name.",
-        metavar="balanced|SOURCE",
-    )
     guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
     guidance_interval: tuple[float, float] | None = option(
         None,
         "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
         metavar=("FROM", "TO"),
-    )
-    num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
-    timestep_shift: float | None = option(
-        None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Data type of the pipeline.")
     layout: Literal["folder", "flat", "npz"] = option(
@@ -107,7 +96,9 @@ class BaselineArguments(Arguments):
 
 
 @dataclass
-class GenerateArguments(DrawnSetArguments, TransformerArguments, BaselineArguments, MachineArguments):
+class GenerateArguments(
+    DrawnSetArguments, DrawingArguments, TransformerArguments, BaselineArguments, MachineArguments
+):
     """
     Generate a set of labelled samples with a class-conditional pipeline, or a baseline set, to compare with real
     images.
@@ -128,9 +119,6 @@ class GenerateArguments(DrawnSetArguments, TransformerArguments, BaselineArgumen
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_images", "num_inference_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("seed", self.seed >= 0, "at least 0")
         # Pipelines take what is below 1 for 1, without a word.
         self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
         for name in ("transformer", "ema_snapshots", "guidance_transformer"):

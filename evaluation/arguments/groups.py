@@ -131,6 +131,21 @@ class FeatureNetworkArguments(Arguments):
 
 
 @dataclass
+class OptionalNetworkArguments(FeatureNetworkArguments):
+    """The features in which distances are measured, where a command can do without."""
+
+    extractor: str = option(
+        EFFICIENTNET_LITE0,
+        "Feature network of the Fréchet distance; only inception gives an FID, and none leaves the distance out.",
+        choices=(*EXTRACTOR_NAMES, "none"),
+    )
+
+    def network_if_any(self, device: str | torch.device) -> FeatureNetwork | None:
+        """The network; `None` for `--extractor none`."""
+        return None if self.extractor == "none" else self.feature_network(device)
+
+
+@dataclass
 class FeatureCacheArguments(FeatureNetworkArguments):
     """Caching of computed features."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
-from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES, NOISE_LEVELS
+from tcae_diffusers.metrics.settings import NOISE_LEVELS
 
-from .groups import Content, FeatureNetworkArguments, ImageArguments, MachineArguments
+from .groups import Content, ImageArguments, MachineArguments, OptionalNetworkArguments
 
 
 @dataclass
@@ -29,7 +29,7 @@ class LatentSpaceArguments(Arguments):
 
 
 @dataclass
-class LatentsArguments(ImageArguments, LatentSpaceArguments, FeatureNetworkArguments, MachineArguments):
+class LatentsArguments(ImageArguments, LatentSpaceArguments, OptionalNetworkArguments, MachineArguments):
     """
     The shape of a latent space: does it use its channels, how does it move with the image, what does noise in it cost?
 
@@ -43,9 +43,3 @@ class LatentsArguments(ImageArguments, LatentSpaceArguments, FeatureNetworkArgum
         "data": "source",
         "extractor_weights": "folder",
     }
-
-    extractor: str = option(
-        EFFICIENTNET_LITE0,
-        "Feature network of the noise curve's Fréchet distance; none leaves the distance out.",
-        choices=(*EXTRACTOR_NAMES, "none"),
-    )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import Arguments, option
-from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES
 
-from .groups import Content, FeatureNetworkArguments, ImageArguments, MachineArguments
+from .groups import Content, ImageArguments, MachineArguments, OptionalNetworkArguments
 
 
 @dataclass
@@ -58,7 +57,7 @@ class ReconstructionArguments(
     ImageArguments,
     ReconstructionMeasureArguments,
     LinearBaselineArguments,
-    FeatureNetworkArguments,
+    OptionalNetworkArguments,
     MachineArguments,
 ):
     """
@@ -76,12 +75,6 @@ class ReconstructionArguments(
         "extractor_weights": "folder",
         "lpips_weights": "folder",
     }
-
-    extractor: str = option(
-        EFFICIENTNET_LITE0,
-        "Feature network of the Fréchet distance; only inception gives an rFID, and none leaves the distance out.",
-        choices=(*EXTRACTOR_NAMES, "none"),
-    )
 
     @property
     def baseline_source(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Options of the commands that draw and measure samples at many points."""
+"""Options of the commands that draw samples, and of those that draw and measure them at many points."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,15 +10,12 @@ from .groups import FeatureCacheArguments, MachineArguments
 
 
 @dataclass
-class PointArguments(Arguments):
-    """Settings that all points share, so that they can be compared."""
+class DrawingArguments(Arguments):
+    """How a set of samples is drawn."""
 
-    group: ClassVar[str] = "Samples of every point"
+    group: ClassVar[str] = "Samples"
 
-    reference: str | None = option(
-        None, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
-    )
-    num_images: int = option(50_000, "Number of images generated at each point.", metavar="IMAGES")
+    num_images: int = option(50_000, "Number of images of a set; FID is defined for 50,000.", metavar="IMAGES")
     num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
     timestep_shift: float | None = option(
         None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
@@ -29,13 +26,25 @@ class PointArguments(Arguments):
         "used, matched by name.",
         metavar="balanced|SOURCE",
     )
-    seed: int = option(0, "Seed of the samples and of the random draws from the real images.")
+    seed: int = option(0, "Seed of all random numbers; image i of a set is a function of the seed and i.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_images", "num_inference_steps"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("seed", self.seed >= 0, "at least 0")
+
+
+@dataclass
+class SamplingArguments(DrawingArguments, FeatureCacheArguments, MachineArguments):
+    """How the samples of every point are drawn and measured; one seed serves both."""
+
+    group: ClassVar[str] = "Real images"
+
+    reference: str | None = option(
+        None, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("num_images", self.num_images >= SMALLEST_SET, f"at least {SMALLEST_SET}, to be measured")
-
-
-@dataclass
-class SamplingArguments(PointArguments, FeatureCacheArguments, MachineArguments):
-    """How the samples of every point are generated and measured."""

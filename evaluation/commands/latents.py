@@ -25,7 +25,7 @@ def run(arguments: LatentsArguments) -> LatentsResult:
     state, device = arguments.process_state(), arguments.chosen_device()
     model = load_autoencoder(arguments.autoencoder, device)
     images = arguments.open_images(model)
-    network = None if arguments.extractor == "none" else arguments.feature_network(device)
+    network = arguments.network_if_any(device)
     found = evaluate_latents(model, images, network, arguments.batch_size, arguments.noise_levels, seed=arguments.seed)
     result = LatentsResult(
         figures=found.figures,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.reference import open_reference_content
 
 from ..arguments.generate import GenerateArguments
 from ..arguments.generation import GenerationArguments
-from ..arguments.sampling import SamplingArguments
+from ..arguments.groups import FeatureCacheArguments, MachineArguments
+from ..arguments.sampling import DrawingArguments, SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
 from ..results.resumption import run_unless_done
@@ -36,29 +40,25 @@ def measure_pipeline(
         raise InputError(f"{pipeline} is a pipeline: pass --reference, the real images to compare its samples with")
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(sampling.reference, network=sampling.feature_network("cpu"))
-    shared = {entry: getattr(sampling, entry) for entry in ("seed", "batch_size", "device")}
     drawing = GenerateArguments(
         pipeline=pipeline,
-        num_images=sampling.num_images,
-        num_inference_steps=sampling.num_inference_steps,
-        timestep_shift=sampling.timestep_shift,
-        labels=sampling.labels,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
         guidance_transformer=guidance_transformer,
         output=folder / "samples",
-        **shared,
+        **_values(sampling, DrawingArguments, MachineArguments),
     )
     run_unless_done(generate.run, drawing, SamplesResult)
     measuring = GenerationArguments(
         # Pictures are named after the set.
         samples=[f"{name.replace('/', '-')}={drawing.output}"],
         reference=sampling.reference,
-        extractor=sampling.extractor,
-        extractor_weights=sampling.extractor_weights,
-        feature_cache=sampling.feature_cache,
-        no_feature_cache=sampling.no_feature_cache,
+        seed=sampling.seed,
         output=folder / "results",
-        **shared,
+        **_values(sampling, FeatureCacheArguments, MachineArguments),
     )
     return run_unless_done(generation.run, measuring, GenerationResult)
+
+
+def _values(sampling: SamplingArguments, *groups: type[Arguments]) -> dict[str, Any]:
+    return {entry.name: getattr(sampling, entry.name) for group in groups for entry in fields(group)}

@@ -48,7 +48,7 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
             raise InputError(f"{type(model).__name__} has no enable_tiling(); omit --tiling")
         model.enable_tiling()
     images = arguments.open_images(model)
-    network = None if arguments.extractor == "none" else arguments.feature_network(device)
+    network = arguments.network_if_any(device)
     linear, described, left_out = _linear_baseline(arguments, model, images)
     found = evaluate_reconstruction(model, images, network, arguments.batch_size, measures=measures, linear=linear)
 
