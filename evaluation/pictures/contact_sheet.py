@@ -8,24 +8,25 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+# White pixels between pictures, before they are enlarged.
+_GAP = 2
+# Pixels of a picture's shorter side, at least.
+_SMALLEST_SIDE = 64
 
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 2, minimum_side: int = 64) -> Image.Image:
-    """Places uint8 `(H, W, 3)` pictures of one size in rows on white.
 
-    Args:
-        rows: Pictures, row by row; rows may differ in length.
-        gap: White pixels between pictures, before enlargement.
-        minimum_side: Small pictures are enlarged by a whole factor (nearest neighbour, so that every pixel stays what
-            it is) until their shorter side has at least this many pixels.
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """Places uint8 `(H, W, 3)` pictures of one size in rows on white; rows may differ in length.
+
+    Small pictures are enlarged by a whole factor, nearest neighbour, so that every pixel stays what it is.
     """
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    sheet = np.full((len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, dtype=np.uint8)
     for top, row in enumerate(rows):
         for left, picture in enumerate(row):
-            y, x = top * (height + gap), left * (width + gap)
+            y, x = top * (height + _GAP), left * (width + _GAP)
             sheet[y : y + height, x : x + width] = picture
-    factor = -(-minimum_side // min(height, width))
+    factor = -(-_SMALLEST_SIDE // min(height, width))
     image = Image.fromarray(sheet)
     return (
         image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image

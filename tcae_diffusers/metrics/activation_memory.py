@@ -9,7 +9,7 @@ taken as a fused kernel has it, which keeps its inputs and output and never the 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -34,13 +34,7 @@ class _LiveBytesMode(TorchDispatchMode):
         self._references.pop(key, None)
         self._alive -= size
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if not isinstance(leaf, torch.Tensor):
@@ -73,13 +67,7 @@ class _FusedAttention(torch.autograd.Function):
 class _FusedAttentionMode(TorchFunctionMode):
     """On `meta` PyTorch has no fused attention and would make the matrix of all pairs."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             # diffusers passes them by name.

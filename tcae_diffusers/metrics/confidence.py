@@ -25,11 +25,11 @@ def random_groups(count: int, seed: int = 0, groups: int = GROUPS) -> np.ndarray
     return np.random.default_rng([seed, count]).permutation(count) % groups
 
 
-def jackknife_interval(leave_out: Callable[[int], float], groups: int = GROUPS) -> float:
+def jackknife_interval(leave_out: Callable[[int], float]) -> float:
     """Half width of the 95 % interval from `leave_out(g)`, the figure without group `g`."""
-    values = np.array([leave_out(group) for group in range(groups)])
-    variance = (groups - 1) / groups * np.square(values - values.mean()).sum()
-    return float(stdtrit(groups - 1, 0.975) * np.sqrt(variance))
+    values = np.array([leave_out(group) for group in range(GROUPS)])
+    variance = (GROUPS - 1) / GROUPS * np.square(values - values.mean()).sum()
+    return float(stdtrit(GROUPS - 1, 0.975) * np.sqrt(variance))
 
 
 def share_interval(share: float, count: int) -> float:

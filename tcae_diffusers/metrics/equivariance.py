@@ -13,6 +13,8 @@ from ..data.images.pixel_range import to_signed
 from ..models.adapters import adapt
 
 Motion = Callable[[torch.Tensor], torch.Tensor]
+# Standard deviation, in the [-1, 1] range of pixels.
+_NOISE = 0.05
 
 
 def latent_motions(ratio: int) -> dict[str, tuple[Motion, Motion]]:
@@ -33,13 +35,8 @@ def _matches(queries: torch.Tensor, keys: torch.Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def equivariance(
-    model: nn.Module, images: ImageSet, batch_size: int = 32, noise: float = 0.05
-) -> dict[str, dict[str, float]]:
+def equivariance(model: nn.Module, images: ImageSet, batch_size: int = 32) -> dict[str, dict[str, float]]:
     """How the latent moves with the image, for a flip, a turn, a shift and noise on the pixels.
-
-    Args:
-        noise: Standard deviation of the noise, in the [-1, 1] range of pixels.
 
     Returns:
         Per motion `cosine`, between the latent of the moved image and the moved latent, and `nearest`, the share of
@@ -48,9 +45,8 @@ def equivariance(
     parameter = next(model.parameters())
     motions = latent_motions(adapt(model).spatial_ratio)
     generator = torch.Generator().manual_seed(0)
-    pairs: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {
-        name: ([], []) for name in [*motions, f"pixel noise {noise}"]
-    }
+    noise = f"pixel noise {_NOISE}"
+    pairs: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {name: ([], []) for name in [*motions, noise]}
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         latent = adapt(model).encode(pixels.to(parameter.device, parameter.dtype))
@@ -62,9 +58,9 @@ def equivariance(
         for name, (on_image, on_latent) in motions.items():
             pairs[name][0].append(encode(on_image(pixels)))
             pairs[name][1].append(on_latent(latent))
-        noisy = pixels + noise * torch.randn(pixels.shape, generator=generator)
-        pairs[f"pixel noise {noise}"][0].append(encode(noisy))
-        pairs[f"pixel noise {noise}"][1].append(latent)
+        noisy = pixels + _NOISE * torch.randn(pixels.shape, generator=generator)
+        pairs[noise][0].append(encode(noisy))
+        pairs[noise][1].append(latent)
     result = {}
     for name, pair in pairs.items():
         moved, expected = map(torch.cat, pair)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from tqdm.auto import tqdm
 
 from ..data.cache_folder import default_cache_dir
-from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import ImageSet, uint8_batches
+from ..data.distributed import gather_in_rank_order
+from ..data.images.image_sets import ImageSet
 from ..files import write_atomically
 from .features import FeatureNetwork
+from .rank_batches import rank_batches
 
 logger = get_logger(__name__)
 
@@ -30,7 +30,6 @@ def features_of(
     network: FeatureNetwork,
     batch_size: int = 32,
     cache_folder: Path | None = None,
-    progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """Features of all images, in order.
 
@@ -52,13 +51,9 @@ def features_of(
             return cached
 
     parts: dict[str, list[np.ndarray]] = {}
-    indices = rank_range(len(images), state.process_index, state.num_processes)
-    hidden = not (progress and state.is_main_process)
-    with tqdm(total=len(indices), desc=f"features of {Path(images.name).name}", unit="image", disable=hidden) as bar:
-        for batch in uint8_batches(images, batch_size, indices):
-            for name, values in network(batch).items():
-                parts.setdefault(name, []).append(values.numpy())
-            bar.update(len(batch))
+    for _, batch in rank_batches(images, batch_size, f"features of {Path(images.name).name}"):
+        for name, values in network(batch).items():
+            parts.setdefault(name, []).append(values.numpy())
     own = {name: np.concatenate(values) for name, values in parts.items()}
     gathered = [part for part in gather_in_rank_order(own, state) if part]
     result = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import EvenlySpacedImages, ImageSet, uint8_batches
+from ..data.distributed import gather_in_rank_order
+from ..data.images.image_sets import EvenlySpacedImages, ImageSet
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
@@ -27,7 +26,11 @@ from .figure import Figure
 from .frechet import FrechetStatistics
 from .latent_noise import noise_curve
 from .latent_shape import channel_figures
+from .rank_batches import rank_batches
 from .settings import NOISE_LEVELS
+
+# Evenly spaced images of the equivariance measures, which keep all latents in memory.
+_MOTION_IMAGES = 500
 
 
 @dataclass
@@ -54,16 +57,13 @@ def evaluate_latents(
     network: FeatureNetwork | None = None,
     batch_size: int = 32,
     noise_levels: Sequence[float] = NOISE_LEVELS,
-    motion_images: int = 500,
     seed: int = 0,
-    progress: bool = True,
 ) -> LatentDiagnostics:
     """All diagnostics of one autoencoder on one image set.
 
     Args:
         model, images, network: As in [`reconstruction.evaluate_reconstruction`].
         noise_levels: Sizes of the noise in units of each channel's standard deviation.
-        motion_images: Images of the equivariance measures, evenly spaced (they keep all latents in memory).
         seed: Of the noise; every image has its own.
 
     Raises:
@@ -72,29 +72,23 @@ def evaluate_latents(
     if len(images) < 2:
         raise InputError(f"{images.name} holds {len(images)} image, too few to evaluate; at least 2 are needed")
     adapt(model).check_image_size(*images[0].shape[:2])
-    channels = channel_figures(latent_moments(model, images, batch_size, progress))
+    channels = channel_figures(latent_moments(model, images, batch_size))
     std = torch.tensor(channels["channel_std"])
-    noise = noise_curve(model, images, std, noise_levels, network, batch_size, seed, progress)
-    subset = images if len(images) <= motion_images else EvenlySpacedImages(images, motion_images)
+    noise = noise_curve(model, images, std, noise_levels, network, batch_size, seed)
+    subset = images if len(images) <= _MOTION_IMAGES else EvenlySpacedImages(images, _MOTION_IMAGES)
     motions = equivariance(model, subset, batch_size)
     return LatentDiagnostics(_figures(channels, noise, len(images)), channels, motions, noise)
 
 
-def latent_moments(
-    model: nn.Module, images: ImageSet, batch_size: int = 32, progress: bool = True
-) -> FrechetStatistics:
+def latent_moments(model: nn.Module, images: ImageSet, batch_size: int = 32) -> FrechetStatistics:
     """Mean and covariance of the channels, over all positions of all images, on every rank."""
-    state, parameter = PartialState(), next(model.parameters())
-    indices = rank_range(len(images), state.process_index, state.num_processes)
-    hidden = not (progress and state.is_main_process)
+    parameter = next(model.parameters())
     moments: FrechetStatistics | None = None
-    with tqdm(total=len(indices), desc="latent statistics", unit="image", disable=hidden) as bar:
-        for batch in uint8_batches(images, batch_size, indices):
-            latent = adapt(model).encode(to_signed(batch, parameter.device).to(parameter.dtype))
-            moments = moments or FrechetStatistics(latent.shape[1])
-            moments.update(latent.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy())
-            bar.update(len(batch))
-    first, *others = (part for part in gather_in_rank_order(moments, state) if part is not None)
+    for _, batch in rank_batches(images, batch_size, "latent statistics"):
+        latent = adapt(model).encode(to_signed(batch, parameter.device).to(parameter.dtype))
+        moments = moments or FrechetStatistics(latent.shape[1])
+        moments.update(latent.permute(0, 2, 3, 1).flatten(0, 2).double().cpu().numpy())
+    first, *others = (part for part in gather_in_rank_order(moments, PartialState()) if part is not None)
     for other in others:
         first.merge(other)
     return first

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import ImageSet, uint8_batches
+from ..data.distributed import gather_in_rank_order
+from ..data.images.image_sets import ImageSet
 from ..data.images.pixel_range import from_signed, to_signed
 from ..data.sample_labels import image_seed
 from ..models.adapters import adapt
@@ -20,6 +19,7 @@ from .features import FeatureNetwork
 from .grouped_moments import StreamedFrechet
 from .image_measures.psnr import psnr
 from .names import metric_name
+from .rank_batches import rank_batches
 
 
 @torch.inference_mode()
@@ -31,7 +31,6 @@ def noise_curve(
     network: FeatureNetwork | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """
     Decodes latents with Gaussian noise.
@@ -47,27 +46,21 @@ def noise_curve(
         name, where there is a network.
     """
     state, parameter = PartialState(), next(model.parameters())
-    indices = rank_range(len(images), state.process_index, state.num_processes)
-    hidden = not (progress and state.is_main_process)
     totals = np.zeros(len(noise_levels))
     # Moments per group and level would not stay below a few GB: no intervals here.
     streams = [StreamedFrechet(network.dimensions, len(images), False) for _ in noise_levels] if network else []
-    with tqdm(total=len(indices) * len(noise_levels), desc="noise in the latent", unit="image", disable=hidden) as bar:
-        for start in range(0, len(indices), batch_size):
-            chosen = indices[start : start + batch_size]
-            (originals,) = uint8_batches(images, batch_size, chosen)
-            originals = originals.to(parameter.device)
-            latent = adapt(model).encode(to_signed(originals).to(parameter.dtype))
-            generators = [torch.Generator().manual_seed(image_seed(seed, index)) for index in chosen]
-            noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in generators])
-            noise = (noise * channel_std.view(-1, 1, 1)).to(latent)
-            features = network(originals)["features"].numpy() if network else None
-            for level_index, level in enumerate(noise_levels):
-                output = from_signed(adapt(model).decode(latent + level * noise))
-                totals[level_index] += psnr(originals, output).sum().item()
-                if network and features is not None:
-                    streams[level_index].update(features, network(output)["features"].numpy(), chosen)
-                bar.update(len(chosen))
+    for chosen, originals in rank_batches(images, batch_size, "noise in the latent"):
+        originals = originals.to(parameter.device)
+        latent = adapt(model).encode(to_signed(originals).to(parameter.dtype))
+        generators = [torch.Generator().manual_seed(image_seed(seed, index)) for index in chosen]
+        noise = torch.stack([torch.randn(latent.shape[1:], generator=generator) for generator in generators])
+        noise = (noise * channel_std.view(-1, 1, 1)).to(latent)
+        features = network(originals)["features"].numpy() if network else None
+        for level_index, level in enumerate(noise_levels):
+            output = from_signed(adapt(model).decode(latent + level * noise))
+            totals[level_index] += psnr(originals, output).sum().item()
+            if network and features is not None:
+                streams[level_index].update(features, network(output)["features"].numpy(), chosen)
     totals = sum(gather_in_rank_order(totals, state))
     curve = []
     for level_index, level in enumerate(noise_levels):

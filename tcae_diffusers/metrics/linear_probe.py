@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 # Of standardised features, whose best rate lies in the middle. One at an end would be a limit of the grid and no
 # optimum, and accuracies found there could not be compared.
 LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+_BATCH = 256
+_NEIGHBOURS = 20
 
 
 @dataclass
@@ -62,22 +64,16 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
 
 def _fit(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    classes: int,
-    rates: Sequence[float],
-    epochs: int,
-    batch: int,
-    seed: int,
+    features: torch.Tensor, labels: torch.Tensor, classes: int, rates: Sequence[float], epochs: int, seed: int
 ) -> torch.Tensor:
     """Trains one linear classifier per learning rate side by side on the same batches: weights `(R, D + 1, C)`."""
     generator = torch.Generator().manual_seed(seed)
     with_bias = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     weights = torch.zeros(len(rates), with_bias.shape[1], classes)
     velocity, rate = torch.zeros_like(weights), torch.tensor(rates).view(-1, 1, 1)
-    steps, step = epochs * -(-len(features) // batch), 0
+    steps, step = epochs * -(-len(features) // _BATCH), 0
     for _ in range(epochs):
-        for chosen in torch.randperm(len(features), generator=generator).split(batch):
+        for chosen in torch.randperm(len(features), generator=generator).split(_BATCH):
             x = with_bias[chosen]
             error = (x @ weights).softmax(-1) - F.one_hot(labels[chosen], classes)
             gradient = x.T @ error / len(chosen)
@@ -98,7 +94,6 @@ def linear_probe(
     test_labels: np.ndarray,
     classes: int,
     epochs: int = 50,
-    batch_size: int = 256,
     seed: int = 0,
 ) -> ProbeResult:
     """Multinomial logistic regression by SGD with momentum 0.9 and a cosine schedule, as DINOv2 probes.
@@ -119,12 +114,12 @@ def linear_probe(
     labels = torch.as_tensor(train_labels, dtype=torch.long)
     order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(seed))
     chosen, validation = order[len(fitted) // 5 :], order[: len(fitted) // 5]
-    weights = _fit(fitted[chosen], labels[chosen], classes, LEARNING_RATES, epochs, batch_size, seed)
+    weights = _fit(fitted[chosen], labels[chosen], classes, LEARNING_RATES, epochs, seed)
     accuracies = (_predict(weights, fitted[validation]) == labels[validation]).float().mean(dim=1)
     # Several rates may be equally good on few images: the middle one of them is the safest.
     tied = torch.nonzero(accuracies == accuracies.max()).flatten().tolist()
     best = tied[(len(tied) - 1) // 2]
-    weights = _fit(fitted, labels, classes, LEARNING_RATES[best : best + 1], epochs, batch_size, seed)
+    weights = _fit(fitted, labels, classes, LEARNING_RATES[best : best + 1], epochs, seed)
     correct = (_predict(weights, judged)[0] == torch.as_tensor(test_labels)).numpy()
     result = ProbeResult(correct, np.asarray(test_labels), LEARNING_RATES[best])
     if result.is_at_end_of_grid:
@@ -136,33 +131,31 @@ def linear_probe(
 
 
 def nearest_neighbours(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, classes: int, k: int = 20
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, classes: int
 ) -> ProbeResult:
-    """k-NN by cosine similarity of standardised features, votes weighted by `exp(similarity / 0.07)` (as DINO)."""
+    """20-NN by cosine similarity of standardised features, votes weighted by `exp(similarity / 0.07)` (as DINO)."""
     known, asked = (F.normalize(torch.from_numpy(part), dim=1) for part in standardise(train, test))
     labels = torch.as_tensor(train_labels, dtype=torch.long)
     predictions = []
     for part in asked.split(1024):
-        similarity, index = (part @ known.T).topk(min(k, len(known)), dim=1)
+        similarity, index = (part @ known.T).topk(min(_NEIGHBOURS, len(known)), dim=1)
         votes = torch.zeros(len(part), classes).scatter_add_(1, labels[index], (similarity / 0.07).exp())
         predictions.append(votes.argmax(dim=1))
     correct = (torch.cat(predictions) == torch.as_tensor(test_labels)).numpy()
     return ProbeResult(correct, np.asarray(test_labels))
 
 
-def structure_loss(
-    tokens: ProbeResult, latent: ProbeResult, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+def structure_loss(tokens: ProbeResult, latent: ProbeResult, seed: int = 0) -> tuple[float, float, float]:
     """`1 - A2 / A1`: the share of readable class structure that does not survive the bottleneck (TC-AE, section on
     structure).
 
     Returns:
-        `(value, low, high)` with the 95 % interval of a paired bootstrap over the test images.
+        `(value, low, high)` with the 95 % interval of a paired bootstrap, 1,000 draws, over the test images.
     """
     value = 1 - latent.accuracy / tokens.accuracy if tokens.accuracy > 0 else float("nan")
     generator = np.random.default_rng(seed)
     values = []
-    for _ in range(draws):
+    for _ in range(1000):
         chosen = generator.integers(0, len(tokens.correct), len(tokens.correct))
         a1 = tokens.correct[chosen].mean()
         if a1 > 0:

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import LabelledImages, uint8_batches
+from ..data.distributed import gather_in_rank_order
+from ..data.images.image_sets import LabelledImages
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
 from .figure import Baseline, Figure
 from .linear_probe import ProbeResult, linear_probe, nearest_neighbours, standardise, structure_loss
+from .rank_batches import rank_batches
 
 TOKENS, LATENT = "tokens", "latent"
 
@@ -86,36 +86,32 @@ def extract(
     images: LabelledImages,
     batch_size: int = 32,
     token_module: str | None = None,
-    progress: bool = True,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Pooled features and labels of all images, over all ranks, in order: `({name: (N, D)}, (N,))`."""
     state = PartialState()
     parameter = next(model.parameters())
-    indices = rank_range(len(images), state.process_index, state.num_processes)
     parts: dict[str, list[np.ndarray]] = {}
-    labels = images.labels[indices.start : indices.stop]
-    hidden = not (progress and state.is_main_process)
-    with tqdm(total=len(indices), desc=f"encode {images.name}", unit="image", disable=hidden) as bar:
-        for batch in uint8_batches(images, batch_size, indices):
-            pixels = to_signed(batch, parameter.device).to(parameter.dtype)
-            for name, values in representations(model, pixels, token_module).items():
-                parts.setdefault(name, []).append(values.numpy())
-            bar.update(len(batch))
+    labels: list[int] = []
+    for chosen, batch in rank_batches(images, batch_size, f"encode {images.name}"):
+        labels += images.labels[chosen.start : chosen.stop]
+        pixels = to_signed(batch, parameter.device).to(parameter.dtype)
+        for name, values in representations(model, pixels, token_module).items():
+            parts.setdefault(name, []).append(values.numpy())
     own = {name: np.concatenate(values) for name, values in parts.items()}
     gathered = [part for part in gather_in_rank_order((own, labels), state) if part[1]]
     features = {name: np.concatenate([part[0][name] for part in gathered]) for name in gathered[0][0]}
     return features, np.concatenate([part[1] for part in gathered])
 
 
-def principal_components(features: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates `(N, count)` on the first principal components, and the share of variance of each."""
+def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates `(N, 2)` on the first two principal components, and the share of variance of each."""
     centred = features - features.mean(axis=0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    return left[:, :count] * values[:count], np.square(values[:count]) / max(float(np.square(values).sum()), 1e-12)
+    return left[:, :2] * values[:2], np.square(values[:2]) / max(float(np.square(values).sum()), 1e-12)
 
 
-def neighbour_map(features: np.ndarray, seed: int = 0, limit: int = 2000) -> np.ndarray:
-    """t-SNE coordinates `(min(N, limit), 2)` of standardised features, by scikit-learn, which is no dependency.
+def neighbour_map(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """t-SNE coordinates `(N, 2)` of the first 2,000 standardised features, by scikit-learn, which is no dependency.
 
     Raises:
         InputError: If scikit-learn is not installed, or there are fewer than 10 images.
@@ -126,7 +122,7 @@ def neighbour_map(features: np.ndarray, seed: int = 0, limit: int = 2000) -> np.
         raise InputError("--tsne needs scikit-learn; install it with pip install scikit-learn") from error
     if len(features) < 10:
         raise InputError(f"--tsne needs at least 10 test images, got {len(features)}")
-    (points,) = standardise(features[:limit])
+    (points,) = standardise(features[:2000])
     perplexity = min(30.0, (len(points) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
 
@@ -156,7 +152,6 @@ def evaluate_probing(
     token_module: str | None = None,
     epochs: int = 50,
     seed: int = 0,
-    progress: bool = True,
     tsne: bool = False,
 ) -> ProbingFigures:
     """Probes every known depth.
@@ -174,8 +169,8 @@ def evaluate_probing(
     if train.classes != test.classes:
         raise InputError(f"{train.name} and {test.name} have different classes; the probe needs the same ones")
     adapt(model).check_image_size(*train[0].shape[:2])
-    train_features, train_labels = extract(model, train, batch_size, token_module, progress)
-    test_features, test_labels = extract(model, test, batch_size, token_module, progress)
+    train_features, train_labels = extract(model, train, batch_size, token_module)
+    test_features, test_labels = extract(model, test, batch_size, token_module)
     classes = len(train.classes)
     majority = float((test_labels == np.bincount(train_labels).argmax()).mean())
     baseline = Baseline("the largest class for every image", majority)

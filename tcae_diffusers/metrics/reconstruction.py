@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.distributed import gather_in_rank_order, rank_range
-from ..data.images.image_sets import ImageSet, uint8_batches
+from ..data.distributed import gather_in_rank_order
+from ..data.images.image_sets import ImageSet
 from ..data.images.pixel_range import from_signed, to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
@@ -28,6 +27,7 @@ from .grouped_moments import StreamedFrechet
 from .image_measures import ImageMeasure, build_image_measures
 from .linear_autoencoder import LinearAutoencoder
 from .names import metric_name
+from .rank_batches import rank_batches
 
 
 @dataclass
@@ -110,7 +110,6 @@ def evaluate_reconstruction(
     images: ImageSet,
     network: FeatureNetwork | None = None,
     batch_size: int = 32,
-    progress: bool = True,
     measures: Sequence[ImageMeasure] | None = None,
     linear: LinearAutoencoder | None = None,
 ) -> ReconstructionFigures:
@@ -134,20 +133,13 @@ def evaluate_reconstruction(
     shape = latent_shape(model, images)
     measures = build_image_measures() if measures is None else measures
     state = PartialState()
-    indices = rank_range(len(images), state.process_index, state.num_processes)
     models = [model] if linear is None else [model, linear]
     outputs = [_Outputs(measures, network, len(images)) for _ in models]
-
-    hidden = not (progress and state.is_main_process)
-    with tqdm(total=len(indices), desc="reconstruct", unit="image", disable=hidden) as bar:
-        for start in range(0, len(indices), batch_size):
-            chosen = indices[start : start + batch_size]
-            (originals,) = uint8_batches(images, batch_size, chosen)
-            originals = originals.to(next(model.parameters()).device)
-            features = network(originals)["features"].numpy() if network else None
-            for each, measured in zip(models, outputs, strict=True):
-                measured.update(originals, features, reconstruct(each, originals)[0], chosen)
-            bar.update(len(originals))
+    for chosen, originals in rank_batches(images, batch_size, "reconstruct"):
+        originals = originals.to(next(model.parameters()).device)
+        features = network(originals)["features"].numpy() if network else None
+        for each, measured in zip(models, outputs, strict=True):
+            measured.update(originals, features, reconstruct(each, originals)[0], chosen)
 
     per_image, distance = outputs[0].gather(state)
     figures = [

@@ -22,6 +22,9 @@ from .set_measures import SET_MEASURES, ComparedReference, SampleFeatures
 from .set_measures.measure import mean_over_draws
 from .settings import SMALLEST_SET
 
+# Random draws over which figures are averaged.
+_DRAWS = 3
+
 
 class Reference:
     """Real images as features.
@@ -30,13 +33,11 @@ class Reference:
         features (`np.ndarray`): `(M, D)`, or `None` if there are only statistics.
         statistics ([`FrechetStatistics`], *optional*): Mean and covariance of an ADM file, used for the FID instead of
             the features.
-        seed, repeats (`int`): Of the random draws.
+        seed (`int`): Of the random draws.
     """
 
-    def __init__(
-        self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0, repeats: int = 3
-    ):
-        self.features, self.statistics, self.seed, self.repeats = features, statistics, seed, repeats
+    def __init__(self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0):
+        self.features, self.statistics, self.seed = features, statistics, seed
         self._floors: dict[int, dict[str, Estimate]] = {}
 
     def floor(self, count: int) -> tuple[int, dict[str, Estimate]]:
@@ -46,7 +47,7 @@ class Reference:
         count = min(count, len(self.features) // 2)
         if count not in self._floors:
             draws = []
-            for repeat in range(self.repeats):
+            for repeat in range(_DRAWS):
                 order = np.random.default_rng([self.seed, repeat, 1]).permutation(len(self.features))
                 halves = self.features[order[:count]], self.features[order[count : 2 * count]]
                 draws.append({name: value for each in SET_MEASURES for name, value in each.between(*halves).items()})
@@ -77,7 +78,7 @@ class Reference:
             return []
         if count is None or count >= len(self.features):
             return [self.features]
-        orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(self.repeats)]
+        orders = [np.random.default_rng([self.seed, repeat, 2]) for repeat in range(_DRAWS)]
         return [self.features[order.choice(len(self.features), count, replace=False)] for order in orders]
 
 

@@ -30,7 +30,7 @@ def network():
 @pytest.fixture(scope="module")
 def features(network, image_folder, other_folder):
     sets = FolderImages(image_folder), FolderImages(other_folder)
-    return [features_of(images, network, 64, progress=False)["features"] for images in sets]
+    return [features_of(images, network, 64)["features"] for images in sets]
 
 
 def known_to_torch_fidelity(network):
@@ -82,16 +82,14 @@ def test_figures_equal_torch_fidelity_on_the_same_folders(network, features, ima
 def test_features_do_not_depend_on_batch_size_or_cache(network, features, image_folder, tmp_path):
     images = FolderImages(image_folder)
     for batch_size in (1, 7):
-        again = features_of(images, network, batch_size, tmp_path, progress=False)["features"]
+        again = features_of(images, network, batch_size, tmp_path)["features"]
         np.testing.assert_allclose(again, features[0], atol=2e-4)
     (entry,) = tmp_path.iterdir()
     stored = np.load(entry)["features"]
-    np.testing.assert_array_equal(features_of(images, network, 7, tmp_path, progress=False)["features"], stored)
+    np.testing.assert_array_equal(features_of(images, network, 7, tmp_path)["features"], stored)
     # A damaged entry is computed again, not believed.
     entry.write_bytes(b"not an archive")
-    np.testing.assert_allclose(
-        features_of(images, network, 7, tmp_path, progress=False)["features"], features[0], atol=2e-4
-    )
+    np.testing.assert_allclose(features_of(images, network, 7, tmp_path)["features"], features[0], atol=2e-4)
 
 
 def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(features):
@@ -135,7 +133,7 @@ def test_an_adm_reference_gives_statistics_for_fid_and_images_for_the_rest(featu
     network = Inception()
     images = FolderImages(image_folder)
     pixels = np.stack([images[index] for index in range(len(images))])
-    values = features_of(images, network, progress=False)["features"].astype(np.float64)
+    values = features_of(images, network)["features"].astype(np.float64)
     np.savez(tmp_path / "adm.npz", arr_0=pixels, mu=values.mean(0), sigma=np.cov(values, rowvar=False))
     reference, description = open_reference(str(tmp_path / "adm.npz"), 32, network)
     assert (description["images"], description["statistics"]) == (30, True)

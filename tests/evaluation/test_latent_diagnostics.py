@@ -143,9 +143,7 @@ class Pixels(torch.nn.Module):
 
 
 def test_an_autoencoder_that_does_nothing_is_equivariant_and_loses_with_noise(image_folder):
-    result = evaluate_latents(
-        Pixels(), open_data_source(str(image_folder), 32), None, 8, (0.0, 0.2, 0.8), progress=False
-    )
+    result = evaluate_latents(Pixels(), open_data_source(str(image_folder), 32), None, 8, (0.0, 0.2, 0.8))
     assert result.channels["channels"] == 3
     for name, values in result.equivariance.items():
         assert values["nearest"] == 1.0
@@ -157,9 +155,7 @@ def test_an_autoencoder_that_does_nothing_is_equivariant_and_loses_with_noise(im
 
 def test_noise_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder):
     images = open_data_source(str(image_folder), 32)
-    first, second = (
-        evaluate_latents(tiny_autoencoder, images, None, size, (0.4,), progress=False) for size in (4, 30)
-    )
+    first, second = (evaluate_latents(tiny_autoencoder, images, None, size, (0.4,)) for size in (4, 30))
     assert first.noise[0]["psnr"] == pytest.approx(second.noise[0]["psnr"], abs=1e-4)
     np.testing.assert_allclose(first.channels["channel_std"], second.channels["channel_std"], rtol=1e-4)
 

@@ -69,7 +69,7 @@ def test_every_dialect_of_diffusers_is_understood(class_name, image_folder):
     torch.manual_seed(0)
     model = getattr(diffusers, class_name)(**SMALL_AUTOENCODERS[class_name]).eval()
     images = open_data_source(str(image_folder), 32)
-    result = evaluate_reconstruction(model, images, batch_size=16, progress=False)
+    result = evaluate_reconstruction(model, images, batch_size=16)
     assert len(result.per_image["psnr"]) == 30
     assert result.latent_shape[-1] == 32 // adapt(model).spatial_ratio
     first = adapt(model).encode(torch.zeros(1, 3, 32, 32))
@@ -78,10 +78,7 @@ def test_every_dialect_of_diffusers_is_understood(class_name, image_folder):
 
 def test_the_result_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder, network):
     images = open_data_source(str(image_folder), 32)
-    results = [
-        evaluate_reconstruction(tiny_autoencoder, images, network, batch_size, progress=False)
-        for batch_size in (1, 7, 64)
-    ]
+    results = [evaluate_reconstruction(tiny_autoencoder, images, network, batch_size) for batch_size in (1, 7, 64)]
     for other in results[1:]:
         np.testing.assert_allclose(results[0].per_image["psnr"], other.per_image["psnr"], atol=1e-3)
     for one, other in zip(results[0].figures * 2, results[1].figures + results[2].figures, strict=True):
@@ -103,9 +100,7 @@ def test_a_perfect_autoencoder_has_no_distance(image_folder, network):
         def decode(self, z):
             return diffusers.models.autoencoders.vae.DecoderOutput(sample=z)
 
-    figures = evaluate_reconstruction(
-        Identity(), open_data_source(str(image_folder), 32), network, progress=False
-    ).figures
+    figures = evaluate_reconstruction(Identity(), open_data_source(str(image_folder), 32), network).figures
     values = {figure.name: figure.value for figure in figures}
     assert values["PSNR (dB)"] == 100.0
     assert values["SSIM"] == pytest.approx(1.0)

@@ -61,7 +61,7 @@ def run(arguments: BenchArguments) -> dict[str, Any]:
     # The forwards are timed before and after: a shared machine's rate drifts, and the mean of both is fairer.
     before = _forwards_alone(model, network, RandomImages(count // 2))
     start = time.perf_counter()
-    evaluate_reconstruction(model, images, network, _BATCH, progress=False)
+    evaluate_reconstruction(model, images, network, _BATCH)
     whole = time.perf_counter() - start
     after = _forwards_alone(model, network, RandomImages(count - count // 2))
     # Linux counts in KiB, macOS in bytes.

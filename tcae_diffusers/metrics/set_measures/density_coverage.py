@@ -15,29 +15,27 @@ from .measure import SetMeasure
 NEIGHBORHOOD = 5
 
 
-def density_coverage(
-    samples: np.ndarray, reference: np.ndarray, neighborhood: int = NEIGHBORHOOD, chunk: int = 2048
-) -> tuple[np.ndarray, np.ndarray]:
+def density_coverage(samples: np.ndarray, reference: np.ndarray, chunk: int = 2048) -> tuple[np.ndarray, np.ndarray]:
     """Density and coverage (Naeem et al. 2020, eqs. 3 and 4) before their means are taken.
 
-    A ball around each real image reaches to its `neighborhood`-th nearest real neighbour.
+    A ball around each real image reaches to its [`NEIGHBORHOOD`]th nearest real neighbour.
 
     Returns:
-        `(N,)` float64, the number of balls each sample lies in over `neighborhood`, whose mean is the density (1 for
+        `(N,)` float64, the number of balls each sample lies in over that number, whose mean is the density (1 for
         samples like the real images, more where they crowd), and `(M,)` bool, whether a real image's ball holds any
         sample, whose mean is the coverage.
 
     Raises:
-        InputError: If there are no more than `neighborhood` real images.
+        InputError: If there are no more than that number of real images.
     """
-    if len(reference) <= neighborhood:
-        raise InputError(f"density and coverage need more than {neighborhood} reference images, got {len(reference)}")
+    if len(reference) <= NEIGHBORHOOD:
+        raise InputError(f"density and coverage need more than {NEIGHBORHOOD} reference images, got {len(reference)}")
     drawn, real = torch.from_numpy(np.asarray(samples)), torch.from_numpy(np.asarray(reference))
-    radii = torch.cat([torch.cdist(part, real).kthvalue(neighborhood + 1).values for part in real.split(chunk)])
+    radii = torch.cat([torch.cdist(part, real).kthvalue(NEIGHBORHOOD + 1).values for part in real.split(chunk)])
     balls, covered = [], torch.zeros(len(real), dtype=torch.bool)
     for part in drawn.split(chunk):
         inside = torch.cdist(part, real) < radii
-        balls.append(inside.sum(dim=1).double() / neighborhood)
+        balls.append(inside.sum(dim=1).double() / NEIGHBORHOOD)
         covered |= inside.any(dim=0)
     return torch.cat(balls).numpy(), covered.numpy()
 

@@ -19,11 +19,11 @@ def inception_score(logits: np.ndarray) -> Estimate:
     return Estimate(value=score[KEY_METRIC_ISC_MEAN], std=score[KEY_METRIC_ISC_STD])
 
 
-def inception_score_interval(logits: np.ndarray, seed: int = 0) -> float | None:
+def inception_score_interval(logits: np.ndarray) -> float | None:
     """Interval of the Inception score `exp(H(mean p) - mean H(p))` of logits `(N, C)`, all images as one split."""
     if len(logits) < 2 * GROUPS:
         return None
-    groups = random_groups(len(logits), seed)
+    groups = random_groups(len(logits))
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     probabilities = np.exp(logarithms)

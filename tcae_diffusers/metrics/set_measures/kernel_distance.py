@@ -16,9 +16,7 @@ from .measure import ComparedReference, SampleFeatures, SetMeasure
 _KERNEL_IMAGES = 5000
 
 
-def kid(
-    samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
-) -> Estimate:
+def kid(samples: np.ndarray, reference: np.ndarray, subsets: int = 100, subset_size: int = 1000) -> Estimate:
     """
     Kernel Inception distance by torch-fidelity: mean and standard deviation over subsets, whose size is in `details`.
 
@@ -31,7 +29,7 @@ def kid(
         torch.from_numpy(np.asarray(reference, dtype=np.float32)),
         kid_subsets=subsets,
         kid_subset_size=size,
-        rng_seed=seed,
+        rng_seed=2020,
         verbose=False,
     )
     mean, std = result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]

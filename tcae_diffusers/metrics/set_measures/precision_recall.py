@@ -13,23 +13,25 @@ from ..confidence import MEAN_OF_IMAGES, share_interval
 from ..figure import Estimate
 from .measure import SetMeasure
 
+NEIGHBORHOOD = 3
 
-def precision_recall(samples: np.ndarray, reference: np.ndarray, neighborhood: int = 3) -> tuple[float, float]:
+
+def precision_recall(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Shares of samples among the real images and of real images among the samples, by balls that reach to the
-    `neighborhood`-th neighbour; torch-fidelity computes them.
+    [`NEIGHBORHOOD`]rd neighbour; torch-fidelity computes them.
 
     Raises:
-        InputError: If a side has no more than `neighborhood` images.
+        InputError: If a side has no more images than that.
     """
-    if min(len(samples), len(reference)) <= neighborhood:
+    if min(len(samples), len(reference)) <= NEIGHBORHOOD:
         raise InputError(
-            f"precision and recall need more than {neighborhood} images on each side, got {len(samples)} samples and "
+            f"precision and recall need more than {NEIGHBORHOOD} images on each side, got {len(samples)} samples and "
             f"{len(reference)} real images"
         )
     result = prc_features_to_metric(
         torch.from_numpy(samples),
         torch.from_numpy(reference),
-        prc_neighborhood=neighborhood,
+        prc_neighborhood=NEIGHBORHOOD,
         prc_batch_size=10_000,
         save_cpu_ram=len(samples) + len(reference) > 20_000,
         verbose=False,
