@@ -10,22 +10,15 @@ from torch.export import Dim
 from .tcae.autoencoder_tc import AutoencoderTC
 
 
-class _Encode(nn.Module):
-    def __init__(self, model: AutoencoderTC):
+class _Method(nn.Module):
+    """`encode` or `decode` of a model as a module."""
+
+    def __init__(self, model: AutoencoderTC, name: str):
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model.encode(images, return_dict=False)[0]
-
-
-class _Decode(nn.Module):
-    def __init__(self, model: AutoencoderTC):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        return self.model.decode(latent, return_dict=False)[0]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model, self.name)(x, return_dict=False)[0]
 
 
 def export_onnx(model: AutoencoderTC, folder: str | Path) -> tuple[Path, Path]:
@@ -54,14 +47,14 @@ def export_onnx(model: AutoencoderTC, folder: str | Path) -> tuple[Path, Path]:
     exports = (
         (
             "encoder.onnx",
-            _Encode(model),
+            _Method(model, "encode"),
             torch.zeros(2, config.in_channels, *(ratio * size for size in latent_size), **like),
             {0: batch, 2: ratio * height, 3: ratio * width},
             ("images", "latent"),
         ),
         (
             "decoder.onnx",
-            _Decode(model),
+            _Method(model, "decode"),
             torch.zeros(2, config.latent_channels, *latent_size, **like),
             {0: batch, 2: height, 3: width},
             ("latent", "images"),

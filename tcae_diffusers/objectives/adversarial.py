@@ -12,6 +12,8 @@ from ..data.distributed import is_distributed
 from .diff_augment import DIFF_AUGMENT_POLICIES, diff_augment
 
 ADVERSARIAL_LOSSES = ("hinge", "non_saturating")
+# VQGAN's, below the adversarial gradient of the adaptive weight.
+_EPSILON = 1e-4
 
 Logits = tuple[torch.Tensor, ...]
 Generators = torch.Generator | list[torch.Generator]
@@ -41,10 +43,9 @@ def adaptive_weight(
     adversarial_loss: torch.Tensor,
     reference: torch.Tensor,
     maximum: float = 1e4,
-    eps: float = 1e-4,
 ) -> torch.Tensor:
     """
-    `|grad L_rec| / (|grad L_GAN| + eps)` at one place of the decoder, clamped to [0, maximum], without gradient
+    `|grad L_rec| / (|grad L_GAN| + 1e-4)` at one place of the decoder, clamped to [0, maximum], without gradient
     (VQGAN, eq. 7).
 
     Over ranks the gradients are averaged first, so that all ranks use the weight of the whole batch.
@@ -55,16 +56,15 @@ def adaptive_weight(
             The weight of the decoder's last layer (VQGAN), or the decoder's output itself, which also works where the
             weight is sharded (FSDP) and saves nothing else.
         maximum (`float`, defaults to 1e4): VQGAN's clamp.
-        eps (`float`, defaults to 1e-4): VQGAN's. At the output see [`adaptive_weight_from_squares`].
     """
     gradients = _gradients(reconstruction_loss, adversarial_loss, reference)
     if not isinstance(reference, nn.Parameter):
-        return adaptive_weight_from_squares(gradients.square().sum(dim=1), maximum=maximum, eps=eps)
+        return adaptive_weight_from_squares(gradients.square().sum(dim=1), maximum=maximum)
     if is_distributed():
         dist.all_reduce(gradients)
         gradients /= dist.get_world_size()
     norms = gradients.norm(dim=1)
-    return (norms[0] / (norms[1] + eps)).clamp(0.0, maximum)
+    return (norms[0] / (norms[1] + _EPSILON)).clamp(0.0, maximum)
 
 
 def _gradients(
@@ -78,21 +78,18 @@ def _gradients(
     )
 
 
-def adaptive_weight_from_squares(
-    squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4, eps: float = 1e-4
-) -> torch.Tensor:
+def adaptive_weight_from_squares(squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4) -> torch.Tensor:
     """
-    `|grad L_rec| / (|grad L_GAN| + eps * |grad L_rec|)` at the decoder's output, over all ranks, from
+    `|grad L_rec| / (|grad L_GAN| + 1e-4 * |grad L_rec|)` at the decoder's output, over all ranks, from
     [`AdversarialLoss.squared_gradients`]; clamped to [0, maximum].
 
     Unlike the gradient at a weight, that at the output shrinks with the number of images and pixels that the losses
-    are means over. So `eps` is relative here: the weight is a function of the images and not of how many there are.
+    are means over. So the 1e-4 is relative here: the weight is a function of the images and not of how many there are.
 
     Args:
         squares (`torch.Tensor` of shape `(2,)`): Summed over the forward passes of an optimizer step on this rank.
         num_passes (`int`, defaults to 1): How many those are; the loss of the step is the mean of theirs.
         maximum (`float`, defaults to 1e4): VQGAN's clamp.
-        eps (`float`, defaults to 1e-4): The weight tends to `1 / eps` where the adversarial gradient vanishes.
     """
     # Each pass and rank holds the gradient at its own images: the norm of them all, with the loss a mean over both.
     squares = squares / num_passes**2
@@ -101,7 +98,7 @@ def adaptive_weight_from_squares(
         squares /= dist.get_world_size() ** 2
     norms = squares.sqrt()
     # The smallest float keeps a step without any gradient at 0 instead of 0 / 0.
-    floor = eps * norms[0] + torch.finfo(norms.dtype).tiny
+    floor = _EPSILON * norms[0] + torch.finfo(norms.dtype).tiny
     return (norms[0] / (norms[1] + floor)).clamp(0.0, maximum)
 
 

@@ -62,10 +62,11 @@ class ShapingChain(LatentShaping):
     def __init__(self, shapings: Sequence[LatentShaping] = ()):
         super().__init__()
         self.shapings = nn.ModuleList(shapings)
+        self._description = ", ".join(shaping.description for shaping in shapings)
 
     @property
     def description(self) -> str:
-        return ", ".join(shaping.description for shaping in self.shapings)
+        return self._description
 
     @property
     def identity(self) -> dict[str, str]:

@@ -108,15 +108,14 @@ class EfficientNetFeatureLoss(FrozenNetwork):
     never a figure to report as LPIPS.
 
     Args:
-        min_resolution (`int`, defaults to 64): smaller images are enlarged to this first.
         weights_path (`str`, *optional*): see [`EfficientNetLiteFeatures`].
     """
 
     name = "efficientnet-lite0-features"
 
-    def __init__(self, min_resolution: int = 64, weights_path: str | None = None):
+    def __init__(self, weights_path: str | None = None):
         super().__init__()
-        self.backbone = EfficientNetLiteFeatures(min_resolution=min_resolution, weights_path=weights_path)
+        self.backbone = EfficientNetLiteFeatures(weights_path=weights_path)
         self.freeze()
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -131,9 +130,9 @@ class EfficientNetFeatureLoss(FrozenNetwork):
             return torch.stack(distances).mean()
 
 
-def _unit_channels(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    # eps inside the root: the gradient of a norm at an all-zero pixel is not a number.
-    return features * (features.square().sum(dim=1, keepdim=True) + eps).rsqrt()
+def _unit_channels(features: torch.Tensor) -> torch.Tensor:
+    # Added inside the root: the gradient of a norm at an all-zero pixel is not a number.
+    return features * (features.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 def build_perceptual_loss(name: str, weights_path: str | None = None) -> FrozenNetwork | None:

@@ -10,16 +10,13 @@ from ..models.frozen_network import FrozenNetwork
 PIXEL_LOSSES = ("l1", "charbonnier", "mse")
 
 
-def pixel_distance(
-    kind: str, sample: torch.Tensor, target: torch.Tensor, charbonnier_eps: float = 1e-3
-) -> torch.Tensor:
+def pixel_distance(kind: str, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     Mean distance of two image batches over all pixels and channels, in fp32.
 
     Args:
-        kind (`str`): `"l1"`, `"mse"`, or `"charbonnier"`, `sqrt(d^2 + eps^2)`, which is L1 with a smooth bottom.
+        kind (`str`): `"l1"`, `"mse"`, or `"charbonnier"`, `sqrt(d^2 + 1e-6)`, which is L1 with a smooth bottom.
         sample, target (`torch.Tensor` of shape `(B, 3, H, W)`): in [-1, 1].
-        charbonnier_eps (`float`, defaults to 1e-3).
     """
     difference = sample.float() - target.float()
     if kind == "l1":
@@ -27,7 +24,7 @@ def pixel_distance(
     if kind == "mse":
         return difference.square().mean()
     if kind == "charbonnier":
-        return (difference.square() + charbonnier_eps**2).sqrt().mean()
+        return (difference.square() + 1e-6).sqrt().mean()
     raise ValueError(f"pixel loss is {kind!r}; expected one of {', '.join(PIXEL_LOSSES)}")
 
 

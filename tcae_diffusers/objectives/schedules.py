@@ -19,13 +19,12 @@ def cosine_with_warmup(
     base_value: float,
     final_value: float,
     warmup_steps: int = 0,
-    warmup_start: float = 0.0,
 ) -> float:
     """
-    Linear warm-up from `warmup_start` to `base_value`, then half a cosine down (or up) to `final_value`.
+    Linear warm-up from 0 to `base_value`, then half a cosine down (or up) to `final_value`.
 
-    The first of `warmup_steps` steps is already one increment above `warmup_start`: with a start of 0, the release of
-    iBOT spends its first step on a learning rate of exactly 0.
+    The first of `warmup_steps` steps is already one increment above 0: the release of iBOT spends its first step on a
+    learning rate of exactly 0.
 
     Args:
         step (`int`): optimizer step, from 0.
@@ -33,7 +32,6 @@ def cosine_with_warmup(
         base_value (`float`): value at the end of the warm-up.
         final_value (`float`): value at the last step.
         warmup_steps (`int`, defaults to 0): optimizer steps of warm-up.
-        warmup_start (`float`, defaults to 0.0): value just before the first step.
 
     Raises:
         ValueError: `total_steps` below 1 or `warmup_steps` outside [0, total_steps].
@@ -43,7 +41,7 @@ def cosine_with_warmup(
         raise ValueError(f"warmup_steps is {warmup_steps}; expected 0 to total_steps = {total_steps}")
     step = min(max(step, 0), total_steps - 1)
     if step < warmup_steps:
-        return warmup_start + (base_value - warmup_start) * (step + 1) / warmup_steps
+        return base_value * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps - 1, 1)
     return final_value + 0.5 * (base_value - final_value) * (1.0 + math.cos(math.pi * progress))
 
