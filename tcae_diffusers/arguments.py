@@ -67,6 +67,10 @@ class Arguments:
     def __post_init__(self) -> None:
         pass
 
+    def values_of(self, *groups: "type[Arguments]") -> dict[str, Any]:
+        """The values of the options of some of its groups, for another command that has them too."""
+        return {each.name: getattr(self, each.name) for group in groups for each in fields(group)}
+
     def _require(self, name: str, condition: bool, expected: str) -> None:
         """
         Raises:

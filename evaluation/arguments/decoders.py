@@ -7,7 +7,8 @@ from typing import ClassVar
 from tcae_diffusers.arguments import Arguments, option
 
 from .generate import GenerateArguments
-from .sampling import SamplingArguments
+from .groups import MachineArguments
+from .sampling import DrawingArguments, GuidanceArguments, SamplingArguments
 
 
 @dataclass
@@ -23,17 +24,11 @@ class DecoderSetArguments(Arguments):
         "latent statistics must be those of the pipeline's autoencoder.",
         metavar="[NAME=]PATH",
     )
-    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
-    guidance_interval: tuple[float, float] | None = option(
-        None,
-        "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
-        metavar=("FROM", "TO"),
-    )
     output: Path = option(MISSING, "Folder for generation.json, its pictures and the samples.", metavar="FOLDER")
 
 
 @dataclass
-class DecodersArguments(DecoderSetArguments, SamplingArguments):
+class DecodersArguments(DecoderSetArguments, GuidanceArguments, SamplingArguments):
     """
     How do decoders of the same latents compare on generated latents? Draws latents once, decodes them with each
     decoder and measures the images against real ones.
@@ -50,10 +45,5 @@ class DecodersArguments(DecoderSetArguments, SamplingArguments):
 
     def drawing(self, name: str) -> GenerateArguments:
         """How the samples of one decoder are drawn."""
-        shared = (
-            *("pipeline", "num_images", "num_inference_steps", "timestep_shift", "labels", "seed", "batch_size"),
-            *("guidance_scale", "guidance_interval", "device"),
-        )
-        return GenerateArguments(
-            output=self.output / "samples" / name, **{entry: getattr(self, entry) for entry in shared}
-        )
+        shared = self.values_of(GuidanceArguments, DrawingArguments, MachineArguments)
+        return GenerateArguments(pipeline=self.pipeline, output=self.output / "samples" / name, **shared)

@@ -9,7 +9,7 @@ from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 
 from .groups import Content, MachineArguments
-from .sampling import DrawingArguments
+from .sampling import DrawingArguments, GuidanceArguments
 
 
 @dataclass
@@ -20,12 +20,6 @@ class DrawnSetArguments(Arguments):
 
     pipeline: str | None = option(
         None, "Pipeline folder or Hub name; not needed for --baseline class-mean.", metavar="PATH"
-    )
-    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
-    guidance_interval: tuple[float, float] | None = option(
-        None,
-        "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
-        metavar=("FROM", "TO"),
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Data type of the pipeline.")
     layout: Literal["folder", "flat", "npz"] = option(
@@ -97,7 +91,12 @@ class BaselineArguments(Arguments):
 
 @dataclass
 class GenerateArguments(
-    DrawnSetArguments, DrawingArguments, TransformerArguments, BaselineArguments, MachineArguments
+    DrawnSetArguments,
+    GuidanceArguments,
+    DrawingArguments,
+    TransformerArguments,
+    BaselineArguments,
+    MachineArguments,
 ):
     """
     Generate a set of labelled samples with a class-conditional pipeline, or a baseline set, to compare with real

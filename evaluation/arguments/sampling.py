@@ -36,6 +36,20 @@ class DrawingArguments(Arguments):
 
 
 @dataclass
+class GuidanceArguments(Arguments):
+    """How the samples of one set are guided."""
+
+    group: ClassVar[str] = "Samples"
+
+    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
+    guidance_interval: tuple[float, float] | None = option(
+        None,
+        "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
+        metavar=("FROM", "TO"),
+    )
+
+
+@dataclass
 class SamplingArguments(DrawingArguments, FeatureCacheArguments, MachineArguments):
     """How the samples of every point are drawn and measured; one seed serves both."""
 

@@ -12,6 +12,7 @@ from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 
 from ..arguments.decoders import DecodersArguments
 from ..arguments.generation import GenerationArguments
+from ..arguments.groups import FeatureCacheArguments, MachineArguments
 from ..arguments.named_paths import parse_named_paths
 from ..pictures.drawing import class_names_of, generate_with_decoders, load_latent_pipeline
 from ..results.kinds.generation import GenerationResult
@@ -33,10 +34,15 @@ def run(arguments: DecodersArguments) -> GenerationResult:
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(arguments.reference, network=arguments.feature_network("cpu"))
     folders = draw_samples(arguments)
-    measured = ("reference", "extractor", "extractor_weights", "feature_cache", "no_feature_cache")
-    shared = {name: getattr(arguments, name) for name in (*measured, "seed", "batch_size", "device")}
-    samples = [f"{name}={folder}" for name, folder in folders.items()]
-    return generation.run(GenerationArguments(samples=samples, paired=True, output=arguments.output, **shared))
+    measuring = GenerationArguments(
+        samples=[f"{name}={folder}" for name, folder in folders.items()],
+        paired=True,
+        reference=arguments.reference,
+        seed=arguments.seed,
+        output=arguments.output,
+        **arguments.values_of(FeatureCacheArguments, MachineArguments),
+    )
+    return generation.run(measuring)
 
 
 def draw_samples(arguments: DecodersArguments) -> dict[str, str]:

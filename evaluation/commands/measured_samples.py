@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from tcae_diffusers.arguments import Arguments
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.reference import open_reference_content
 
@@ -46,7 +43,7 @@ def measure_pipeline(
         guidance_interval=guidance_interval,
         guidance_transformer=guidance_transformer,
         output=folder / "samples",
-        **_values(sampling, DrawingArguments, MachineArguments),
+        **sampling.values_of(DrawingArguments, MachineArguments),
     )
     run_unless_done(generate.run, drawing, SamplesResult)
     measuring = GenerationArguments(
@@ -55,10 +52,6 @@ def measure_pipeline(
         reference=sampling.reference,
         seed=sampling.seed,
         output=folder / "results",
-        **_values(sampling, FeatureCacheArguments, MachineArguments),
+        **sampling.values_of(FeatureCacheArguments, MachineArguments),
     )
     return run_unless_done(generation.run, measuring, GenerationResult)
-
-
-def _values(sampling: SamplingArguments, *groups: type[Arguments]) -> dict[str, Any]:
-    return {entry.name: getattr(sampling, entry.name) for group in groups for entry in fields(group)}

@@ -11,12 +11,14 @@ from diffusers import ModelMixin
 from ...errors import InputError
 
 
-def load_autoencoder(path: str | Path, device: str | torch.device = "cpu") -> ModelMixin:
+def load_autoencoder(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> ModelMixin:
     """Loads an autoencoder in evaluation mode from a saved folder or a Hub name.
 
     Args:
         path: A folder written by `save_pretrained` (also a pipeline folder: its `vae/` is taken), or a Hub repository.
-        device: Where to run.
+        device, dtype: Where and in which precision to run; weights keep their stored dtype if `dtype` is `None`.
 
     Raises:
         InputError: If the folder is missing a `config.json` or names a class that cannot be loaded.
@@ -44,7 +46,7 @@ def load_autoencoder(path: str | Path, device: str | torch.device = "cpu") -> Mo
             "similar."
         )
     try:
-        model = model_class.from_pretrained(target)
+        model = model_class.from_pretrained(target, **({"dtype": dtype} if dtype else {}))
     except OSError as error:
         raise InputError(f"cannot load the weights of {path}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
