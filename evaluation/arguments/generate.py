@@ -118,8 +118,6 @@ class GenerateArguments(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Pipelines take what is below 1 for 1, without a word.
-        self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
         for name in ("transformer", "ema_snapshots", "guidance_transformer"):
             self._require(name, not self.baseline or getattr(self, name) is None, "omitted with --baseline")
         is_guided = self.guidance_transformer is None or self.guidance_scale > 1

@@ -48,6 +48,11 @@ class GuidanceArguments(Arguments):
         metavar=("FROM", "TO"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Pipelines take what is below 1 for 1, without a word.
+        self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
+
 
 @dataclass
 class SamplingArguments(DrawingArguments, FeatureCacheArguments, MachineArguments):

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..data.distributed import rank_range
-from ..data.images.image_sets import ImageSet, uint8_batches
+from ..data.images.image_sets import ImageSet
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from .frechet import FrechetStatistics
 from .grouped_moments import merged_over_ranks
+from .rank_batches import rank_batches
 
 # Numbers in all covariances together, 1 GiB in float64: blocks of up to 61 pixels a side with one basis.
 _MOST_COVARIANCES = 2**27
@@ -80,7 +79,6 @@ def fit_linear_autoencoder(
     latent_shape: Sequence[int],
     per_position: bool = False,
     batch_size: int = 32,
-    progress: bool = True,
 ) -> LinearAutoencoder:
     """
     Fits the linear autoencoder whose latent has a given shape, in one pass and memory that does not depend on the
@@ -114,7 +112,7 @@ def fit_linear_autoencoder(
             f"{' at each position' * per_position}; at least {_FEWEST_BLOCKS * values:,} are needed, {_FEWEST_BLOCKS} "
             "for each number of a block, so fit it to more images"
         )
-    statistics = _block_statistics(images, block, positions, batch_size, progress)
+    statistics = _block_statistics(images, block, positions, batch_size)
     count = min(latent_shape[0], values)
     components = np.stack([_leading_components(each.covariance, count) for each in statistics])
     mean = np.stack([each.mean for each in statistics])
@@ -135,22 +133,15 @@ def _block_side(latent_shape: Sequence[int], height: int, width: int) -> int:
     return rows
 
 
-def _block_statistics(
-    images: ImageSet, block: int, positions: int, batch_size: int, progress: bool
-) -> list[FrechetStatistics]:
+def _block_statistics(images: ImageSet, block: int, positions: int, batch_size: int) -> list[FrechetStatistics]:
     """Mean and covariance of blocks in [-1, 1], over all positions or at each, and over all ranks."""
-    state = PartialState()
     statistics = [FrechetStatistics(3 * block**2) for _ in range(positions)]
-    indices = rank_range(len(images), state.process_index, state.num_processes)
-    hidden = not (progress and state.is_main_process)
-    with tqdm(total=len(indices), desc="linear baseline", unit="image", disable=hidden) as bar:
-        for batch in uint8_batches(images, batch_size, indices):
-            blocks = F.pixel_unshuffle(to_signed(batch), block).flatten(2).permute(2, 0, 1)
-            for each, part in zip(statistics, blocks.flatten(0, 1).chunk(positions), strict=True):
-                for piece in part.split(_BLOCKS):
-                    each.update(piece)
-            bar.update(len(batch))
-    return merged_over_ranks(statistics, state)
+    for _, batch in rank_batches(images, batch_size, "linear baseline"):
+        blocks = F.pixel_unshuffle(to_signed(batch), block).flatten(2).permute(2, 0, 1)
+        for each, part in zip(statistics, blocks.flatten(0, 1).chunk(positions), strict=True):
+            for piece in part.split(_BLOCKS):
+                each.update(piece)
+    return merged_over_ranks(statistics, PartialState())
 
 
 def _leading_components(covariance: np.ndarray, count: int) -> np.ndarray:

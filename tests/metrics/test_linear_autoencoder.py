@@ -61,7 +61,7 @@ def project(centred_to: np.ndarray, onto: np.ndarray, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_size", [7, 150])
 def test_it_is_the_projection_onto_singular_vectors_of_all_blocks(fitted_to, batch_size):
-    model = fit_linear_autoencoder(fitted_to, (11, 4, 6), batch_size=batch_size, progress=False)
+    model = fit_linear_autoencoder(fitted_to, (11, 4, 6), batch_size=batch_size)
     others = Pictures(9, seed=1)
     expected = project(blocks_of(fitted_to, 4).reshape(-1, 48), blocks_of(others, 4), 11)
     outputs = reconstruct_exactly(model, others)
@@ -75,27 +75,27 @@ def test_it_is_scikit_learns_principal_component_analysis(fitted_to):
     blocks = blocks_of(fitted_to, 4).reshape(-1, 48)
     pca = decomposition.PCA(5, svd_solver="full").fit(blocks)
     expected = np.square(pca.inverse_transform(pca.transform(blocks)) - blocks).mean()
-    model = fit_linear_autoencoder(fitted_to, (5, 4, 6), progress=False)
+    model = fit_linear_autoencoder(fitted_to, (5, 4, 6))
     error = np.square(reconstruct_exactly(model, fitted_to) - signed(fitted_to)).mean()
     assert error == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_position_can_have_a_basis_of_its_own():
     images = Pictures(500)
-    model = fit_linear_autoencoder(images, (3, 4, 6), per_position=True, progress=False)
+    model = fit_linear_autoencoder(images, (3, 4, 6), per_position=True)
     blocks = blocks_of(images, 4)
     expected = np.stack([project(blocks[:, place], blocks[:, place], 3) for place in range(24)], axis=1)
     outputs = reconstruct_exactly(model, images)
     actual = outputs.reshape(500, 4, 4, 6, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(500, 24, 48)
     np.testing.assert_allclose(actual, expected, atol=2e-6)
-    shared = reconstruct_exactly(fit_linear_autoencoder(images, (3, 4, 6), progress=False), images)
+    shared = reconstruct_exactly(fit_linear_autoencoder(images, (3, 4, 6)), images)
     assert np.square(outputs - signed(images)).mean() < np.square(shared - signed(images)).mean()
 
 
 def test_more_numbers_never_cost_accuracy_and_all_of_them_give_back_every_image(fitted_to):
     others = Pictures(20, seed=1)
-    models = [fit_linear_autoencoder(fitted_to, (count, 4, 6), progress=False) for count in (1, 4, 16, 40, 48, 200)]
-    found = [evaluate_reconstruction(model, others, progress=False) for model in models]
+    models = [fit_linear_autoencoder(fitted_to, (count, 4, 6)) for count in (1, 4, 16, 40, 48, 200)]
+    found = [evaluate_reconstruction(model, others) for model in models]
     errors = [np.square(reconstruct_exactly(model, fitted_to) - signed(fitted_to)).mean() for model in models]
     assert all(more < 0.9 * fewer for fewer, more in itertools.pairwise(errors[:5]))
     psnr = [each.per_image["psnr"].mean() for each in found]
@@ -118,9 +118,9 @@ class Averages:
 
 def test_its_figures_stand_beside_those_of_the_model(fitted_to):
     others, network = Pictures(30, seed=1), Averages()
-    model, linear = (fit_linear_autoencoder(fitted_to, (count, 4, 6), progress=False) for count in (9, 4))
-    found = evaluate_reconstruction(model, others, network, 8, progress=False, linear=linear)
-    alone = evaluate_reconstruction(linear, others, network, 30, progress=False)
+    model, linear = (fit_linear_autoencoder(fitted_to, (count, 4, 6)) for count in (9, 4))
+    found = evaluate_reconstruction(model, others, network, 8, linear=linear)
+    alone = evaluate_reconstruction(linear, others, network, 30)
     assert [figure.name for figure in found.figures][::3] == ["PSNR (dB)", "rFD-averages"]
     assert latent_shape(model, others) == (9, 4, 6)
     for figure, expected in zip(found.figures, alone.figures, strict=True):
@@ -148,7 +148,7 @@ def test_its_figures_stand_beside_those_of_the_model(fitted_to):
 )
 def test_where_there_is_none_the_reason_is_given(shape, count, message):
     with pytest.raises(NoLinearAutoencoder, match=message):
-        fit_linear_autoencoder(Pictures(count), shape, progress=False)
+        fit_linear_autoencoder(Pictures(count), shape)
     assert issubclass(NoLinearAutoencoder, InputError)
 
 
@@ -159,14 +159,14 @@ def test_covariances_that_would_not_fit_into_memory_are_refused_before_images_ar
             return np.zeros((256, 256, 3), dtype=np.uint8)
 
     with pytest.raises(NoLinearAutoencoder, match=r"64x64 pixels have 12,288 numbers.* 1\.1 GiB, more than 1 GiB"):
-        fit_linear_autoencoder(Large(150), (128, 4, 4), progress=False)
+        fit_linear_autoencoder(Large(150), (128, 4, 4))
     with pytest.raises(NoLinearAutoencoder, match="64 covariance"):
-        fit_linear_autoencoder(Large(150), (128, 8, 8), per_position=True, progress=False)
+        fit_linear_autoencoder(Large(150), (128, 8, 8), per_position=True)
 
 
 def test_blocks_are_taken_in_pieces_without_changing_the_fit(fitted_to, monkeypatch):
-    whole = fit_linear_autoencoder(fitted_to, (6, 4, 6), progress=False)
+    whole = fit_linear_autoencoder(fitted_to, (6, 4, 6))
     monkeypatch.setattr(linear_autoencoder, "_BLOCKS", 50)
-    pieces = fit_linear_autoencoder(fitted_to, (6, 4, 6), progress=False)
+    pieces = fit_linear_autoencoder(fitted_to, (6, 4, 6))
     others = Pictures(5, seed=1)
     np.testing.assert_allclose(reconstruct_exactly(whole, others), reconstruct_exactly(pieces, others), atol=1e-6)
