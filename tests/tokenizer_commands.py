@@ -2,8 +2,10 @@
 
 import functools
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -55,7 +57,22 @@ SHAPINGS = {
     "equivariance": {"latent_equivariance": 0.7, "latent_equivariance_min_scale": 0.5},
     "denoising": {"latent_denoising": 3.0},
     "channel mask": {"latent_min_channels": 1},
+    "alignment": {"latent_alignment": "efficientnet-lite0", "latent_alignment_weight": 1.0},
 }
+# Their names, for tests of each.
+each_shaping = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                "latent_alignment" in options and find_spec("efficientnet_lite_pytorch") is None,
+                reason="needs the extra demo",
+            ),
+        )
+        for name, options in SHAPINGS.items()
+    ],
+)
 
 
 # Muon trains matrices of 64x64 and more.

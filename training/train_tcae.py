@@ -16,6 +16,7 @@ if __name__ == "__main__":
     main()
     raise SystemExit
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.objectives.latent_shaping import Decoded
 from tcae_diffusers.objectives.schedules import weight_decay
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.self_supervision.method import SelfSupervision, StudentOutput
@@ -50,7 +52,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class StudentPass(Pass):
-    """One forward pass of the student: what it returned, and the views that it saw beside the images."""
+    """One forward pass of the student: what it returned, and the views, if any, that it saw beside the images."""
 
     output: StudentOutput
     views: Any
@@ -102,25 +104,41 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
         return StudentPass(output.shaped.target, output.reconstruction, generators, output, views)
 
     def forward_without_graph(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
-        """Without the views of the method, which change no reconstruction."""
+        with torch.no_grad():
+            return self.forward_from_latent(batch, step, micro_step)
+
+    def forward_from_latent(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> StudentPass:
+        """[`forward`] without views, which change no reconstruction, and with a graph that begins at the latent."""
         accelerator = self.run.accelerator
         images = to_signed(batch["pixel_values"], accelerator.device)
         generators = self.run.generators(step, micro_step, len(images))
-        with torch.no_grad(), accelerator.autocast():
-            sample, target = self.student.reconstruct(images, generators, step)
-        return Pass(target, sample.float(), generators)
+        with accelerator.autocast():
+            output = self.student.reconstruct(images, generators, step)
+        return StudentPass(output.shaped.target, output.reconstruction.float(), generators, output, None)
+
+    def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
+        def passes() -> Iterator[Decoded]:
+            for index, batch in enumerate(batches):
+                seen = self.forward_from_latent(batch, step, index)
+                loss = self.reconstruction_loss(seen.sample, seen.images).loss
+                yield Decoded(seen.output.shaped, seen.output.latent, loss)
+
+        if micro_step == 0:
+            self.student.shaping.begin_step(passes, len(batches))
+        return super().backward(batches, step, micro_step)
 
     def compute_loss(self, seen: StudentPass, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         arguments, output = self.arguments, seen.output
         loss, metrics = super().compute_loss(seen, step)
-        loss = arguments.reconstruction_weight * loss
+        shaping, logged = self.student.shaping.loss(Decoded(output.shaped, output.latent, metrics["train/loss_rec"]))
+        loss, metrics = arguments.reconstruction_weight * (loss + shaping), metrics | logged
         if output.kl is not None:
             loss = loss + arguments.kl_weight * output.kl
             metrics["train/loss_kl"] = output.kl
         # The frozen networks of a method run in the precision of the student.
         with self.run.accelerator.autocast():
             ssl, logged = self.method.loss(output, seen.views, step, is_log_step(step, arguments))
-        loss, metrics = loss + arguments.ssl_weight * ssl, metrics | logged | output.shaped.logged
+        loss, metrics = loss + arguments.ssl_weight * ssl, metrics | logged
         if is_log_step(step, arguments):
             channels = output.latent.detach().float().transpose(0, 1).flatten(1).std(dim=1)
             metrics |= {"latent/channel_std": channels.mean(), "latent/min_channel_std": channels.min()}
@@ -160,7 +178,8 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     adapt(autoencoder).reset_statistics()
     resolve_sizes(arguments, autoencoder)
     method = build_method(arguments, adapt(autoencoder))
-    student = TokenizerStudent(autoencoder, method.parts, build_latent_shaping(arguments, adapt(autoencoder)))
+    shaping = build_latent_shaping(arguments, adapt(autoencoder), accelerator)
+    student = TokenizerStudent(autoencoder, method.parts, shaping)
     dataset = build_training_images(arguments, method.crops())
     preview = build_preview(arguments)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
@@ -169,7 +188,8 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     if arguments.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
     if arguments.compile:
-        compile_blocks(student, *method.state(), names=tuple(autoencoder._repeated_blocks or ()))
+        names = tuple(autoencoder._repeated_blocks or ())
+        compile_blocks(student, *method.state(), names=names, keep_graph=student.shaping.weighs_gradients)
 
     edges = [f"autoencoder.{name}" for name in adapt(autoencoder).pixel_layers]
     optimizer = build_optimizer(arguments, parameter_groups(student, arguments), student, edges)

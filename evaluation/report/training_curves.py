@@ -81,6 +81,18 @@ _LEARNING = (
         "settles where reconstruction is worth more than closeness; growth without end means too small a weight.",
     ),
     Chart(
+        "Alignment of the latent",
+        {"train/loss_alignment_cosine": "position by position", "train/loss_alignment_distance": "between positions"},
+        "How far the projected latent is from the tokens of a frozen network, beyond the margins: the cosine of each "
+        "position, and the cosines between positions. Both should fall; at 0 the margins are kept.",
+    ),
+    Chart(
+        "Weight of the alignment",
+        {"train/alignment_weight": "weight"},
+        "Factor that makes the gradient of the alignment at the latent as large as that of the reconstruction, before "
+        "the weight of the run. It grows where the margins are kept.",
+    ),
+    Chart(
         "Adversarial losses",
         {"train/loss_gan": "decoder", "train/loss_discriminator": "discriminator"},
         "Two opponents, so neither has to fall. With the hinge loss the discriminator is at 1 when it cannot tell "

@@ -43,17 +43,16 @@ def slot_generators(seed: int, step: int, first_slot: int, count: int) -> list[t
         first_slot (`int`): Place of the first image within the step's global batch.
         count (`int`): Images.
     """
-    return [_torch_generator(_SLOT, seed, step, slot) for slot in range(first_slot, first_slot + count)]
+    generators = []
+    for slot in range(first_slot, first_slot + count):
+        state = np.random.SeedSequence((_SLOT, seed, step, slot)).generate_state(1, np.uint64)
+        generators.append(torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
+    return generators
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """CPU generator for what all images of an optimizer step share, a function of (seed, step)."""
-    return _torch_generator(_STEP, seed, step)
-
-
-def _torch_generator(*words: int) -> torch.Generator:
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+def step_generator(seed: int, step: int) -> np.random.Generator:
+    """Generator for what all images of an optimizer step share, a function of (seed, step)."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((_STEP, seed, step))))
 
 
 def choose_per_sample(seed: int, epochs: int | np.ndarray, indices: np.ndarray, num_choices: int) -> np.ndarray:

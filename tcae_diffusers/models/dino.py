@@ -43,6 +43,7 @@ class DINO(FrozenNetwork):
 
     Attributes:
         name (`str`): see [`model_name`]. config: of transformers.
+        token_width (`int`), token_pixels (`int`): channels of a patch token, and pixels along a side of a patch.
 
     Raises:
         InputError: no model in the folder, and no download; or a `resolution` that the patches do not divide.
@@ -69,6 +70,7 @@ class DINO(FrozenNetwork):
                 " the folder, or use efficientnet-lite0, which works offline."
             ) from error
         self.config = self.network.config
+        self.token_width, self.token_pixels = self.config.hidden_size, self.config.patch_size
         if resolution % self.config.patch_size:
             raise InputError(
                 f"resolution {resolution} is not a multiple of the model's patch size {self.config.patch_size}"

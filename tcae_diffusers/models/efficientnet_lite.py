@@ -20,6 +20,7 @@ class EfficientNetLite0(FrozenNetwork):
 
     Attributes:
         block_channels (`list[int]`): channels of the output of each of the 16 blocks.
+        token_width (`int`), token_pixels (`int`): channels of [`token_map`], and pixels along a side of its positions.
 
     Raises:
         InputError: the packages of the extra `demo` are not installed, or the file does not hold these weights.
@@ -27,6 +28,7 @@ class EfficientNetLite0(FrozenNetwork):
 
     name = "efficientnet-lite0"
     dimensions = 1280
+    token_pixels = 32
 
     def __init__(self, weights_path: str | Path | None = None):
         super().__init__()
@@ -45,6 +47,7 @@ class EfficientNetLite0(FrozenNetwork):
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"cannot load weights of {self.name} from {path}: {reason}") from error
         self.block_channels = [block._bn2.num_features for block in self.network._blocks]
+        self.token_width = self.block_channels[-1]
         self.freeze()
 
     @staticmethod

@@ -1,5 +1,11 @@
 """Networks that only look: in evaluation mode for good, without gradients to their own weights."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import nn
 
 
@@ -18,6 +24,31 @@ class FrozenNetwork(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "FrozenNetwork":
+    def train(self, mode: bool = True) -> FrozenNetwork:
         # A parent's `.train()` would switch dropout and batch statistics on and change what is measured.
         return super().train(False)
+
+
+class FrozenNetworkHolder(nn.Module):
+    """
+    A module that uses a frozen network and moves it along, but has none of its weights among its own parameters or in
+    its state: these are loaded from a file, and a checkpoint need not hold them again.
+
+    Args:
+        network (`nn.Module`, *optional*): Found as `frozen_network`.
+    """
+
+    def __init__(self, network: Any = None):
+        super().__init__()
+        # In a list, where torch does not look for modules.
+        self._frozen_network = [network]
+
+    @property
+    def frozen_network(self) -> Any:
+        return self._frozen_network[0]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FrozenNetworkHolder:
+        super()._apply(fn, recurse)
+        if self.frozen_network is not None:
+            self.frozen_network._apply(fn)
+        return self

@@ -14,6 +14,7 @@ from ..files import sha256_of_tensors
 from .adapters import adapt
 from .dino import DINO
 from .efficientnet_lite import EfficientNetLite0
+from .frozen_network import FrozenNetwork
 
 
 def resize_token_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -69,35 +70,79 @@ class TokenizerTokens:
         return self.adapter.training_latent(features.latent)[0], tokens.transpose(1, 2).unflatten(2, grid)
 
 
+class TokenNetwork(FrozenNetwork):
+    """
+    A frozen network that gives tokens of images.
+
+    Args:
+        network ([`DINO`] or [`EfficientNetLite0`]): Patch tokens of the last layer, or the last block's output.
+        resolution (`int`): Side in pixels of the square that images are resized to.
+
+    Attributes:
+        token_width (`int`): Channels of a token.
+    """
+
+    def __init__(self, network: DINO | EfficientNetLite0, resolution: int):
+        super().__init__()
+        self.network, self.resolution = network, resolution
+        self.name, self.token_width = network.name, network.token_width
+        self.freeze()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [-1, 1] to tokens `(B, D, h, w)`."""
+        size = (self.resolution, self.resolution)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return self.network.token_map(images)
+
+
+def token_network_for_grid(name: str, side: int, weights: str | None = None) -> TokenNetwork:
+    """
+    A frozen network that has as many tokens of an image as a latent has positions.
+
+    Args:
+        name (`str`): `"dinov2"` or `"efficientnet-lite0"`.
+        side (`int`): Positions along a side of the latent.
+        weights (`str`, *optional*): See [`build_target_tokens`].
+
+    Raises:
+        InputError: weights that are not available.
+    """
+    if name == "efficientnet-lite0":
+        network = EfficientNetLite0(weights)
+        return TokenNetwork(network, side * network.token_pixels)
+    dino = DINO(weights or DINOV2)
+    dino.resolution = side * dino.token_pixels
+    return TokenNetwork(dino, dino.resolution)
+
+
 class NetworkTokens:
     """
     Latents of an autoencoder, and tokens of a frozen network that sees the same images.
 
     Args:
         model (`ModelMixin`): Any autoencoder of diffusers.
-        network ([`DINO`] or [`EfficientNetLite0`]): Patch tokens of the last layer, or the last block's output.
-        resolution (`int`): Side in pixels of the square that images are resized to.
+        network ([`TokenNetwork`]): Of the tokens.
     """
 
-    def __init__(self, model: ModelMixin, network: DINO | EfficientNetLite0, resolution: int):
-        self.adapter, self.network, self.resolution = adapt(model), network, resolution
+    def __init__(self, model: ModelMixin, network: TokenNetwork):
+        self.adapter, self.network = adapt(model), network
 
     @property
     def description(self) -> dict[str, Any]:
         return {
             "network": self.network.name,
-            "weights_sha256": sha256_of_tensors(self.network.state_dict()),
-            "resolution": self.resolution,
+            "weights_sha256": sha256_of_tensors(self.network.network.state_dict()),
+            "resolution": self.network.resolution,
         }
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As [`TokenizerTokens`]."""
-        resized, size = images, (self.resolution, self.resolution)
-        if images.shape[-2:] != size:
-            resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return self.adapter.encode(images), self.network.token_map(resized)
+        return self.adapter.encode(images), self.network(images)
 
 
+# What DINOv2 is where nothing else is said.
+DINOV2 = "facebook/dinov2-base"
 # Sides that the networks are used at elsewhere in this package.
 RESOLUTIONS = {"dinov2": 224, "efficientnet-lite0": 128}
 
@@ -126,7 +171,7 @@ def build_target_tokens(
         return TokenizerTokens(model, place)
     resolution = resolution or RESOLUTIONS[name]
     if name == "dinov2":
-        network: DINO | EfficientNetLite0 = DINO(weights or "facebook/dinov2-base", resolution)
+        network: DINO | EfficientNetLite0 = DINO(weights or DINOV2, resolution)
     else:
         network = EfficientNetLite0(weights)
-    return NetworkTokens(model, network.to(device), resolution)
+    return NetworkTokens(model, TokenNetwork(network, resolution).to(device))

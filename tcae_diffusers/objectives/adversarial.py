@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.distributed import is_distributed
+from ..models.frozen_network import FrozenNetworkHolder
+from .adaptive_weight import adaptive_weight, squared_gradients
 from .diff_augment import DIFF_AUGMENT_POLICIES, diff_augment
 
 ADVERSARIAL_LOSSES = ("hinge", "non_saturating")
-# VQGAN's, below the adversarial gradient of the adaptive weight.
-_EPSILON = 1e-4
 
 Logits = tuple[torch.Tensor, ...]
 Generators = torch.Generator | list[torch.Generator]
@@ -36,70 +36,6 @@ def discriminator_criterion(kind: str, real: Logits, fake: Logits) -> torch.Tens
 def generator_criterion(kind: str, fake: Logits) -> torch.Tensor:
     """`-D(x)` for hinge, `softplus(-D(x))` for the non-saturating loss."""
     return _mean_over_heads(torch.neg if kind == "hinge" else lambda x: F.softplus(-x), fake)
-
-
-def adaptive_weight(
-    reconstruction_loss: torch.Tensor,
-    adversarial_loss: torch.Tensor,
-    reference: torch.Tensor,
-    maximum: float = 1e4,
-) -> torch.Tensor:
-    """
-    `|grad L_rec| / (|grad L_GAN| + 1e-4)` at one place of the decoder, clamped to [0, maximum], without gradient
-    (VQGAN, eq. 7).
-
-    Over ranks the gradients are averaged first, so that all ranks use the weight of the whole batch.
-
-    Args:
-        reconstruction_loss, adversarial_loss (`torch.Tensor`): without dimensions, with their graphs, which are kept.
-        reference (`torch.Tensor`):
-            The weight of the decoder's last layer (VQGAN), or the decoder's output itself, which also works where the
-            weight is sharded (FSDP) and saves nothing else.
-        maximum (`float`, defaults to 1e4): VQGAN's clamp.
-    """
-    gradients = _gradients(reconstruction_loss, adversarial_loss, reference)
-    if not isinstance(reference, nn.Parameter):
-        return adaptive_weight_from_squares(gradients.square().sum(dim=1), maximum=maximum)
-    if is_distributed():
-        dist.all_reduce(gradients)
-        gradients /= dist.get_world_size()
-    norms = gradients.norm(dim=1)
-    return (norms[0] / (norms[1] + _EPSILON)).clamp(0.0, maximum)
-
-
-def _gradients(
-    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, reference: torch.Tensor
-) -> torch.Tensor:
-    return torch.stack(
-        [
-            torch.autograd.grad(loss, reference, retain_graph=True)[0].detach().float().flatten()
-            for loss in (reconstruction_loss, adversarial_loss)
-        ]
-    )
-
-
-def adaptive_weight_from_squares(squares: torch.Tensor, num_passes: int = 1, maximum: float = 1e4) -> torch.Tensor:
-    """
-    `|grad L_rec| / (|grad L_GAN| + 1e-4 * |grad L_rec|)` at the decoder's output, over all ranks, from
-    [`AdversarialLoss.squared_gradients`]; clamped to [0, maximum].
-
-    Unlike the gradient at a weight, that at the output shrinks with the number of images and pixels that the losses
-    are means over. So the 1e-4 is relative here: the weight is a function of the images and not of how many there are.
-
-    Args:
-        squares (`torch.Tensor` of shape `(2,)`): Summed over the forward passes of an optimizer step on this rank.
-        num_passes (`int`, defaults to 1): How many those are; the loss of the step is the mean of theirs.
-        maximum (`float`, defaults to 1e4): VQGAN's clamp.
-    """
-    # Each pass and rank holds the gradient at its own images: the norm of them all, with the loss a mean over both.
-    squares = squares / num_passes**2
-    if is_distributed():
-        dist.all_reduce(squares)
-        squares /= dist.get_world_size() ** 2
-    norms = squares.sqrt()
-    # The smallest float keeps a step without any gradient at 0 instead of 0 / 0.
-    floor = _EPSILON * norms[0] + torch.finfo(norms.dtype).tiny
-    return (norms[0] / (norms[1] + floor)).clamp(0.0, maximum)
 
 
 @dataclass
@@ -133,7 +69,7 @@ class DiscriminatorOutput:
     logits_fake: torch.Tensor
 
 
-class AdversarialLoss(nn.Module):
+class AdversarialLoss(FrozenNetworkHolder):
     """
     Both sides of the adversarial game. The discriminator is passed to each call, since the script owns its wrapper,
     optimizer, schedule and moving average. With LeCam this module has state: save it with the checkpoint.
@@ -182,7 +118,7 @@ class AdversarialLoss(nn.Module):
         lecam_decay: float = 0.99,
         feature_backbone: nn.Module | None = None,
     ):
-        super().__init__()
+        super().__init__(feature_backbone)
         if kind not in ADVERSARIAL_LOSSES:
             raise ValueError(f"adversarial loss is {kind!r}; expected one of {', '.join(ADVERSARIAL_LOSSES)}")
         for name in augment:
@@ -204,8 +140,6 @@ class AdversarialLoss(nn.Module):
         self.r1_interval = r1_interval
         self.lecam_weight = lecam_weight
         self.lecam_decay = lecam_decay
-        # Frozen and loaded from its own file: no part of the state that a checkpoint keeps.
-        self._feature_backbone = [feature_backbone]
         # Moving averages of the mean logits (real, fake), and the number of updates that they have seen.
         self.register_buffer("lecam_logits", torch.zeros(2))
         self.register_buffer("lecam_updates", torch.zeros(()))
@@ -233,7 +167,7 @@ class AdversarialLoss(nn.Module):
         leaf. Other arguments as in [`generator_loss`].
         """
         loss_gan = self._generator_criterion(discriminator, sample, generator)
-        return _gradients(reconstruction_loss, loss_gan, sample).square().sum(dim=1)
+        return squared_gradients(reconstruction_loss, loss_gan, sample)
 
     def generator_loss(
         self,
@@ -362,11 +296,4 @@ class AdversarialLoss(nn.Module):
         return diff_augment(images, self.augment, generator)
 
     def _discriminator_input(self, images: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        backbone = self._feature_backbone[0]
-        return images if backbone is None else backbone(images)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AdversarialLoss":
-        super()._apply(fn, recurse)
-        if self._feature_backbone[0] is not None:
-            self._feature_backbone[0]._apply(fn)
-        return self
+        return images if self.frozen_network is None else self.frozen_network(images)

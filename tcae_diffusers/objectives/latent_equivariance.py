@@ -55,9 +55,9 @@ class LatentEquivariance(LatentShaping):
         """Positions along a side of the latents of a step, which have `side` as the encoder gives them; `None` where
         the step leaves them alone."""
         generator = step_generator(self.seed, step)
-        if torch.rand((), generator=generator) >= self.probability:
+        if generator.random() >= self.probability:
             return None
-        return int(torch.randint(self.smallest_side(side), side + 1, (), generator=generator))
+        return int(generator.integers(self.smallest_side(side), side, endpoint=True))
 
     def forward(self, shaped: Shaped, generators: Generators | None, step: int) -> Shaped:
         """
@@ -72,7 +72,7 @@ class LatentEquivariance(LatentShaping):
         logged = {**shaped.logged, "shaping/scale": scale}
         if side is None or generators is None:
             return replace(shaped, logged=logged)
-        turns = [int(torch.randint(1, 4, (), generator=generator)) for generator in generators]
+        turns = torch.cat([torch.randint(1, 4, (1,), generator=generator) for generator in generators]).tolist()
         return replace(
             shaped,
             latent=transformed(shaped.latent, side, turns),

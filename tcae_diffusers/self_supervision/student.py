@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,21 +48,19 @@ class TokenizerStudent(nn.Module):
         adapter = adapt(self.autoencoder)
         encoded, outputs = self.parts(adapter, images, views)
         latent, kl = adapter.training_latent(encoded, generators)
-        shaped = self.shaping(Shaped(latent, images), generators, step)
-        return StudentOutput(
-            reconstruction=adapter.training_decode(shaped.latent),
-            latent=latent,
-            shaped=shaped,
-            # Per pixel value, so that the weight means what it does beside a summed reconstruction loss (LDM: 1e-6).
-            kl=None if kl is None else kl / images.numel(),
-            method=outputs,
-        )
+        output = self._decode(images, latent, generators, step)
+        # Per pixel value, so that the weight means what it does beside a summed reconstruction loss (LDM: 1e-6).
+        return replace(output, kl=None if kl is None else kl / images.numel(), method=outputs)
 
-    def reconstruct(
-        self, images: torch.Tensor, generators: list[torch.Generator] | None, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reconstruction of [`forward`] and its target alone, which no view changes."""
+    def reconstruct(self, images: torch.Tensor, generators: list[torch.Generator] | None, step: int) -> StudentOutput:
+        """What no view changes of [`forward`]; its graph, if any, begins at the latent."""
         adapter = adapt(self.autoencoder)
-        latent, _ = adapter.training_latent(adapter.training_encode(images), generators)
+        with torch.no_grad():
+            latent, _ = adapter.training_latent(adapter.training_encode(images), generators)
+        return self._decode(images, latent.requires_grad_(torch.is_grad_enabled()), generators, step)
+
+    def _decode(
+        self, images: torch.Tensor, latent: torch.Tensor, generators: list[torch.Generator] | None, step: int
+    ) -> StudentOutput:
         shaped = self.shaping(Shaped(latent, images), generators, step)
-        return adapter.training_decode(shaped.latent), shaped.target
+        return StudentOutput(adapt(self.autoencoder).training_decode(shaped.latent), latent, shaped)

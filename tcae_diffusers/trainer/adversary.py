@@ -11,7 +11,8 @@ from diffusers.training_utils import EMAModel
 
 from ..errors import InputError
 from ..models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
-from ..objectives.adversarial import AdversarialLoss, adaptive_weight_from_squares
+from ..objectives.adaptive_weight import adaptive_weight_from_squares
+from ..objectives.adversarial import AdversarialLoss
 from ..objectives.feature_backbones import build_feature_backbone
 from ..objectives.reconstruction import ReconstructionLoss
 from ..objectives.schedules import cosine_with_warmup

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from accelerate import Accelerator
+
 from ..errors import InputError
 from ..models.adapters import AutoencoderAdapter
+from ..models.target_tokens import token_network_for_grid
+from ..objectives.latent_alignment import LatentAlignment
 from ..objectives.latent_channel_mask import LatentChannelMask
 from ..objectives.latent_equivariance import LatentEquivariance
 from ..objectives.latent_noise import LatentDenoising
 from ..objectives.latent_shaping import LatentShaping, ShapingChain
 from .latent_shaping_arguments import LatentShapingArguments
+from .sharding import require_whole_parameters
 
 
-def build_latent_shaping(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> ShapingChain:
+def build_latent_shaping(
+    arguments: LatentShapingArguments, adapter: AutoencoderAdapter, accelerator: Accelerator
+) -> ShapingChain:
     """
-    Everything that is on, in the order in which it is applied: noise is not to be smoothed by scaling, and masked
-    channels are to hold nothing. An empty chain without any.
+    Everything that is on, in the order in which it is applied: what is aligned is the latent of the encoder, noise is
+    not to be smoothed by scaling, and masked channels are to hold nothing. An empty chain without any.
 
     Raises:
         InputError: a setting that does not fit the autoencoder or the losses.
     """
     shapings: list[LatentShaping] = []
+    if arguments.latent_alignment != "none":
+        require_whole_parameters(
+            accelerator, "--latent_alignment weighs gradients within a step, which FSDP cannot take"
+        )
+        shapings.append(_alignment(arguments, adapter))
     if arguments.latent_equivariance:
         shapings.append(_equivariance(arguments, adapter))
     if arguments.latent_denoising:
@@ -27,6 +39,17 @@ def build_latent_shaping(arguments: LatentShapingArguments, adapter: Autoencoder
     if arguments.latent_min_channels is not None:
         shapings.append(_channel_mask(arguments.latent_min_channels, adapter))
     return ShapingChain(shapings)
+
+
+def _alignment(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> LatentAlignment:
+    side = arguments.image_size // adapter.spatial_ratio
+    return LatentAlignment(
+        token_network_for_grid(arguments.latent_alignment, side, arguments.latent_alignment_weights_path),
+        adapter.latent_channels,
+        arguments.latent_alignment_weight,
+        arguments.latent_alignment_cosine_margin,
+        arguments.latent_alignment_distance_margin,
+    )
 
 
 def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter) -> LatentEquivariance:

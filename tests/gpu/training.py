@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 
 from .. import latent_commands, tokenizer_commands
@@ -23,6 +25,14 @@ def train_mae(folder: Path, **options) -> None:
     tokenizer_commands.train(folder, **{**STEPS, "ssl": "mae", "ssl_drop_path": 0, **options})
 
 
+def train_shaped(folder: Path, **options) -> None:
+    """Every way to shape the latent."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    for shaping in tokenizer_commands.SHAPINGS.values():
+        options = {**shaping, **options}
+    tokenizer_commands.train(folder, **{**STEPS, "ssl": "none", "ssl_drop_path": 0, **options})
+
+
 def finetune_decoder(folder: Path, **options) -> None:
     """Both sides play from the first step."""
     both = {"adversarial_start_step": 0, "discriminator_start_step": 0}
@@ -37,7 +47,7 @@ def train_noise_prediction(folder: Path, **options) -> None:
     latent_commands.train(folder, **{**STEPS, "objective": "v_prediction", "min_snr_gamma": 5, **options})
 
 
-COMMANDS = (train_ibot, train_mae, finetune_decoder, train_flow_matching, train_noise_prediction)
+COMMANDS = (train_ibot, train_mae, train_shaped, finetune_decoder, train_flow_matching, train_noise_prediction)
 
 
 def losses(command, folder: Path, **options) -> list[float]:

@@ -176,6 +176,18 @@ CASES = {
         lambda t: {"latent_equivariance_min_scale": 0},
         ["--latent_equivariance_min_scale 0.0", "above 0"],
     ),
+    "alignment without weight": (
+        lambda t: {"latent_alignment_weight": 0},
+        ["--latent_alignment_weight 0.0", "positive"],
+    ),
+    "margin beyond any cosine": (
+        lambda t: {"latent_alignment_distance_margin": 1.5},
+        ["--latent_alignment_distance_margin 1.5", "between 0 and 1"],
+    ),
+    "alignment to a network that is not there": (
+        lambda t: {"latent_alignment": "dinov2", "latent_alignment_weights_path": t / "none"},
+        ["DINO weights", "none", "efficientnet-lite0"],
+    ),
     "noise of negative strength": (lambda t: {"latent_denoising": -1}, ["--latent_denoising -1.0", "0 or more"]),
     "no latent channel": (lambda t: {"latent_min_channels": 0}, ["--latent_min_channels 0", "from 1 to 4"]),
     "more latent channels than there are": (

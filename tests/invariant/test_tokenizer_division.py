@@ -15,6 +15,7 @@ from ..tokenizer_commands import (
     SMOOTH,
     assert_close_state,
     checkpoint,
+    each_shaping,
     save_state_of_each_step,
     train,
 )
@@ -48,7 +49,7 @@ def test_the_tolerance_would_notice_another_batch(tmp_path, whole):
         assert_close_state(run, whole)
 
 
-@pytest.mark.parametrize("name", SHAPINGS)
+@each_shaping
 def test_a_shaped_latent_is_the_same_for_accumulated_images_and_two_ranks(tmp_path, name):
     options = {**SMOOTH, **SHAPINGS[name], "ssl_num_local_crops": 0, "max_train_steps": 4, "checkpointing_steps": 4}
     whole = train(tmp_path / "whole", **options, train_batch_size=8)

@@ -12,7 +12,7 @@ from tcae_diffusers.trainer.reconstruction_preview import ReconstructionPreview
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_close, assert_equal, fork_ranks, home, signalling, tensors_of, weights
-from ..tokenizer_commands import MUON, checkpoint, train
+from ..tokenizer_commands import MUON, SHAPINGS, checkpoint, train
 from .test_dit_sharded import shard, sharded_state
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
@@ -53,6 +53,7 @@ VARIANTS = {
         "kl_weight": 1e-2,
         "max_train_steps": 3,
     },
+    "shaped": {**SMALL, "ssl": "none", **SHAPINGS["equivariance"], **SHAPINGS["denoising"], "max_train_steps": 3},
 }
 
 

@@ -10,10 +10,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
+from tcae_diffusers.objectives.adaptive_weight import adaptive_weight, adaptive_weight_from_squares
 from tcae_diffusers.objectives.adversarial import (
     AdversarialLoss,
-    adaptive_weight,
-    adaptive_weight_from_squares,
     discriminator_criterion,
     generator_criterion,
 )

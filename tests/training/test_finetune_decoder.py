@@ -276,7 +276,7 @@ def test_the_frozen_features_of_a_discriminator_are_in_the_precision_of_the_run(
         discriminator_r1_weight=0,
         train_batch_size=2,
     )
-    (backbone,), seen = run.adversary.loss._feature_backbone, []
+    backbone, seen = run.adversary.loss.frozen_network, []
     convolution = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
     convolution.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     run.backward([first_batch(run)], 0, 0)
