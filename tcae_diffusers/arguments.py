@@ -302,7 +302,7 @@ def _read_config(
     options = {each.name: each for each in fields(arguments_type)}
     presets = _preset_names(arguments_type.presets)
     if Path(config).is_file():
-        text = Path(config).read_text()
+        text = Path(config).read_text(errors="surrogateescape")
     elif config in presets:
         text = (resources.files(arguments_type.presets) / f"{config}.yaml").read_text()
     else:

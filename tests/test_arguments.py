@@ -71,7 +71,7 @@ def refused(capsys, *argv: str) -> str:
 
 
 def config(folder: Path, text: str) -> str:
-    (folder / "c.yaml").write_text(text)
+    (folder / "c.yaml").write_text(text, errors="surrogateescape")
     return str(folder / "c.yaml")
 
 
@@ -154,6 +154,7 @@ def test_what_is_typed_wrongly_is_named_in_one_line(capsys, argv, words):
         ("extra: [1]", "extra: [1] is a list, expected dict"),
         ("- 3", "expected `key: value` lines, found list"),
         ("a: [", "is not YAML: "),
+        ("output: \udcff", "is not YAML: "),
     ],
 )
 def test_what_a_config_says_wrongly_is_named_though_the_command_line_says_better(capsys, tmp_path, text, words):

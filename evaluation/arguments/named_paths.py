@@ -26,7 +26,7 @@ def parse_named_paths(arguments: list[str]) -> dict[str, str]:
         name, path = split_before_path(argument, "=")
         # Names are drawn into charts, whose fonts know no bytes.
         name = printable_name(_last_part(path) if name is None else name)
-        if not name or "/" in name:
+        if name in ("", ".", "..") or "/" in name:
             raise InputError(f"{argument} does not exist and is not NAME=PATH: {name!r} is not a name")
         if len(name.encode()) > _LONGEST_NAME:
             raise InputError(

@@ -1,5 +1,6 @@
 """Held-out reconstructions during tokenizer training: figures and pictures in the trackers."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,21 @@ def build_preview(
     """The look at held-out images, if there are any, and generated latents; pictures go to `OUTPUT_DIR/pictures`."""
     if arguments.heldout_data is None:
         return None
+    if _is_the_same(arguments.heldout_data, arguments.train_data):
+        logger.warning(
+            f"--heldout_data {arguments.heldout_data} is what is trained on, so its figures say nothing of new images"
+        )
     source = build_image_source(arguments.heldout_data, resolution=arguments.data_resolution)
     count = min(arguments.heldout_images, len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     images = [to_uint8(center_crop(source.image(int(index)), arguments.image_size)) for index in chosen]
     folder = Path(arguments.output_dir) / "pictures"
     return ReconstructionPreview(torch.stack(images), folder, arguments.heldout_rfd, generated)
+
+
+def _is_the_same(spec: str, other: str) -> bool:
+    """Whether two texts name one data source, as far as can be told without reading it."""
+    return spec == other or (os.path.exists(spec) and os.path.exists(other) and os.path.samefile(spec, other))
 
 
 def latent_figures(latents: torch.Tensor) -> dict[str, float]:

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from ..arguments import exit_with_error
 from ..data.images.training_dataset import TooManyBrokenImagesError
 from ..data.latents.format import LatentCacheError
+from ..errors import InputError
 from .checkpoint import CheckpointError
 from .nonfinite import NonFiniteError
 
 # What a run may meet at any step through no defect of ours: data, disk, divergence.
-RUN_ERRORS = (OSError, LatentCacheError, CheckpointError, NonFiniteError, TooManyBrokenImagesError)
+RUN_ERRORS = (InputError, OSError, LatentCacheError, CheckpointError, NonFiniteError, TooManyBrokenImagesError)
 # What bad input raises besides at the start; anything else is a defect of ours and keeps its traceback.
 USER_ERRORS = (ValueError, ImportError, *RUN_ERRORS)
 
@@ -23,7 +24,7 @@ def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS, prog: 
     in `errors`. `TCAE_TRACEBACK=1` lets it through with its traceback.
 
     Args:
-        errors (`tuple`, defaults to `USER_ERRORS`): [`RUN_ERRORS`] for the loop, where a ValueError is a defect.
+        errors (`tuple`, defaults to `USER_ERRORS`): [`RUN_ERRORS`] for the loop, where a plain ValueError is a defect.
         prog (`str`, *optional*): The command as the user typed it; [`~arguments.program_name`] if unset.
     """
     try:

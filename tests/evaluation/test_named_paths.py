@@ -35,6 +35,7 @@ def test_a_path_that_exists_is_called_by_its_last_part(arguments, expected):
         (["plain", "other=plain", "plain=nowhere"], "two paths are called 'plain'"),
         (["runs/lr=1e-4/gone"], "runs/lr=1e-4/gone does not exist.*'runs/lr' is not a name"),
         (["=plain"], "'' is not a name"),
+        (["..=plain"], r"'\.\.' is not a name"),
     ],
 )
 def test_what_is_neither_path_nor_name_is_refused(arguments, message):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tcae_diffusers.trainer import checkpoint as checkpoint_module
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import FOREIGN, assert_same_training_state, home, run
+from ..tar_files import write_shards
 from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted
 
 
@@ -70,6 +72,19 @@ def rae(place: Path) -> dict:
     """Options that train an autoencoder whose decoder always makes images of 16 pixels."""
     FOREIGN["AutoencoderRAE"]().save_pretrained(place / "rae")
     return {"autoencoder": place / "rae", "resolution": 16, "ssl_drop_path": 0}
+
+
+def shards(folder: Path, damaged: bool = False) -> str:
+    """A stream of two tar shards."""
+    write_shards(folder, shards=2, rows=4)
+    if damaged:
+        # The second file claims to be longer than what is left.
+        content = bytearray((folder / "part-1.tar").read_bytes())
+        header = tarfile.TarInfo("0005.png")
+        header.size = 10**6
+        content[2048:2560] = header.tobuf()
+        (folder / "part-1.tar").write_bytes(content)
+    return f"stream:webdataset:{folder}/part-*.tar"
 
 
 def overridden(**values) -> str:
@@ -219,9 +234,30 @@ CASES = {
     "text for a number in a config": (lambda t: {"config": text_file(t / "c.yaml", "seed: one")}, ["seed", "one"]),
     "config that is no mapping": (lambda t: {"config": text_file(t / "c.yaml", "- 3")}, ["c.yaml", "key: value"]),
     "config that is not YAML": (lambda t: {"config": text_file(t / "c.yaml", "a: [")}, ["c.yaml"]),
+    # streams, of which it shows only while they are read
+    "more workers than shards": (
+        lambda t: {"train_data": shards(t), "dataloader_num_workers": 3},
+        ["3 DataLoader workers for 2 shards"],
+    ),
+    "a damaged shard": (lambda t: {"train_data": shards(t, damaged=True)}, ["part-1.tar is damaged"]),
+    "a damaged shard in a worker": (
+        lambda t: {"train_data": shards(t, damaged=True), "dataloader_num_workers": 2},
+        ["part-1.tar is damaged"],
+    ),
+    "files that are no images": (
+        lambda t: {"train_data": folder_of_broken_images(t / "data"), "max_broken_images": 1},
+        ["it is not an image, or its format cannot be read"],
+    ),
     # resume
     "resume from nowhere": (lambda t: {"resume": t / "step-00000003"}, ["step-00000003", "does not exist"]),
 }
+
+
+# What shows only once training has begun.
+WHILE_TRAINING = (
+    *("only broken images", "more broken images than allowed", "the same in a worker process"),
+    *("more workers than shards", "a damaged shard", "a damaged shard in a worker", "files that are no images"),
+)
 
 
 def run_expecting_error(capsys, options) -> str:
@@ -248,7 +284,7 @@ def test_bad_input(tmp_path, capsys, name):
     missing = [word for word in words if word not in message]
     assert not missing, message
     assert not (tmp_path / "run" / "model").exists() and not list(tmp_path.glob("run/checkpoints/*"))
-    if name not in ("only broken images", "more broken images than allowed", "the same in a worker process"):
+    if name not in WHILE_TRAINING:
         # These are found while training; all others leave no trace.
         assert not (tmp_path / "run").exists()
 

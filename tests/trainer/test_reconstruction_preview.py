@@ -1,5 +1,7 @@
 """The look at held-out images during tokenizer training."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +22,15 @@ def test_effective_rank_counts_the_directions_that_are_used():
     dead[:, 3] = 7.0
     assert latent_figures(dead)["heldout/min_channel_std"] == 0
     assert 4.9 < latent_figures(dead)["latent/effective_rank"] <= 5
+
+
+@pytest.mark.parametrize(("heldout", "warned"), [("{0}/images", True), ("{0}/images/", True), ("{0}/copy", False)])
+def test_held_out_images_that_are_trained_on_are_named(tmp_path, caplog, heldout, warned):
+    if not warned:
+        shutil.copytree(home() / "images", tmp_path / "copy")
+    heldout = heldout.format(home() if warned else tmp_path)
+    train(tmp_path / "run", heldout_data=heldout, max_train_steps=1)
+    assert (f"--heldout_data {heldout} is what is trained on" in caplog.text) == warned
 
 
 def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from accelerate import DistributedType
 
 from tcae_diffusers.arguments import program_name
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.trainer.run import discard_new_folder_on_error
 from tcae_diffusers.trainer.sharding import require_whole_parameters
@@ -32,6 +33,9 @@ def test_a_defect_in_the_loop_keeps_its_traceback_where_bad_input_at_the_start_d
     assert capsys.readouterr().err == f"{program_name()}: error: bad input\n"
     with pytest.raises(ValueError, match="defect"), exit_on_user_error(RUN_ERRORS):
         raise ValueError("defect")
+    with pytest.raises(SystemExit), exit_on_user_error(RUN_ERRORS):
+        raise InputError("a tar is damaged")
+    assert capsys.readouterr().err == f"{program_name()}: error: a tar is damaged\n"
 
 
 def test_only_a_folder_that_the_failed_start_made_is_removed(tmp_path):

@@ -184,7 +184,7 @@ def _splits_of(builder: datasets.DatasetBuilder) -> list[str]:
 def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str | None) -> TarShards:
     # The hash tells caches of other versions of `TarShards` apart.
     builder = TarShards(
-        data_files=data_files, image=spec.image_column, label=spec.label_column or None, hash="1", **options
+        data_files=data_files, image=spec.image_column, label=spec.label_column or None, hash="2", **options
     )
     if not any(builder.config.data_files.values()):
         raise InputError(f"{spec.location} does not specify a tar file; expected a path, a glob or a URL")

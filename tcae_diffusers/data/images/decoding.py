@@ -8,7 +8,7 @@ import io
 import os
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...errors import InputError
 
@@ -67,6 +67,9 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
     # Memory exhaustion is not the file's fault and must not be counted as such.
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        # Its own words name the file once more, or an address in memory.
+        raise BrokenImageError(label, "it is not an image, or its format cannot be read") from error
     except Exception as error:
         raise BrokenImageError(label, f"{type(error).__name__}: {error}") from error
 

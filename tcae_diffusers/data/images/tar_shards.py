@@ -2,6 +2,7 @@
 
 import itertools
 import lzma
+import os
 import re
 import tarfile
 import zlib
@@ -20,6 +21,8 @@ from .folder import IMAGE_EXTENSIONS
 Members = Iterable[tuple[str, BinaryIO]]
 # What reading a file raises that is cut off or no tar.
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+# Of which a tar consists, in bytes.
+_BLOCK = 512
 # Members of the first tar that tell which extensions there are: a few samples, read in one go.
 _LOOKED_AT = 100
 
@@ -56,8 +59,8 @@ class TarShards(datasets.GeneratorBasedBuilder):
     passed over; a label without an image is a row without one.
 
     Raises:
-        InputError: On opening: what `image` or `label` names is not there. While reading: a tar is damaged, or a
-            sample has several images and none is the plain one.
+        InputError: On opening: what `image` or `label` names is not there, or a tar was cut off. While reading: a tar
+            is damaged, or a sample has several images and none is the plain one.
     """
 
     BUILDER_CONFIG_CLASS = TarShardsConfig
@@ -80,6 +83,8 @@ class TarShards(datasets.GeneratorBasedBuilder):
             # Lists of one length are what `datasets` distributes as shards.
             arguments = {"tars": files, "archives": [dl_manager.iter_archive(file) for file in files]}
             self._check_names(files[0], arguments["archives"][0])
+            for file in files:
+                _check_end(file)
             generators.append(datasets.SplitGenerator(name=split, gen_kwargs=arguments))
         return generators
 
@@ -149,6 +154,22 @@ def _split_name(path: str) -> tuple[str, str] | None:
     """`"a/0001.mask.png"` as `("a/0001", "mask.png")`; None without an extension."""
     match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", path)
     return None if match is None else (match[1], match[2])
+
+
+def _check_end(tar: str) -> None:
+    """
+    Raises:
+        InputError: A tar on disk does not end with a block of zeros: `tarfile` takes the end of what was cut off
+            between two files for the end of the tar, without a word.
+    """
+    if not os.path.isfile(tar):
+        return
+    with open(tar, "rb") as file:
+        is_uncompressed = file.read(_BLOCK)[257:262] == b"ustar"
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _BLOCK))
+        if is_uncompressed and (size % _BLOCK or any(file.read())):
+            raise InputError(f"{tar} is damaged: it was cut off before its end mark; replace or remove it")
 
 
 @contextmanager

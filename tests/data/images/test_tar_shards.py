@@ -1,5 +1,7 @@
 """Tar shards as map-style sources and as streams: every image, whatever its format, with its own label."""
 
+import os
+
 import datasets
 import pytest
 
@@ -104,6 +106,15 @@ def test_what_is_no_tar_shard_is_said_in_one_line(tmp_path):
     whole.write_bytes(whole.read_bytes()[:9000])
     with pytest.raises(InputError, match=r"a\.tar is damaged or not a tar file"):
         _open(tmp_path)
+    # Between two files, and within the header of the second.
+    for end in (1024, 1200):
+        write_tar(tmp_path / "b.tar", {"0.png": encoded(0), "1.png": encoded(1)})
+        os.truncate(tmp_path / "b.tar", end)
+        write_tar(whole, {"0.png": encoded(0)})
+        for use in (_open, _streamed):
+            with pytest.raises(InputError, match=r"b\.tar is damaged: it was cut off"):
+                use(tmp_path)
+    (tmp_path / "b.tar").unlink()
     write_tar(whole, {"0.png": encoded(0)})
     write_tar(whole, {"0.png": encoded(1)}, mode="a")
     with pytest.raises(InputError, match=r"a\.tar holds 0\.png twice"):
