@@ -53,6 +53,11 @@ class DecoderArguments(GeneratedLatentArguments):
         'config, in JSON: {"decoder_hidden_size": 384, "decoder_num_layers": [2, 4]}. If unset, the decoder of '
         "--autoencoder is fine-tuned.",
     )
+    distillation_weight: float = option(
+        0.0,
+        "Weight of a second reconstruction loss, to what the decoder of --autoencoder makes of the same latents, for "
+        "--new_decoder; 0 trains without it.",
+    )
     latent_noise: float = option(
         0.0,
         "Standard deviation of the noise added to the latents, so that imperfect samples decode well: each image "
@@ -64,3 +69,12 @@ class DecoderArguments(GeneratedLatentArguments):
         "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
         " LPIPS.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("distillation_weight", self.distillation_weight >= 0, "0 or more")
+        self._require(
+            "distillation_weight",
+            not self.distillation_weight or bool(self.new_decoder),
+            "omitted without --new_decoder",
+        )

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
@@ -48,25 +50,42 @@ from tcae_diffusers.training.heldout_latents import draw_heldout_latents
 
 
 @dataclass
-class DecoderTraining(ReconstructionTraining[Pass]):
+class DecoderPass(Pass):
+    """
+    A forward pass, with what was decoded.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, c, h, w)`): Of the images, with their noise.
+    """
+
+    latents: torch.Tensor
+
+
+@dataclass
+class DecoderTraining(ReconstructionTraining[DecoderPass]):
     """
     A decoder behind the encoder that it was given.
 
     Args:
         encoder_sha256: Of everything but the decoder, as it was given.
+        teacher: The autoencoder as it was given, whose decoder a new one is distilled from; `None` without that.
     """
 
     arguments: DecoderArguments
     encoder_sha256: str
+    teacher: ModelMixin | None
 
     def describe(self) -> dict[str, Any]:
         """The run in words; one without a perceptual or adversarial loss says so."""
         adversary, side = self.adversary, self.arguments.image_size
         adversarial = f" + {adversary.describe(self.arguments)}" if adversary else ", without an adversarial loss"
+        losses = self.reconstruction_loss.description
+        if self.teacher is not None:
+            losses += f" + {self.arguments.distillation_weight:g} * (the same to the images of the given decoder)"
         parameters = self.autoencoder.num_parameters(only_trainable=True)
         macs = autoencoder_cost(self.autoencoder, side, side).decode_macs
         return self.describe_run(
-            self.reconstruction_loss.description + adversarial,
+            losses + adversarial,
             f"{parameters / 1e6:.2f} M parameters of the decoder, {macs / 1e9:.3g} GMAC",
             parameters=parameters,
             decoder_macs=macs,
@@ -80,11 +99,23 @@ class DecoderTraining(ReconstructionTraining[Pass]):
             warn_of_noise_without_unit(self.autoencoder, self.arguments.latent_noise, images)
         return super().backward(batches, step, micro_step)
 
-    def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
+    def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> DecoderPass:
         """Its generators have drawn the latent noise."""
         images = to_signed(batch["pixel_values"], self.run.accelerator.device)
         generators = self.run.generators(step, micro_step, len(images))
-        return Pass(images, self.side.model(images, generators), generators)
+        sample, latents = self.side.model(images, generators)
+        return DecoderPass(images, sample, generators, latents)
+
+    def compute_loss(self, seen: DecoderPass, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """With the distance to the images of the given decoder, if a new one is distilled from it."""
+        loss, metrics = super().compute_loss(seen, step)
+        if self.teacher is None:
+            return loss, metrics
+        with torch.no_grad(), self.run.accelerator.autocast():
+            target = adapt(self.teacher).decode(seen.latents).float()
+        distillation = self.reconstruction_loss(seen.sample, target).loss
+        loss = loss + self.arguments.distillation_weight * distillation
+        return loss, {**metrics, "train/loss": loss, "train/loss_distillation": distillation}
 
     def save(self) -> str:
         """
@@ -116,6 +147,12 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     autoencoder = build_autoencoder(arguments.autoencoder)
     resolve_sizes(arguments, autoencoder)
     encoder_sha256 = frozen_fingerprint(autoencoder)
+    identity = {"encoder": encoder_sha256}
+    teacher = None
+    if arguments.distillation_weight:
+        teacher = autoencoder.to(accelerator.device).eval().requires_grad_(False)
+        distilled = model_fingerprint(teacher)["weights_sha256"]
+        identity["distillation"] = f"{arguments.distillation_weight:g} from {distilled}"
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
@@ -134,12 +171,21 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     model, optimizer = accelerator.prepare(tokenizer, optimizer)
     side = Side(autoencoder, model, optimizer, [ema])
     adversary = build_adversary(arguments, accelerator)
-    identity = {"encoder": encoder_sha256}
     run = begin_reconstruction_run(
         "finetune_decoder", arguments, accelerator, side, reconstruction_loss, adversary, dataset, [], identity
     )
     return DecoderTraining(
-        run, arguments, autoencoder, side, ema, reconstruction_loss, adversary, dataset, preview, encoder_sha256
+        run,
+        arguments,
+        autoencoder,
+        side,
+        ema,
+        reconstruction_loss,
+        adversary,
+        dataset,
+        preview,
+        encoder_sha256,
+        teacher,
     )
 
 

@@ -75,6 +75,12 @@ _LEARNING = (
         "false texture that pixels hardly show.",
     ),
     Chart(
+        "Distillation loss",
+        {"train/loss_distillation": "weighted sum"},
+        "Reconstruction loss between the images of a new decoder and those of the decoder that it is distilled from, "
+        "for the same latents and without its weight.",
+    ),
+    Chart(
         "KL divergence",
         {"train/loss_kl": "KL"},
         "How far the encoder's distribution is from a standard normal one, per pixel value and without its weight. It "
@@ -131,6 +137,12 @@ _LEARNING = (
         {"heldout/(rF.+)": r"\1"},
         "Fréchet distance between the same images and their reconstructions; lower is better. With few images it is "
         "biased upwards, so compare the points of one curve only.",
+    ),
+    Chart(
+        "Held-out distance of generated latents",
+        {"heldout/(gF.+)": r"\1"},
+        "Fréchet distance between held-out images and what the decoder makes of latents that a diffusion model drew; "
+        "lower is better. It shows a trend, not a result.",
     ),
     Chart(
         "Spread of the latent channels",
