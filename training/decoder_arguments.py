@@ -33,6 +33,10 @@ class GeneratedLatentArguments(AdversarialArguments):
         super().__post_init__()
         self._require("heldout_samples", self.heldout_samples >= 8, "at least 8")
         self._require("heldout_num_inference_steps", self.heldout_num_inference_steps >= 1, "at least 1")
+        # Pipelines take what is below 1 for 1, without a word.
+        self._require(
+            "heldout_guidance_scale", self.heldout_guidance_scale >= 1, "at least 1, which means no guidance"
+        )
         for name in ("heldout_data", "heldout_rfd"):
             given = bool(getattr(self, name))
             self._require(name, given or self.heldout_pipeline is None, "given with --heldout_pipeline")

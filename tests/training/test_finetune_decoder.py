@@ -370,6 +370,7 @@ BAD_INPUT = {
     "no pipeline": ({**HELDOUT, "heldout_pipeline": "nowhere/at/all"}, "nowhere/at/all"),
     "a pipeline and no features": ({**HELDOUT, "heldout_rfd": []}, "--heldout_rfd None must be given with"),
     "a pipeline and no images": ({**HELDOUT, "heldout_data": []}, "--heldout_data None must be given with"),
+    "guidance below none": ({"heldout_guidance_scale": 0.5}, "--heldout_guidance_scale 0.5 must be at least 1"),
     "too few samples": ({**HELDOUT, "heldout_samples": 7}, "--heldout_samples 7 must be at least 8"),
     "a new decoder that changes the encoder": (
         {"new_decoder": '{"hidden_size": 16}'},
