@@ -97,7 +97,7 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config_arguments(model_class: type) -> set[str]:
-    return inspect.signature(model_class.__init__).parameters.keys() - {"self"}
+    return set(inspect.signature(model_class).parameters)
 
 
 def _check_keys(values: dict[str, Any], known: set[str], whose: str, option: str) -> None:

@@ -22,9 +22,7 @@ from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.objectives.latent_noise import draw_noise
-from tcae_diffusers.trainer.reconstruction_preview import build_preview
 from tcae_diffusers.training import finetune_decoder
-from tcae_diffusers.training.decoder_arguments import DecoderArguments
 
 from ..latent_commands import FOREIGN, calibrated, home, reset_accelerate, weights
 from ..latent_commands import train as train_dit
@@ -331,7 +329,7 @@ def called(options):
     return {name: value() if callable(value) else value for name, value in options.items()}
 
 
-def test_generated_latents_are_decoded_and_compared_beside_the_encoded_ones(tmp_path):
+def test_generated_latents_are_decoded_and_compared_beside_the_encoded_ones(started, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -348,7 +346,7 @@ def test_generated_latents_are_decoded_and_compared_beside_the_encoded_ones(tmp_
     sampling = {"num_inference_steps": 2, "guidance_scale": 1.0}
     images = draw(pipeline, label_sequence([1, 1, 1], 10), list(range(10)), seed=0, **sampling)
     network = FeatureNetwork("efficientnet-lite0")
-    heldout = build_preview(parse_arguments(DecoderArguments, ["--config", str(run / "arguments.yaml")])).images
+    heldout = started(**called(HELDOUT), output_dir=tmp_path / "again").preview.images
     drawn = network(torch.from_numpy(images).permute(0, 3, 1, 2))["features"]
     expected = frechet_distance(drawn.numpy(), network(heldout)["features"].numpy())
     assert logged[1].value == pytest.approx(expected, rel=1e-3)
