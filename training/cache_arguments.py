@@ -112,7 +112,8 @@ class TokenArguments(Arguments):
             )
         is_own = self.tokens == "tokenizer"
         self._require("token_place", is_own or self.token_place == "last", "omitted unless --tokens is tokenizer")
-        self._require("token_dtype", self.tokens or self.token_dtype == "float16", "omitted without --tokens")
+        has_tokens = self.tokens is not None
+        self._require("token_dtype", has_tokens or self.token_dtype == "float16", "omitted without --tokens")
 
 
 @dataclass

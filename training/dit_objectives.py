@@ -69,7 +69,7 @@ def objective_in_words(arguments: DiTArguments, objective: Objective) -> str:
     }[arguments.objective]
     if arguments.flow_prediction == "sample":
         losses += ", velocity of the predicted sample"
-    if getattr(objective, "shift", 1.0) != 1.0:
+    if isinstance(objective, FlowMatchingObjective) and objective.shift != 1.0:
         losses += f" shifted by {objective.shift:.3g}"
     if arguments.direction_weight:
         losses += f", + {arguments.direction_weight:g} * direction"

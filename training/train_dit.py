@@ -204,7 +204,10 @@ def start(arguments: DiTArguments) -> DiTTraining:
         arguments.patch_size,
     )
     alignment = build_alignment(arguments, transformer.config.num_layers, cache.latent_shape)
-    trained = transformer if alignment is None else alignment.attach(transformer, cache.token_shape[0])
+    trained = transformer
+    if alignment is not None:
+        assert cache.token_shape is not None, "the cache was opened with tokens"
+        trained = alignment.attach(transformer, cache.token_shape[0])
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if arguments.compile:
