@@ -45,7 +45,15 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
     return sdpa_flop_count(query, key, value)
 
 
-# FlopCounterMode takes these for nothing; without attention on CPUs, a transformer would look cheaper there.
+def _attention_backward_flops(
+    _gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    """Four products for the two of the forward pass. The scores that fused kernels compute once more are their own
+    choice, and no work that a model asks for."""
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+# FlopCounterMode takes some of these for nothing; without attention on CPUs, a transformer would look cheaper there.
 _UNCOUNTED = {
     "mv": _product_flops,
     "dot": _product_flops,
@@ -55,9 +63,19 @@ _UNCOUNTED = {
     "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
     "_scaled_dot_product_fused_attention_overrideable": _attention_flops,
     "_scaled_dot_product_attention_math_for_mps": _attention_flops,
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu_backward",
+            "_scaled_dot_product_flash_attention_backward",
+            "_scaled_dot_product_efficient_attention_backward",
+            "_scaled_dot_product_cudnn_attention_backward",
+            "_scaled_dot_product_fused_attention_overrideable_backward",
+        ),
+        _attention_backward_flops,
+    ),
 }
-# Which fused kernels exist depends on the PyTorch version and build.
-_FORMULAS = {getattr(aten, name): formula for name, formula in _UNCOUNTED.items() if hasattr(aten, name)}
+# For `custom_mapping` of FlopCounterMode. Which fused kernels exist depends on the PyTorch version and build.
+FLOP_FORMULAS = {getattr(aten, name): formula for name, formula in _UNCOUNTED.items() if hasattr(aten, name)}
 
 
 def _kind(operator: Any) -> str:
@@ -78,7 +96,7 @@ def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> MacCo
     Returns:
         [`MacCount`].
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         function(*args, **kwargs)
     by_operator: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():

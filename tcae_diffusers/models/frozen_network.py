@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
+
+_WITHOUT_WEIGHTS = ContextVar("without_pretrained_weights", default=False)
+
+
+@contextmanager
+def without_pretrained_weights() -> Iterator[None]:
+    """
+    Within it, frozen networks are built as they are shaped, with random weights or, under `torch.device("meta")`, with
+    none: to count what they cost on a machine that lacks the weights. Whatever they return means nothing.
+    """
+    token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+def loads_pretrained_weights() -> bool:
+    """Whether a frozen network is to load its weights: everywhere but within [`without_pretrained_weights`]."""
+    return not _WITHOUT_WEIGHTS.get()
 
 
 class FrozenNetwork(nn.Module):

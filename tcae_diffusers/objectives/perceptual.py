@@ -11,7 +11,8 @@ from urllib.error import URLError
 
 import torch
 
-from ..models.frozen_network import FrozenNetwork
+from ..models.frozen_network import FrozenNetwork, loads_pretrained_weights
+from ..models.precision import without_autocast
 from .feature_backbones import EfficientNetLiteFeatures
 
 PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0")
@@ -64,14 +65,21 @@ class LPIPSLoss(FrozenNetwork):
         super().__init__()
         if net not in LPIPS_BACKBONES:
             raise ValueError(f"LPIPS backbone is {net!r}; expected one of {', '.join(LPIPS_BACKBONES)}")
-        weights = _load_backbone_weights(net, backbone_weights)
+        weights = _load_backbone_weights(net, backbone_weights) if loads_pretrained_weights() else None
         import lpips
 
         with warnings.catch_warnings():
             # lpips still calls torchvision with `pretrained=`; the random trunk it builds is overwritten below.
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+            # On the meta device its heads, which it always loads, have nowhere to go.
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter", UserWarning)
             self.network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         self.name = f"lpips-{net}"
+        if weights is not None:
+            self._load_trunk(weights, net, backbone_weights)
+        self.freeze()
+
+    def _load_trunk(self, weights: dict[str, torch.Tensor], net: str, path: str | None) -> None:
         trunk = self.network.net
         # lpips cuts torchvision's `features.N` into `sliceK.N`.
         sources = {key: "features." + key.split(".", 1)[1] for key in trunk.state_dict()}
@@ -82,11 +90,10 @@ class LPIPSLoss(FrozenNetwork):
         ]
         if missing:
             raise ValueError(
-                f"{backbone_weights} does not hold torchvision's {LPIPS_BACKBONES[net]}: {missing[0]} is missing or "
+                f"{path} does not hold torchvision's {LPIPS_BACKBONES[net]}: {missing[0]} is missing or "
                 "has another shape"
             )
         trunk.load_state_dict({key: weights[source] for key, source in sources.items()})
-        self.freeze()
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """`sample` and `target` `(B, 3, H, W)` in [-1, 1], H and W at least 32 -> fp32 mean distance."""
@@ -95,7 +102,7 @@ class LPIPSLoss(FrozenNetwork):
                 f"images of {sample.shape[-2]}x{sample.shape[-1]} pixels are too small for LPIPS; expected at least "
                 "32x32, or use the perceptual loss efficientnet-lite0, which enlarges them"
             )
-        with torch.autocast(device_type=sample.device.type, enabled=False):
+        with without_autocast(sample):
             return self.network(sample.float(), target.float()).mean()
 
 
@@ -120,7 +127,7 @@ class EfficientNetFeatureLoss(FrozenNetwork):
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """`sample` and `target` `(B, 3, H, W)` in [-1, 1] -> fp32 mean distance."""
-        with torch.autocast(device_type=sample.device.type, enabled=False):
+        with without_autocast(sample):
             with torch.no_grad():
                 targets = self.backbone(target.float())
             distances = []

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..models.precision import without_autocast
+
 
 def koleo_loss(class_tokens: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """
@@ -24,7 +26,7 @@ def koleo_loss(class_tokens: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
             f"class_tokens have shape {tuple(class_tokens.shape)}; expected (B, D) with B at least 2, "
             "since the loss needs a neighbour; raise the batch size or set koleo_weight=0"
         )
-    with torch.autocast(device_type=class_tokens.device.type, enabled=False):
+    with without_autocast(class_tokens):
         tokens = F.normalize(class_tokens.float(), dim=-1, eps=eps)
         with torch.no_grad():
             similarity = (tokens @ tokens.T).fill_diagonal_(-2.0)

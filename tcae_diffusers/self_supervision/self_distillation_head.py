@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.precision import without_autocast
+
 HEAD_SHARING = ("shared", "semi_shared", "separate")
 
 
@@ -30,7 +32,7 @@ class PrototypeLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`hidden_states (..., bottleneck_dim)` of unit length -> fp32 logits `(..., out_dim)` in [-1, 1]."""
         # A teacher temperature of 0.04 multiplies a bf16 rounding of the logits by 25, so this one product is fp32.
-        with torch.autocast(device_type=hidden_states.device.type, enabled=False):
+        with without_autocast(hidden_states):
             return F.linear(hidden_states.float(), F.normalize(self.weight.float(), dim=-1))
 
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..data.distributed import is_distributed
+from ..models.precision import without_autocast
 from .collapse import teacher_entropies
 from .koleo import koleo_loss
 from .masked_tokens import MaskedTokens
@@ -167,7 +168,7 @@ class SelfDistillationLoss(nn.Module):
         )
         if patch_teacher_temperature is None:
             patch_teacher_temperature = teacher_temperature
-        with torch.autocast(device_type=student_class_logits.device.type, enabled=False):
+        with without_autocast(student_class_logits):
             class_targets = self._targets(teacher_class_logits, self.class_center, teacher_temperature)
             loss_cls = self._class_loss(student_class_logits.float(), class_targets)
             loss = self.cls_weight * loss_cls
