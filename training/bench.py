@@ -11,6 +11,7 @@ from tcae_diffusers.command import start_command
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.training import benchmarks
 from tcae_diffusers.training.bench_arguments import BenchArguments
+from tcae_diffusers.training.markdown_tables import format_value, markdown_table
 
 
 def find_benchmarks() -> dict[str, ModuleType]:
@@ -29,20 +30,6 @@ def format_result(result: dict[str, Any]) -> str:
     if result and all(isinstance(row, dict) for row in result.values()):
         return markdown_table(result)
     return "\n".join(f"   {key:44} {format_value(value)}" for key, value in result.items())
-
-
-def format_value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows by name as Markdown; a column that a row lacks is left empty there."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        cells = [format_value(row[column]) if column in row else "" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

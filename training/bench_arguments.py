@@ -76,7 +76,40 @@ class TimeToQualityArguments(Arguments):
 
 
 @dataclass
-class BenchArguments(AllBenchArguments, TimeToQualityArguments):
+class TrainingCostArguments(Arguments):
+    """What training_cost takes, and gpu for the same model."""
+
+    group: ClassVar[str] = "training_cost and gpu"
+
+    preset: list[str] = option([], "ImageNet presets whose cost is counted; all of them if unset.", metavar="PRESET")
+    peak_tflops: float = option(
+        989.4,
+        "Peak rate of a GPU in bf16 in units of 1e12 FLOP/s, without sparsity; the default is that of an H100 SXM by"
+        " NVIDIA's data sheet.",
+    )
+    utilisation: float = option(
+        0.4, "Expected fraction of the peak rate, counting the operations of the model alone.", metavar="FRACTION"
+    )
+    gpus: int = option(8, "GPUs that share the batch of a preset.")
+    page: Path | None = option(
+        None,
+        "Markdown file into which the table of training_cost is written, between the comments that name it.",
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("peak_tflops", self.peak_tflops > 0, "positive")
+        self._require("utilisation", 0 < self.utilisation <= 1, "above 0 and at most 1")
+        self._require("gpus", self.gpus >= 1, "at least 1")
+
+    def model_rate(self, macs_per_image: float) -> float:
+        """Images/s of one GPU at that utilisation; a multiply-accumulate is two floating-point operations."""
+        return self.utilisation * self.peak_tflops * 1e12 / (2 * macs_per_image)
+
+
+@dataclass
+class BenchArguments(AllBenchArguments, TimeToQualityArguments, TrainingCostArguments):
     """
     Measure how fast this machine is, and how fast what is trained on it learns.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tcae_diffusers.arguments import exit_with_error
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.training.bench import markdown_table
+from tcae_diffusers.training.markdown_tables import markdown_table, with_table
 from tcae_diffusers.training.time_to_quality.records import format_record, read_record
 from tcae_diffusers.training.time_to_quality.table import minutes_text, require_comparable, speed_up_text
 
@@ -108,11 +108,7 @@ def filled(page: str) -> str:
         InputError: the page lacks the marks of a table.
     """
     for name, table in tables().items():
-        begin, end = f"<!-- table: {name} -->\n", f"<!-- end: {name} -->"
-        if begin not in page or end not in page:
-            raise InputError(f"{PAGE} lacks {begin.strip()} or {end}, between which a table goes; put them back")
-        before, _, rest = page.partition(begin)
-        page = f"{before}{begin}\n{table}\n\n{end}{rest.partition(end)[2]}"
+        page = with_table(PAGE, page, name, table)
     return page
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.frozen_network import FrozenNetworkHolder
+from ..models.precision import without_autocast
 from ..models.target_tokens import TokenNetwork, resize_token_map
 from .adaptive_weight import adaptive_weight, adaptive_weight_from_squares, squared_gradients
 from .latent_shaping import Decoded, Generators, LatentShaping, Shaped
@@ -39,7 +40,7 @@ def margin_distance(projected: torch.Tensor, tokens: torch.Tensor, margin: float
     """
     found, wanted = (F.normalize(each.float().flatten(2), dim=1) for each in (projected, tokens))
     # A product in half precision would lose what a margin is compared with.
-    with torch.autocast(found.device.type, enabled=False):
+    with without_autocast(found):
         difference = found.transpose(1, 2) @ found - wanted.transpose(1, 2) @ wanted
     return F.relu(difference.abs() - margin).mean()
 

@@ -1,23 +1,33 @@
 """The benchmark for GPUs, on a tiny tokenizer where there is none."""
 
+import pytest
 import torch
 
 from tcae_diffusers.training import bench
+from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.benchmarks import gpu
 
 from ..latent_commands import reset_accelerate
 
 
 def test_every_part_is_timed_and_compared(device):
-    compiled = device != "cpu"
+    compiled, short = device != "cpu", BenchArguments(seconds=0.0, utilisation=0.5, peak_tflops=2.0)
     try:
-        table = gpu.measure(torch.device(device), 0.0, "tc-ae-xs-f8c32", "tc-dit-s", batch_size=2, compile=compiled)
+        table = gpu.measure(torch.device(device), short, "tc-ae-xs-f8c32", "tc-dit-s", batch_size=2, compile=compiled)
     finally:
         reset_accelerate()
     rates = {name: value for name, value in table.items() if name.endswith("(images/s)")}
     assert len(rates) == (8 if compiled else 6) and all(rate > 0 for rate in rates.values())
     assert table["encode: bf16 / fp32"] > 0 and table["tokenizer step / encode"] > 0
     assert table["rounds"] == 3
+    for step in ("tokenizer step with iBOT", "tc-dit-s step"):
+        # 1e12 FLOP/s are expected, at two of them for a multiply-accumulate.
+        expected, cost = table[f"{step}: images/s expected at 50% of the peak"], table[f"{step}: all (GMAC per image)"]
+        assert expected == pytest.approx(1e12 / (2e9 * cost))
+        assert table[f"{step}: measured / model"] == pytest.approx(table[f"{step} (images/s)"] / expected)
+        share = table[f"{step}: share of 2 TFLOP/s"]
+        assert share == pytest.approx(table[f"{step} (images/s)"] * 2e9 * cost / 2e12)
+    assert "tokenizer step with iBOT: teacher (GMAC per image)" in table
 
 
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):

@@ -9,6 +9,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.training import bench
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.benchmarks import time_to_quality
+from tcae_diffusers.training.markdown_tables import markdown_table
 from tcae_diffusers.training.time_to_quality import unit
 from tcae_diffusers.training.time_to_quality.recipes import Recipe, parse_recipes
 from tcae_diffusers.training.time_to_quality.records import first_crossing
@@ -134,7 +135,7 @@ def test_the_table_compares_seed_by_seed():
     assert rows["after"]["sooner to 20 dB, CPU"] == "2.00 (1.00-4.00)x"
     assert rows["never"]["CPU min to 20 dB"] == "reached by 1 of 2; best 21.00 dB"
     assert rows["never"]["sooner to 20 dB, CPU"] == "-"
-    printed = bench.markdown_table(rows)
+    printed = markdown_table(rows)
     assert printed.splitlines()[0] == (
         "| | seeds | CPU min to 20 dB | wall min to 20 dB | sooner to 20 dB, CPU | sooner to 20 dB, wall |"
     )

@@ -13,23 +13,27 @@ from typing import Any
 import torch
 
 from tcae_diffusers.training.bench_arguments import BenchArguments
+from tcae_diffusers.training.dit_arguments import DiTArguments
+from tcae_diffusers.training.step_cost import StepCost, part_text, tokenizer_step_cost, transformer_step_cost
+from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"
 
 _LEAST_ROUNDS = 3
 _CLASSES = 1000
+TOKENIZER_STEP = "tokenizer step with iBOT"
 
 
 def run(arguments: BenchArguments) -> dict[str, Any]:
     """Nothing is measured where there is no GPU."""
     if not torch.cuda.is_available():
         return {"no GPU": "nothing to measure on this machine"}
-    return measure(torch.device("cuda"), arguments.seconds)
+    return measure(torch.device("cuda"), arguments)
 
 
 def measure(
     device: torch.device,
-    seconds: float,
+    arguments: BenchArguments,
     tokenizer: str = "tc-ae-f32c128",
     transformer: str = "tc-dit-b",
     batch_size: int = 32,
@@ -40,19 +44,25 @@ def measure(
 
     Args:
         device: Where; accelerate must choose the same for training.
-        seconds: Time budget, without the first round.
+        arguments: `seconds` is the time budget, without the first round; the peak rate and utilisation of the model.
         tokenizer, transformer: Presets. Images have the tokenizer's `sample_size`.
         batch_size: Images of each call.
         compile: Whether to measure compiled blocks beside eager ones.
 
     Returns:
-        A flat table of images/s, medians over the rounds, and of ratios of rates in the same rounds.
+        A flat table of images/s, medians over the rounds, of ratios of rates in the same rounds, and of what the steps
+        were expected to do, see [`training_cost`].
     """
     with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
+        training = _tokenizer_arguments(Path(folder), tokenizer, batch_size)
         parts = {
             **_inference(device, tokenizer, batch_size, compile),
-            "tokenizer step with iBOT": _tokenizer_step(Path(folder), tokenizer, batch_size),
+            TOKENIZER_STEP: _tokenizer_step(training),
             f"{transformer} step": _transformer_step(device, tokenizer, transformer, batch_size),
+        }
+        costs = {
+            TOKENIZER_STEP: tokenizer_step_cost(training),
+            f"{transformer} step": _transformer_cost(tokenizer, transformer),
         }
         times: dict[str, list[float]] = {name: [] for name in parts}
         deadline, rounds = float("inf"), 0
@@ -61,9 +71,24 @@ def measure(
                 times[name].append(_seconds(part, device))
             if rounds == 0:
                 # It paid for allocation, compilation and the choice of kernels.
-                deadline = time.perf_counter() + seconds
+                deadline = time.perf_counter() + arguments.seconds
             rounds += 1
-    return _table({name: values[1:] for name, values in times.items()}, device, batch_size)
+    table = _table({name: values[1:] for name, values in times.items()}, device, batch_size)
+    return table | _against_the_model(table, costs, arguments)
+
+
+def _against_the_model(table: dict[str, Any], costs: dict[str, StepCost], arguments: BenchArguments) -> dict[str, Any]:
+    """Cost of each step by part, images/s that follow from it at the expected utilisation, and what was reached."""
+    found: dict[str, Any] = {}
+    for name, cost in costs.items():
+        measured, expected = table[f"{name} (images/s)"], arguments.model_rate(cost.total)
+        for part in cost.forward:
+            found[f"{name}: {part} (GMAC per image)"] = part_text(cost, part)
+        found[f"{name}: all (GMAC per image)"] = cost.total / 1e9
+        found[f"{name}: images/s expected at {arguments.utilisation:.0%} of the peak"] = expected
+        found[f"{name}: measured / model"] = measured / expected
+        found[f"{name}: share of {arguments.peak_tflops:g} TFLOP/s"] = arguments.utilisation * measured / expected
+    return found
 
 
 def _seconds(part: Callable[[], Any], device: torch.device) -> float:
@@ -90,7 +115,7 @@ def _table(times: dict[str, list[float]], device: torch.device, batch_size: int)
         table[f"{part}: bf16 / fp32"] = ratio(part, f"{part} in fp32")
         if f"{part} compiled" in times:
             table[f"{part}: compiled / eager"] = ratio(f"{part} compiled", part)
-    table["tokenizer step / encode"] = ratio("tokenizer step with iBOT", "encode")
+    table["tokenizer step / encode"] = ratio(TOKENIZER_STEP, "encode")
     return table
 
 
@@ -122,18 +147,13 @@ def _inference(device: torch.device, tokenizer: str, batch_size: int, compile: b
     return parts
 
 
-def _tokenizer_step(folder: Path, tokenizer: str, batch_size: int) -> Callable[[], Any]:
-    """`train_tcae`'s whole step, from uint8 batches in pinned memory to weights, average and teacher."""
+def _tokenizer_arguments(folder: Path, tokenizer: str, batch_size: int) -> TokenizerArguments:
+    """Arguments of `train_tcae` with iBOT, on images of noise in `folder`."""
     import numpy as np
-    from accelerate.state import AcceleratorState, GradientState
     from PIL import Image
 
     from tcae_diffusers.arguments import parse_arguments
     from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
-    from tcae_diffusers.trainer.fit import take_step
-    from tcae_diffusers.trainer.image_batches import image_loader
-    from tcae_diffusers.trainer.progress import TrainingProgress
-    from tcae_diffusers.training import train_tcae
 
     size = AUTOENCODER_TC_PRESETS[tokenizer]["sample_size"]
     noise = np.random.default_rng(0)
@@ -141,8 +161,6 @@ def _tokenizer_step(folder: Path, tokenizer: str, batch_size: int) -> Callable[[
     for index in range(8):
         pixels = noise.integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / "noise" / f"{index}.png")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     options = {
         "autoencoder": tokenizer,
         "train_data": folder / "images",
@@ -154,7 +172,21 @@ def _tokenizer_step(folder: Path, tokenizer: str, batch_size: int) -> Callable[[
         "max_train_steps": 10**6,
     }
     argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
+    return parse_arguments(TokenizerArguments, argv)
+
+
+def _tokenizer_step(arguments: TokenizerArguments) -> Callable[[], Any]:
+    """`train_tcae`'s whole step, from uint8 batches in pinned memory to weights, average and teacher."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from tcae_diffusers.trainer.fit import take_step
+    from tcae_diffusers.trainer.image_batches import image_loader
+    from tcae_diffusers.trainer.progress import TrainingProgress
+    from tcae_diffusers.training import train_tcae
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    training = train_tcae.start(arguments)
     training.side.model.train()
     run, hooks = training.run, training.hooks()
     progress = TrainingProgress(run.accelerator, "bench", 10**6, 0, run.total_batch, 10**6)
@@ -169,16 +201,26 @@ def _tokenizer_step(folder: Path, tokenizer: str, batch_size: int) -> Callable[[
     return step
 
 
+def _latent_shape(tokenizer: str) -> tuple[int, int, int]:
+    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+
+    preset = AUTOENCODER_TC_PRESETS[tokenizer]
+    side = preset["sample_size"] // preset["spatial_compression_ratio"]
+    return preset["latent_channels"], side, side
+
+
+def _transformer_cost(tokenizer: str, transformer: str) -> StepCost:
+    arguments = DiTArguments(latents="", tokenizer="", output_dir="", transformer=transformer)
+    return transformer_step_cost(arguments, _latent_shape(tokenizer), _CLASSES)
+
+
 def _transformer_step(device: torch.device, tokenizer: str, transformer: str, batch_size: int) -> Callable[[], Any]:
     """Forward, backward and optimizer step of flow matching on latents in memory."""
-    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
     from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
     from tcae_diffusers.training.dit_transformers import build_transformer
     from tcae_diffusers.training.train_dit import compute_losses
 
-    preset = AUTOENCODER_TC_PRESETS[tokenizer]
-    side = preset["sample_size"] // preset["spatial_compression_ratio"]
-    shape = (preset["latent_channels"], side, side)
+    shape = _latent_shape(tokenizer)
     model = build_transformer(transformer, shape, _CLASSES, _CLASSES).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective, generator = FlowMatchingObjective(), torch.Generator(device).manual_seed(0)

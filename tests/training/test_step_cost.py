@@ -1,0 +1,235 @@
+"""The cost of a step on paper against a real step of the command, counted by itself, and what follows from it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.metrics.mac_counter import FLOP_FORMULAS
+from tcae_diffusers.metrics.macs_by_part import MacsByPart
+from tcae_diffusers.models.frozen_network import without_pretrained_weights
+from tcae_diffusers.objectives.perceptual import LPIPSLoss
+from tcae_diffusers.trainer.fit import take_step
+from tcae_diffusers.trainer.image_batches import image_loader
+from tcae_diffusers.trainer.progress import TrainingProgress
+from tcae_diffusers.training import bench, finetune_decoder, step_cost, train_tcae
+from tcae_diffusers.training.bench_arguments import BenchArguments
+from tcae_diffusers.training.benchmarks import training_cost
+from tcae_diffusers.training.dit_arguments import DiTArguments
+
+from ..latent_commands import home, reset_accelerate
+from ..tokenizer_commands import DECODER_OPTIONS, OPTIONS, TINY, trained_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def words(options):
+    """A command line; lists are several words, and an option of `None` is left out."""
+    for name, value in options.items():
+        if value is not None and value != []:
+            values = value if isinstance(value, list) else [value]
+            yield from (f"--{name}", *map(str, values))
+
+
+@pytest.fixture
+def real_step(tmp_path):
+    """
+    `measure(script, type of arguments, options)`: MACs per image of one step of a training command on the CPU, from
+    loaded batch to new weights, its arguments and its batch. Counted as PyTorch counts, in one sum.
+    """
+
+    def measure(script, arguments_type, options):
+        options = {"train_data": home() / "images", "output_dir": tmp_path / "run", **options}
+        reset_accelerate()
+        arguments = parse_arguments(arguments_type, list(words(options)))
+        training = script.start(arguments)
+        training.side.model.train()
+        run, step = training.run, step_cost.ordinary_step(arguments)
+        batch = next(iter(image_loader(training.dataset, arguments, run.accelerator, 0)))
+        progress = TrainingProgress(run.accelerator, "test", 10, 0, run.total_batch, 10)
+        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+            take_step(run, iter([batch]), training.sides, training.backward, training.hooks(), progress, step)
+        return counter.get_total_flops() / 2 / len(batch["pixel_values"]), arguments, batch
+
+    yield measure
+    reset_accelerate()
+
+
+TOKENIZERS = {
+    "iBOT": {},
+    "local crops of the size of global ones": {"ssl_local_crop_size": 16, "ssl_global_crop_size": 16},
+    "global crops of their own size": {"ssl_global_crop_size": 8, "ssl_local_crop_size": 8, "resolution": 24},
+    "without self-supervision": {"ssl": "none", "ssl_drop_path": 0},
+    "masked autoencoding": {"ssl": "mae", "ssl_drop_path": 0},
+    "EfficientNet and PatchGAN": {
+        "perceptual": "efficientnet-lite0",
+        "discriminator": "patchgan",
+        "discriminator_layers": 1,
+        "discriminator_channels": 8,
+        "adversarial_start_step": 0,
+    },
+    "latents aligned with a network": {"latent_alignment": "efficientnet-lite0"},
+    "Muon": {"optimizer": "muon", "autoencoder_overrides": json.dumps({**TINY, "hidden_size": 64})},
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_parts_of_a_tokenizer_step_sum_to_a_real_step(name, real_step):
+    options = {**OPTIONS, "max_train_steps": 6, **TOKENIZERS[name]}
+    measured, arguments, batch = real_step(train_tcae, train_tcae.TokenizerArguments, options)
+    cost = step_cost.tokenizer_step_cost(arguments, batch)
+    assert cost.total == pytest.approx(measured, rel=1e-6)
+    assert cost.batch_size == len(batch["pixel_values"])
+    parts = {step_cost.VIEWS, step_cost.DECODER}
+    if name in ("iBOT", "Muon", "EfficientNet and PatchGAN"):
+        parts |= {step_cost.LOCAL_CROPS, step_cost.HEAD, step_cost.TEACHER}
+    if name == "EfficientNet and PatchGAN":
+        parts |= {step_cost.PERCEPTUAL, step_cost.DISCRIMINATOR}
+    if name == "Muon":
+        parts.add(step_cost.OPTIMIZER)
+    aligns = name == "latents aligned with a network"
+    assert (parts | {step_cost.SHAPING} if aligns else parts) <= cost.forward.keys()
+    # Its loss has products of its own, and its weight needs gradients of the latent before the backward pass.
+    assert aligns or step_cost.OTHER not in cost.forward
+    # What is frozen has no backward pass, a pass of trained matrices twice the products of its forward pass but for
+    # the gradient of the images.
+    assert step_cost.TEACHER not in cost.backward
+    assert 1.8 < cost.backward[step_cost.DECODER] / cost.forward[step_cost.DECODER] <= (4 if aligns else 2)
+    assert 1.5 < cost.backward[step_cost.VIEWS] / cost.forward[step_cost.VIEWS] <= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"discriminator": "patchgan"},
+        {"discriminator": "efficientnet-lite0"},
+        {"discriminator": "none"},
+        {"discriminator": "none", "distillation_weight": 0.5, "new_decoder": json.dumps({"decoder_hidden_size": 16})},
+    ],
+)
+def test_parts_of_a_decoder_step_sum_to_a_real_step(options, real_step):
+    common = {**DECODER_OPTIONS, "autoencoder": trained_tokenizer(), "discriminator_r1_weight": 0}
+    if options["discriminator"] != "patchgan":
+        common |= {"discriminator_layers": None, "discriminator_channels": None}
+    measured, arguments, batch = real_step(finetune_decoder, finetune_decoder.DecoderArguments, {**common, **options})
+    cost = step_cost.decoder_step_cost(arguments, batch)
+    assert cost.total == pytest.approx(measured, rel=1e-6)
+    assert step_cost.VIEWS not in cost.backward and step_cost.OTHER not in cost.forward
+    assert (step_cost.TEACHER in cost.forward) == ("distillation_weight" in options)
+    assert (step_cost.DISCRIMINATOR in cost.forward) == (options["discriminator"] != "none")
+
+
+def test_parts_of_nested_and_repeated_calls_are_told_apart():
+    outer = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(8, 2, bias=False))
+    images = torch.ones(3, 4, requires_grad=True)
+    macs = MacsByPart()
+    macs.watch(outer, "outer")
+    macs.watch(outer[1], lambda x: f"inner of {len(x)}")
+    with macs:
+        loss = outer(images).sum() + outer[1](torch.ones(5, 8)).sum()
+        with torch.no_grad(), macs.part("frozen"):
+            torch.ones(2, 3) @ torch.ones(3, 2)
+        loss.backward()
+        torch.ones(7, 3) @ torch.ones(3, 1)
+    inner = 3 * 8 * 2
+    wanted = {"outer": 3 * 4 * 8, "inner of 3": inner, "inner of 5": 5 * 8 * 2}
+    assert macs.forward == {**wanted, "frozen": 12, "other": 21}
+    # Gradients of weights and inputs; the five rows need none of their input.
+    assert macs.backward == {"outer": 2 * 3 * 4 * 8, "inner of 3": 2 * inner, "inner of 5": 5 * 8 * 2}
+
+
+def test_weights_are_left_out_only_where_it_is_said():
+    with without_pretrained_weights(), torch.device("meta"):
+        assert LPIPSLoss("vgg").name == "lpips-vgg"
+    with pytest.raises(FileNotFoundError, match="no file nowhere"):
+        LPIPSLoss("vgg", "nowhere")
+
+
+def test_every_imagenet_preset_is_counted():
+    folder = ROOT / "training" / "configs"
+    assert {file.stem for file in folder.glob("*imagenet*.yaml")} == set(training_cost.PRESETS)
+
+
+@pytest.fixture(scope="module")
+def paper_cost():
+    return training_cost.preset_cost("tc_ae_f32c128_imagenet256")
+
+
+def test_the_paper_preset_costs_what_its_parts_are_known_to_cost(paper_cost):
+    """164 GMAC for encoder and decoder; teacher and student see two more views, and six of a seventh of the area."""
+    step = paper_cost.step
+    forward = {part: macs / 1e9 for part, macs in step.forward.items()}
+    encoder = forward[step_cost.VIEWS] / 3
+    assert encoder + forward[step_cost.DECODER] == pytest.approx(164, rel=0.01)
+    assert forward[step_cost.TEACHER] == pytest.approx(2 * encoder, rel=0.02)
+    assert 0.8 < forward[step_cost.LOCAL_CROPS] / (6 * (96 / 256) ** 2 * encoder) < 1
+    # VGG16 without its classifier on 256x256 pixels is 20.0 GMAC, of sample and of target; one of them has a gradient.
+    assert forward[step_cost.PERCEPTUAL] == pytest.approx(2 * 20.0, rel=0.02)
+    assert step.backward[step_cost.PERCEPTUAL] == pytest.approx(20.0e9, rel=0.02)
+
+
+def test_rates_and_days_follow_from_the_cost(paper_cost, monkeypatch):
+    monkeypatch.setattr(training_cost, "loader_rate", lambda transform: 10.0)
+    cost = dataclasses.replace(paper_cost, step=step_cost.StepCost({"decoder": 100e9}, {"decoder": 150e9}, 1))
+    cells = training_cost.row(cost, BenchArguments(peak_tflops=1000.0, utilisation=0.5, gpus=4))
+    # 250 GMAC are 0.5e12 FLOP, and 500e12 a second are used: 1000 images/s a GPU.
+    assert cells == {
+        "decoder": "100 + 150",
+        "all": "250",
+        "images/s on a GPU": "1000",
+        "images/s of a loader's core": "10",
+        "loader cores for a GPU": "100.0",
+        "steps x batch": "100000 x 512",
+        "days on 4 GPUs": "0.15",
+    }
+
+
+def test_a_transformer_costs_three_of_its_forward_passes():
+    arguments = DiTArguments(latents="", tokenizer="", output_dir="", transformer="tc-dit-s")
+    cost = step_cost.transformer_step_cost(arguments, (4, 4, 4), 10)
+    assert 2.9 < cost.total / cost.forward[step_cost.TRANSFORMER] <= 3
+    with pytest.raises(InputError, match=r"--repa_weight 0\.5: its cost is not counted"):
+        step_cost.transformer_step_cost(dataclasses.replace(arguments, repa_weight=0.5), (4, 4, 4), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "tc_ae"], "--preset tc_ae is unknown; expected some of tc_ae_f32c128_imagenet256"),
+        (["--utilisation", "1.5"], "--utilisation 1.5 must be above 0 and at most 1"),
+        (["--peak_tflops", "0"], "--peak_tflops 0.0 must be positive"),
+        (["--gpus", "0"], "--gpus 0 must be at least 1"),
+        (["--preset", "imagenet256_tc_dit_xl", "--page", "nowhere.md"], "--page nowhere.md is no file"),
+    ],
+)
+def test_bad_options_end_in_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["training_cost", *options])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_page_has_the_table_of_the_code(tmp_path):
+    """All of it but what the machine decides, the loaders' rates, and only of the presets that take a second."""
+    page = ROOT / "docs" / "model_speed.md"
+    written = tmp_path / "page.md"
+    written.write_text(page.read_text())
+    presets = ["tc_ae_f32c128_imagenet256_nossl", "imagenet256_tc_dit_xl"]
+    assert bench.main(["training_cost", "--preset", *presets, "--page", str(written)]) == 0
+
+    def rows(path):
+        lines = path.read_text().partition("<!-- table: training_cost -->")[2].partition("<!-- end")[0].split("\n")
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+        header, *rest = cells
+        return {cells[0]: dict(zip(header[1:], cells[1:], strict=True)) for cells in rest}
+
+    published, counted = rows(page), rows(written)
+    assert set(published) == set(training_cost.PRESETS) and set(counted) == set(presets)
+    for name, cells in counted.items():
+        for column, text in cells.items():
+            if "loader" not in column:
+                assert published[name][column] == text, "write it anew: make bench BENCH_ARGS='training_cost --page'"
