@@ -89,7 +89,8 @@ class MacsByPart:
 
     def add(self, macs: int) -> None:
         """Count what ran just now."""
-        node = torch._C._current_autograd_node()
+        # None outside of a backward pass, which the stubs of torch do not say.
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             self.forward[self._active[-1]] += macs
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.step_cost import StepCost, part_text, tokenizer_step_cost, transformer_step_cost
@@ -152,7 +153,6 @@ def _tokenizer_arguments(folder: Path, tokenizer: str, batch_size: int) -> Token
     import numpy as np
     from PIL import Image
 
-    from tcae_diffusers.arguments import parse_arguments
     from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 
     size = AUTOENCODER_TC_PRESETS[tokenizer]["sample_size"]
@@ -210,7 +210,8 @@ def _latent_shape(tokenizer: str) -> tuple[int, int, int]:
 
 
 def _transformer_cost(tokenizer: str, transformer: str) -> StepCost:
-    arguments = DiTArguments(latents="", tokenizer="", output_dir="", transformer=transformer)
+    options = ["--transformer", transformer, "--latents", "unused", "--tokenizer", "unused", "--output_dir", "unused"]
+    arguments = parse_arguments(DiTArguments, options)
     return transformer_step_cost(arguments, _latent_shape(tokenizer), _CLASSES)
 
 

@@ -117,7 +117,8 @@ def command_of_unit(arguments: BenchArguments, recipe: Recipe, seed: int) -> lis
 def measure_in_processes(arguments: BenchArguments, units: list[Unit]) -> None:
     """Measure units, `--processes` at a time, each in a process of one thread whose output goes to a `.log` file."""
     arguments.records.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(units), {}
+    waiting = list(units)
+    running: dict[subprocess.Popen, Unit] = {}
     with StopSignal() as stop:
         try:
             while waiting or running:

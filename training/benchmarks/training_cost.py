@@ -101,8 +101,8 @@ def preset_cost(name: str) -> PresetCost:
     if name in TRANSFORMERS:
         dit = parse_arguments(DiTArguments, [*options, "--latents", "unused", "--tokenizer", "unused"])
         with META:
-            shape = autoencoder_cost(build_autoencoder(TRANSFORMERS[name])).latent_shape
-        return PresetCost(dit, transformer_step_cost(dit, shape, CLASSES), None)
+            channels, height, width = autoencoder_cost(build_autoencoder(TRANSFORMERS[name])).latent_shape
+        return PresetCost(dit, transformer_step_cost(dit, (channels, height, width), CLASSES), None)
     if name in DECODERS:
         decoder = parse_arguments(DecoderArguments, [*options, "--autoencoder", DECODERS[name]])
         step = decoder_step_cost(decoder)

@@ -83,7 +83,7 @@ def require_same_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings with those of a command as `command.option`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{key}.") if isinstance(value, dict) and not prefix else {prefix + key: value}
     return flat

@@ -178,7 +178,8 @@ def _train_tokenizer(recipe: Recipe, arguments: TimeToQualityArguments, seed: in
     with exit_on_user_error():
         training = train_tcae.start(resolved)
     preview = training.preview
-    preview.log = curve.follow(preview.log)
+    assert preview is not None, "recipes without held-out images are refused"
+    preview.log = curve.follow(preview.log)  # type: ignore[method-assign]
     training.look_at_heldout_images(0)
     with exit_on_user_error(RUN_ERRORS):
         training.train()
@@ -214,8 +215,9 @@ def _train_dit(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, fol
     with exit_on_user_error():
         training = train_dit.start(resolved)
     online, average = training.online_frechet, training.averages[0]
-    online.log = curve.follow(online.log)
-    training.preview.log = curve.clock.untimed(training.preview.log)
+    assert online is not None, "--gfd_steps is set"
+    online.log = curve.follow(online.log)  # type: ignore[method-assign]
+    training.preview.log = curve.clock.untimed(training.preview.log)  # type: ignore[method-assign]
     online.log(training.run.accelerator, average, 0)
     with exit_on_user_error(RUN_ERRORS):
         training.train()
