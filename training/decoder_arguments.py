@@ -1,10 +1,10 @@
 """Options of finetune_decoder."""
 
 from dataclasses import MISSING, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from tcae_diffusers.arguments import option
-from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
+from tcae_diffusers.trainer.tokenizer_arguments import PERCEPTUAL_HELP, AdversarialArguments, PerceptualName
 
 
 @dataclass
@@ -68,11 +68,7 @@ class DecoderArguments(GeneratedLatentArguments):
         "draws its own from |N(0, x^2)| (RAE: 0.8). Calibrate the autoencoder first, with cache_latents, so that 1 "
         "is the latents' own standard deviation.",
     )
-    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
-        "lpips-vgg",
-        "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
-        " LPIPS.",
-    )
+    perceptual: PerceptualName = option("lpips-vgg", PERCEPTUAL_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

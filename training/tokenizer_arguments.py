@@ -1,13 +1,13 @@
 """Options of train_tcae."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from tcae_diffusers.arguments import option
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.self_supervision.arguments import SelfSupervisionArguments
 from tcae_diffusers.trainer.latent_shaping_arguments import LatentShapingArguments
-from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments
+from tcae_diffusers.trainer.tokenizer_arguments import AdversarialArguments, DiscriminatorName
 
 
 @dataclass
@@ -43,7 +43,7 @@ class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSuper
         1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL)."
     )
 
-    discriminator: Literal["patchgan", "efficientnet-lite0", "dino", "none"] = option(
+    discriminator: DiscriminatorName = option(
         "none",
         "Discriminator for an adversarial term in joint training: a PatchGAN, or heads on the frozen features of a"
         " network; none trains without adversarial loss.",

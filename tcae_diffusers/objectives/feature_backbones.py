@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from ..models.dino import DINO
-from ..models.efficientnet_lite import EfficientNetLite0
+from ..models.efficientnet_lite import EfficientNetLite
+from ..models.efficientnet_lite_variants import EFFICIENTNET_LITES
 from ..models.frozen_network import FrozenNetwork
 
-FEATURE_BACKBONES = ("efficientnet-lite0", "dino")
+FEATURE_BACKBONES = (*EFFICIENTNET_LITES, "dino")
 
 
 def _enlarged(images: torch.Tensor, min_resolution: int) -> torch.Tensor:
@@ -31,29 +32,33 @@ def _enlarged(images: torch.Tensor, min_resolution: int) -> torch.Tensor:
 
 class EfficientNetLiteFeatures(FrozenNetwork):
     """
-    Feature maps of [`EfficientNetLite0`].
+    Feature maps of [`EfficientNetLite`].
 
     Args:
-        blocks (`tuple[int, ...]`, defaults to `(0, 2, 4, 10, 14)`):
-            Blocks, 0 to 15, whose output is returned. The defaults end the stages of stride 2, 4, 8, 16 and 32.
+        name (`str`): see [`EfficientNetLite`].
+        blocks (`tuple[int, ...]`, *optional*):
+            Blocks, counted from 0, whose output is returned; those that end the stages of stride 2, 4, 8, 16 and 32
+            if not given.
         min_resolution (`int`, defaults to 64):
             Smaller images are enlarged to this shorter side first: at 32 px the last stage would be one pixel.
-        weights_path (`str`, *optional*): see [`EfficientNetLite0`].
+        weights_path (`str`, *optional*): see [`EfficientNetLite`].
 
     Raises:
-        InputError: no weights, a block outside 0 to 15, or a `min_resolution` below 32.
+        InputError: unknown name, no weights, a block that the network does not have, or a `min_resolution` below 32.
     """
 
     def __init__(
         self,
-        blocks: tuple[int, ...] = (0, 2, 4, 10, 14),
+        name: str,
+        blocks: tuple[int, ...] | None = None,
         min_resolution: int = 64,
         weights_path: str | None = None,
     ):
         super().__init__()
-        self.network = EfficientNetLite0(weights_path)
+        self.network = EfficientNetLite(name, weights_path)
         self.name = self.network.name
         channels = self.network.block_channels
+        blocks = self.network.variant.stage_ends if blocks is None else blocks
         if not blocks or any(not 0 <= block < len(channels) for block in blocks):
             raise InputError(f"blocks are {blocks}; expected one or more of 0 to {len(channels) - 1}")
         if min_resolution < 32:
@@ -98,15 +103,15 @@ class DINOFeatures(FrozenNetwork):
 def build_feature_backbone(name: str, path: str | None = None, **options: Any) -> FrozenNetwork:
     """
     Args:
-        name (`str`): `"efficientnet-lite0"` (offline) or `"dino"`.
+        name (`str`): one of [`EFFICIENTNET_LITES`] (offline) or `"dino"`.
         path (`str`, *optional*): weights; for DINO a folder or a Hub name, `"facebook/dino-vits8"` when not given.
         options: of the class of that name.
 
     Raises:
         InputError: unknown name, or weights that are not available.
     """
-    if name == "efficientnet-lite0":
-        return EfficientNetLiteFeatures(weights_path=path, **options)
+    if name in EFFICIENTNET_LITES:
+        return EfficientNetLiteFeatures(name, weights_path=path, **options)
     if name == "dino":
         return DINOFeatures(path or "facebook/dino-vits8", **options)
     raise InputError(f"feature backbone is {name!r}; expected one of {', '.join(FEATURE_BACKBONES)}")

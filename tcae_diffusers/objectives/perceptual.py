@@ -11,11 +11,12 @@ from urllib.error import URLError
 
 import torch
 
+from ..models.efficientnet_lite_variants import EFFICIENTNET_LITES
 from ..models.frozen_network import FrozenNetwork, loads_pretrained_weights
 from ..models.precision import without_autocast
 from .feature_backbones import EfficientNetLiteFeatures
 
-PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0")
+PERCEPTUAL_LOSSES = ("none", "lpips-vgg", "lpips-alex", "lpips-squeeze", *EFFICIENTNET_LITES)
 # What lpips calls its trunks, and torchvision's weights of each.
 LPIPS_BACKBONES = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 
@@ -108,21 +109,22 @@ class LPIPSLoss(FrozenNetwork):
 
 class EfficientNetFeatureLoss(FrozenNetwork):
     """
-    Distance of EfficientNet-Lite0 features: at each of five depths, the squared distance of channel-normalised
+    Distance of EfficientNet-Lite features: at each of five depths, the squared distance of channel-normalised
     features, averaged over positions, then over depths. Between 0 and 4.
 
     It has LPIPS's form without its human-calibrated weights: a training loss for when no LPIPS backbone is available,
-    never a figure to report as LPIPS.
+    never a figure to report as LPIPS. A Fréchet distance in the features of the same network falls under it by
+    construction: measure with another one.
 
     Args:
+        name (`str`): see [`EfficientNetLiteFeatures`].
         weights_path (`str`, *optional*): see [`EfficientNetLiteFeatures`].
     """
 
-    name = "efficientnet-lite0-features"
-
-    def __init__(self, weights_path: str | None = None):
+    def __init__(self, name: str, weights_path: str | None = None):
         super().__init__()
-        self.backbone = EfficientNetLiteFeatures(weights_path=weights_path)
+        self.name = f"{name}-features"
+        self.backbone = EfficientNetLiteFeatures(name, weights_path=weights_path)
         self.freeze()
 
     def forward(self, sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -145,7 +147,8 @@ def _unit_channels(features: torch.Tensor) -> torch.Tensor:
 def build_perceptual_loss(name: str, weights_path: str | None = None) -> FrozenNetwork | None:
     """
     Args:
-        name (`str`): `"none"`, `"lpips-vgg"`, `"lpips-alex"`, `"lpips-squeeze"` or `"efficientnet-lite0"`.
+        name (`str`): `"none"`, `"lpips-vgg"`, `"lpips-alex"`, `"lpips-squeeze"` or one of
+            [`EFFICIENTNET_LITES`].
         weights_path (`str`, *optional*): weights of the backbone.
 
     Raises:
@@ -154,8 +157,8 @@ def build_perceptual_loss(name: str, weights_path: str | None = None) -> FrozenN
     """
     if name == "none":
         return None
-    if name == "efficientnet-lite0":
-        return EfficientNetFeatureLoss(weights_path=weights_path)
+    if name in EFFICIENTNET_LITES:
+        return EfficientNetFeatureLoss(name, weights_path=weights_path)
     if name in PERCEPTUAL_LOSSES:
         return LPIPSLoss(name.removeprefix("lpips-"), weights_path)
     raise ValueError(f"perceptual loss is {name!r}; expected one of {', '.join(PERCEPTUAL_LOSSES)}")

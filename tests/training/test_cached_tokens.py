@@ -13,7 +13,7 @@ from tcae_diffusers.data.images.multi_crop import to_uint8
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.models.dino import DINO
-from tcae_diffusers.models.efficientnet_lite import EfficientNetLite0
+from tcae_diffusers.models.efficientnet_lite import EfficientNetLite
 from tcae_diffusers.models.target_tokens import resize_token_map
 from tcae_diffusers.training import cache_latents
 
@@ -92,18 +92,19 @@ def test_tokens_of_a_frozen_dinov2_are_its_normalised_patch_tokens(tmp_path):
     assert not torch.allclose(output[:, :16].mean(1), expected.mean((2, 3)), atol=1e-3)
 
 
-def test_tokens_of_efficientnet_lite0_work_for_any_autoencoder_and_offline(tmp_path):
+@pytest.mark.parametrize(("number", "width", "last"), [(0, 320, 15), (2, 352, 20)])
+def test_tokens_of_an_efficientnet_work_for_any_autoencoder_and_offline(tmp_path, number, width, last):
     torch.manual_seed(0)
     FOREIGN["AutoencoderKL"]().save_pretrained(tmp_path / "kl")
-    options = {"tokens": "efficientnet-lite0", "token_resolution": 64, "augmented_passes": 1}
+    options = {"tokens": f"efficientnet-lite{number}", "token_resolution": 64, "augmented_passes": 1}
     latents = LatentCache(cache(tmp_path / "latents", tokenizer=tmp_path / "kl", **options))
     # Of 64 pixels the network makes 2x2 positions, fewer than the 8x8 of this latent: they are kept as they are.
-    assert latents.latent_shape == (4, 8, 8) and latents.token_shape == (320, 2, 2)
+    assert latents.latent_shape == (4, 8, 8) and latents.token_shape == (width, 2, 2)
     resized = torch.nn.functional.interpolate(images(), size=(64, 64), mode="bilinear", antialias=True)
     with torch.no_grad():
-        expected = EfficientNetLite0().feature_maps(resized, (15,))[0]
+        expected = EfficientNetLite(f"efficientnet-lite{number}").feature_maps(resized, (last,))[0]
     torch.testing.assert_close(stored(latents.path, "tokens").float(), expected, atol=2e-2, rtol=1e-2)
-    assert stored(latents.path, "tokens_augmented_1").shape == (NUM_IMAGES, 320, 2, 2)
+    assert stored(latents.path, "tokens_augmented_1").shape == (NUM_IMAGES, width, 2, 2)
 
 
 def test_an_autoencoder_kl_has_tokens_of_its_own(tmp_path):

@@ -276,16 +276,16 @@ def test_decoders_of_other_autoencoders_learn_too(tmp_path, name):
 
 def test_a_frozen_feature_discriminator_trains(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
-    options = {"discriminator": "efficientnet-lite0", "adversarial_start_step": 0, "discriminator_start_step": 0}
+    options = {"discriminator": "efficientnet-lite2", "adversarial_start_step": 0, "discriminator_start_step": 0}
     options |= {
         "discriminator_r1_weight": 0,
         "max_train_steps": 1,
         "train_batch_size": 2,
-        "perceptual": "efficientnet-lite0",
+        "perceptual": "efficientnet-lite1",
     }
     folder = finetune(tmp_path / "run", **options)
     assert (
-        "efficientnet-lite0-features + 0.75 adaptive hinge (efficientnet-lite0)"
+        "efficientnet-lite1-features + 0.75 adaptive hinge (efficientnet-lite2)"
         in json.loads((folder / "run.json").read_text())["losses"]
     )
 

@@ -297,15 +297,16 @@ def test_averaged_weights_move_in_bf16_training_where_a_bf16_average_would_not(t
     assert torch.lerp(start.bfloat16(), goal.bfloat16(), 1e-4) == start.bfloat16()
 
 
-def test_a_perceptual_loss_is_used_named_and_logged(started):
+@pytest.mark.parametrize("network", ["efficientnet-lite0", "efficientnet-lite1"])
+def test_a_perceptual_loss_is_used_named_and_logged(started, network):
     pytest.importorskip("efficientnet_lite_pytorch")
-    run = started(perceptual="efficientnet-lite0", perceptual_weight=0.5, ssl="none", train_batch_size=2)
+    run = started(perceptual=network, perceptual_weight=0.5, ssl="none", train_batch_size=2)
     loss, metrics = losses_of(run, first_batch(run), 0)
-    name = "train/loss_efficientnet-lite0-features"
+    name = f"train/loss_{network}-features"
     assert metrics[name] > 0
     expected = metrics["train/loss_l1"] + metrics["train/loss_mse"] + 0.5 * metrics[name]
     torch.testing.assert_close(loss, expected)
-    assert "0.5 efficientnet-lite0-features" in run.describe()["losses"]
+    assert f"0.5 {network}-features" in run.describe()["losses"]
     assert "without self-supervision" in run.describe()["losses"]
 
 
