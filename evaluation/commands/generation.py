@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
-
 from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
 from tcae_diffusers.data.images.sample_manifest import recorded_seed
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.confidence import JACKKNIFE
 from tcae_diffusers.metrics.figure import Figure
+from tcae_diffusers.metrics.frechet_interval import paired_frechet_interval
 from tcae_diffusers.metrics.generation import compared_count, generation_figures, sample_features
-from tcae_diffusers.metrics.reference import Reference, open_reference
+from tcae_diffusers.metrics.reference import open_reference
 
 from ..arguments.generation import GenerationArguments
 from ..arguments.named_paths import parse_named_paths
@@ -45,12 +44,13 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     )
     sets: list[SampleSet] = []
     files: dict[str, bytes | str] = {}
-    paired: dict[str, tuple[np.ndarray, Figure]] = {}
+    paired: dict[str, tuple[Figure, list[float] | None]] = {}
     for name, images in opened.items():
         features = sample_features(images, network, arguments.batch_size, cache)
         figures = generation_figures(features, reference, network, arguments.reference_count)
         if arguments.paired:
-            paired[name] = features.features, distance_figure(figures)
+            count = compared_count(len(features), reference, arguments.reference_count)
+            paired[name] = distance_figure(figures), reference.leave_out_distances(features.features, count)
         sets.append(
             SampleSet(
                 name=name,
@@ -67,7 +67,7 @@ def run(arguments: GenerationArguments) -> GenerationResult:
     return GenerationResult(
         sets=sets,
         reference=description,
-        differences=paired_differences(paired, reference, arguments.reference_count),
+        differences=paired_differences(paired),
         files=files,
         **provenance(reference_count=arguments.reference_count, seed=arguments.seed, ranks=state.num_processes),
     )
@@ -93,13 +93,11 @@ def require_pairs(sets: dict[str, ImageSet]) -> None:
             )
 
 
-def paired_differences(
-    sets: dict[str, tuple[np.ndarray, Figure]], reference: Reference, reference_count: str
-) -> list[dict[str, Any]]:
-    """Between the distances of every two sets, each given by its features `(N, D)` and its distance."""
+def paired_differences(sets: dict[str, tuple[Figure, list[float] | None]]) -> list[dict[str, Any]]:
+    """Between the distances of every two sets, each given with its [`Reference.leave_out_distances`]."""
     pairs = []
-    for (first, (ours, one)), (second, (theirs, other)) in itertools.combinations(sets.items(), 2):
-        interval = reference.paired_interval(ours, theirs, compared_count(len(ours), reference, reference_count))
+    for (first, (one, ours)), (second, (other, theirs)) in itertools.combinations(sets.items(), 2):
+        interval = paired_frechet_interval(ours, theirs)
         pair = described_pair(first, second, one.value - other.value, interval, f"paired, {JACKKNIFE}", one.better)
         pairs.append({"name": one.name, **pair})
     return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def frechet_interval_of_groups(first: list[FrechetStatistics], second: list[Frec
     """
     if min(part.count for part in [*first, *second]) < 2:
         return None
-    return jackknife_interval(_distance_of(_leave_out_statistics(first), _leave_out_statistics(second)))
+    own, theirs = _leave_out_statistics(first), _leave_out_statistics(second)
+    return jackknife_interval(lambda group: frechet_distance(own(group), theirs(group), INTERVAL_TOLERANCE))
 
 
 def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0) -> float | None:
@@ -47,50 +48,43 @@ def frechet_interval(samples: np.ndarray, reference: np.ndarray | FrechetStatist
     Returns:
         The half width, or `None` where a side has fewer than two images per group.
     """
-    if _has_too_few(samples, reference):
-        return None
-    return jackknife_interval(_distance_without(samples, reference, seed))
+    distances = leave_out_distances(samples, reference, seed)
+    return None if distances is None else jackknife_interval(lambda group: distances[group])
 
 
-def paired_frechet_interval(
-    first: np.ndarray, second: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0
-) -> float | None:
+def paired_frechet_interval(first: Sequence[float] | None, second: Sequence[float] | None) -> float | None:
     """
-    Interval of the difference between two Fréchet distances to one reference, where row `i` of `first` and of `second`
-    belong together (one latent, two decoders): they are left out together, and so is the same part of the reference,
-    so that what the sets have in common cancels.
+    Interval of the difference between two Fréchet distances to one reference, where row `i` of both sets belongs
+    together (one latent, two decoders): such rows are left out together, and so is the same part of the reference, so
+    that what the sets have in common cancels.
 
     Args:
-        first, second: Features `(N, D)`. reference: Features `(M, D)`, or fixed statistics.
+        first, second: [`leave_out_distances`] of the two sets, to the same reference with the same seed.
 
     Returns:
-        The half width, or `None` where a side has fewer than two images per group.
+        The half width, or `None` where there are none.
     """
-    if _has_too_few(first, reference):
+    if first is None or second is None:
         return None
-    distances = [_distance_without(samples, reference, seed) for samples in (first, second)]
-    return jackknife_interval(lambda group: distances[0](group) - distances[1](group))
+    return jackknife_interval(lambda group: first[group] - second[group])
 
 
-def _has_too_few(samples: np.ndarray, reference: np.ndarray | FrechetStatistics) -> bool:
-    sets = [samples] if isinstance(reference, FrechetStatistics) else [samples, reference]
-    return min(map(len, sets)) < 2 * GROUPS
-
-
-def _distance_without(
-    samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int
-) -> Callable[[int], float]:
-    """The distance without group `g` on both sides."""
+def leave_out_distances(
+    samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0
+) -> list[float] | None:
+    """
+    Fréchet distances of features `(N, D)` to features `(M, D)`, or to fixed statistics, without each of the random
+    groups on both sides; `None` where a side has fewer than two images per group.
+    """
+    if len(samples) < 2 * GROUPS:
+        return None
     own = _leave_out(samples, random_groups(len(samples), seed))
     if isinstance(reference, FrechetStatistics):
-        return _distance_of(own, lambda group: reference)
-    return _distance_of(own, _leave_out(reference, random_groups(len(reference), seed + 1)))
-
-
-def _distance_of(
-    first: Callable[[int], FrechetStatistics | np.ndarray], second: Callable[[int], FrechetStatistics | np.ndarray]
-) -> Callable[[int], float]:
-    return lambda group: frechet_distance(first(group), second(group), INTERVAL_TOLERANCE)
+        return [frechet_distance(own(group), reference, INTERVAL_TOLERANCE) for group in range(GROUPS)]
+    if len(reference) < 2 * GROUPS:
+        return None
+    theirs = _leave_out(reference, random_groups(len(reference), seed + 1))
+    return [frechet_distance(own(group), theirs(group), INTERVAL_TOLERANCE) for group in range(GROUPS)]
 
 
 def _leave_out_statistics(parts: list[FrechetStatistics]) -> Callable[[int], FrechetStatistics]:

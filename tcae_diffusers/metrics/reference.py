@@ -16,7 +16,7 @@ from .feature_cache import features_of
 from .features import FeatureNetwork
 from .figure import Estimate
 from .frechet import FrechetStatistics
-from .frechet_interval import paired_frechet_interval
+from .frechet_interval import leave_out_distances
 from .names import INCEPTION
 from .set_measures import SET_MEASURES, ComparedReference, SampleFeatures
 from .set_measures.measure import mean_over_draws
@@ -68,10 +68,10 @@ class Reference:
             estimates |= measure.compare(samples, compared)
         return len(draws[0]) if draws else None, estimates
 
-    def paired_interval(self, first: np.ndarray, second: np.ndarray, count: int | None) -> float | None:
-        """Of the difference between the Fréchet distances of two paired sets, see [`paired_frechet_interval`]."""
+    def leave_out_distances(self, samples: np.ndarray, count: int | None) -> list[float] | None:
+        """Of features `(N, D)` to `count` reference images, see [`frechet_interval.leave_out_distances`]."""
         other = self._draws(count)[0] if self.statistics is None else self.statistics
-        return paired_frechet_interval(first, second, other, self.seed)
+        return leave_out_distances(samples, other, self.seed)
 
     def _draws(self, count: int | None) -> list[np.ndarray]:
         if self.features is None:
