@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..models.adapters import adapt
-from ..objectives.latent_shaping import LatentShaping, Shaped
+from ..objectives.latent_shaping import Shaped, ShapingChain
 from .method import StudentOutput
 
 
@@ -20,10 +20,10 @@ class TokenizerStudent(nn.Module):
     Args:
         autoencoder (`nn.Module`): Any autoencoder of diffusers; what is saved at the end.
         parts (`nn.Module`): See [`SelfSupervision`].
-        shaping ([`LatentShaping`]): What happens to the latent before it is decoded.
+        shaping ([`ShapingChain`]): What happens to the latent before it is decoded.
     """
 
-    def __init__(self, autoencoder: nn.Module, parts: nn.Module, shaping: LatentShaping):
+    def __init__(self, autoencoder: nn.Module, parts: nn.Module, shaping: ShapingChain):
         super().__init__()
         self.autoencoder = autoencoder
         self.parts = parts
