@@ -61,8 +61,8 @@ class ReconstructionArguments(
     MachineArguments,
 ):
     """
-    How well does an autoencoder reconstruct unseen images? PSNR, SSIM, MS-SSIM, LPIPS, Fréchet distance, each beside
-    that of the linear autoencoder with a latent of the same size.
+    How well does an autoencoder reconstruct unseen images? PSNR, SSIM, MS-SSIM, LPIPS, patch grid, Fréchet
+    distance, each beside that of the linear autoencoder with a latent of the same size.
 
     Works for any autoencoder of diffusers. Only one batch is in memory at a time, so 50,000 images need no more memory
     than 100.

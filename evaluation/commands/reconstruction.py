@@ -18,7 +18,7 @@ from tcae_diffusers.metrics.linear_autoencoder import (
     fit_linear_autoencoder,
 )
 from tcae_diffusers.metrics.reconstruction import ReconstructionFigures, evaluate_reconstruction, latent_shape
-from tcae_diffusers.models.adapters import load_autoencoder
+from tcae_diffusers.models.adapters import adapt, load_autoencoder
 
 from ..arguments.reconstruction import ReconstructionArguments
 from ..pictures.chosen_images import spread_indices
@@ -40,14 +40,15 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
         InputError: If a model, its images or its weights cannot be used; the message says why.
     """
     state, device = arguments.process_state(), arguments.chosen_device()
-    lpips = None if arguments.lpips == "none" else arguments.lpips
-    measures = build_image_measures(ImageMeasureSettings(device, lpips, arguments.lpips_weights))
     model = load_autoencoder(arguments.autoencoder, device)
     if arguments.tiling:
         if not hasattr(model, "enable_tiling"):
             raise InputError(f"{type(model).__name__} has no enable_tiling(); omit --tiling")
         model.enable_tiling()
     images = arguments.open_images(model)
+    lpips = None if arguments.lpips == "none" else arguments.lpips
+    settings = ImageMeasureSettings(device, lpips, arguments.lpips_weights, _patch_size_to_see(model, images))
+    measures = build_image_measures(settings)
     network = arguments.network_if_any(device)
     linear, described, left_out = _linear_baseline(arguments, model, images)
     found = evaluate_reconstruction(model, images, network, arguments.batch_size, measures=measures, linear=linear)
@@ -61,6 +62,7 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
             **describe_autoencoder(arguments.autoencoder, model),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "latent_shape": found.latent_shape,
+            "patch_size": adapt(model).patch_size,
             "values_per_latent_value": 3 * height * width / float(np.prod(found.latent_shape)),
         },
         data={**describe_images(arguments.data, images), "height": height, "width": width},
@@ -81,6 +83,12 @@ def run(arguments: ReconstructionArguments) -> ReconstructionResult:
     if state.is_main_process:
         result.files = {**_pictures(model, linear, images, result), PER_IMAGE_FILE: per_image_csv(found, images)}
     return result
+
+
+def _patch_size_to_see(model: nn.Module, images: ImageSet) -> int | None:
+    """Pixels from one border of the model's patches to the next, where the images show both borders and insides."""
+    size = adapt(model).patch_size
+    return size if 1 < size < max(images[0].shape[:2]) else None
 
 
 def _linear_baseline(

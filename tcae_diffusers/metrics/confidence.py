@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 
 GROUPS = 10
 JACKKNIFE = f"95 % interval, delete-a-group jackknife over {GROUPS} random groups of images"
+RATIO_OF_MEANS = "95 % interval of a ratio of means over images, delta method"
 MEAN_OF_IMAGES = "95 % interval of a mean over images, normal approximation, with the other set taken as fixed"
 
 

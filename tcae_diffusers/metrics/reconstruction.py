@@ -20,7 +20,7 @@ from ..data.images.image_sets import ImageSet
 from ..data.images.pixel_range import from_signed, to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
-from .confidence import MEAN_OF_IMAGES, mean_interval
+from .confidence import mean_interval
 from .features import FeatureNetwork
 from .figure import Estimate, Figure, LinearBaseline
 from .grouped_moments import StreamedFrechet
@@ -82,26 +82,31 @@ class _Outputs:
 
     def __init__(self, measures: Sequence[ImageMeasure], network: FeatureNetwork | None, count: int):
         self._measures, self._network, self._count = measures, network, count
-        self._values: dict[str, list[float]] = {column: [] for measure in measures for column in measure.better}
+        self._values: list[dict[str, list[float]]] = [{} for _ in measures]
         self._frechet = StreamedFrechet(network.dimensions, count) if network else None
 
     def update(
         self, originals: torch.Tensor, features: np.ndarray | None, outputs: torch.Tensor, indices: Sequence[int]
     ) -> None:
         """Takes in uint8 `(B, 3, H, W)` of the images `indices`, and the features of the originals."""
-        for measure in self._measures:
-            for column, of_batch in measure(originals, outputs).items():
-                self._values[column] += of_batch.tolist()
+        for measure, values in zip(self._measures, self._values, strict=True):
+            for name, of_batch in measure(originals, outputs).items():
+                values.setdefault(name, []).extend(of_batch.tolist())
         if self._network is not None and self._frechet is not None and features is not None:
             self._frechet.update(features, self._network(outputs)["features"].numpy(), indices)
 
     def gather(self, state: PartialState) -> tuple[dict[str, np.ndarray], Estimate | None]:
         """Over all ranks, on every rank: values `(N,)` by column, and the Fréchet distance, `None` without network."""
         parts = gather_in_rank_order(self._values, state)
-        columns = {column: np.concatenate([part[column] for part in parts]) for column in self._values}
-        for column, values in columns.items():
-            if len(values) != self._count:
-                raise RuntimeError(f"{column} has {len(values)} values for {self._count} images")
+        columns: dict[str, np.ndarray] = {}
+        for measure, of_ranks in zip(self._measures, zip(*parts, strict=True), strict=True):
+            # A rank without images has no names.
+            names = dict.fromkeys(name for of_rank in of_ranks for name in of_rank)
+            values = {name: np.concatenate([of_rank.get(name, []) for of_rank in of_ranks]) for name in names}
+            columns |= measure.over_set(values)
+        for column, of_images in columns.items():
+            if len(of_images) != self._count:
+                raise RuntimeError(f"{column} has {len(of_images)} values for {self._count} images")
         return columns, None if self._frechet is None else self._frechet.result(state)
 
 
@@ -152,14 +157,14 @@ def evaluate_reconstruction(
     return ReconstructionFigures(figures, per_image, shape)
 
 
-def _mean(values: np.ndarray) -> Estimate:
-    return Estimate(value=float(values.mean()), interval=mean_interval(values), interval_method=MEAN_OF_IMAGES)
+def _mean(values: np.ndarray, interval_method: str | None) -> Estimate:
+    return Estimate(value=float(values.mean()), interval=mean_interval(values), interval_method=interval_method)
 
 
 def _mean_figure(measure: ImageMeasure, column: str, values: np.ndarray, images: ImageSet) -> Figure:
     height, width = images[0].shape[:2]
     return Figure.of(
-        _mean(values),
+        _mean(values, measure.interval_method),
         name=measure.figure_name(column, height, width),
         samples=len(values),
         better=measure.better[column],
@@ -190,6 +195,7 @@ def _set_beside(
         if figure.per_image is not None:
             values = of_linear[figure.per_image]
             interval = mean_interval(of_model[figure.per_image] - values)
-            figure.linear = LinearBaseline.of(_mean(values), name=name, difference_interval=interval)
+            estimate = _mean(values, figure.interval_method)
+            figure.linear = LinearBaseline.of(estimate, name=name, difference_interval=interval)
         elif distance is not None:
             figure.linear = LinearBaseline.of(distance, name=name)

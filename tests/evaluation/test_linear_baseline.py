@@ -40,7 +40,7 @@ def measured(folders, tmp_path_factory):
 def test_every_figure_is_stored_beside_that_of_the_baseline(measured, folders):
     result = json.loads((measured / "reconstruction.json").read_text())
     names = [figure["name"] for figure in result["figures"]]
-    assert names == ["PSNR (dB)", "SSIM", "MS-SSIM (2 of 5 scales)", "rFD-efficientnet-lite0"]
+    assert names == ["PSNR (dB)", "SSIM", "MS-SSIM (2 of 5 scales)", "patch grid", "rFD-efficientnet-lite0"]
     for figure in result["figures"]:
         assert figure["linear"]["name"] == "linear f8c4" and figure["linear"]["value"] > 0
         assert figure["linear"]["interval"] > 0

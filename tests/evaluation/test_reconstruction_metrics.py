@@ -9,17 +9,19 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.images.image_sets import open_data_source
 from tcae_diffusers.evaluation.pictures.chosen_images import spread_indices
 from tcae_diffusers.metrics.confidence import jackknife_interval, random_groups
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
+from tcae_diffusers.metrics.image_measures.patch_grid import PatchGrid
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.fingerprint import model_fingerprint
 
-from .conftest import evaluate
+from .conftest import TINY_AUTOENCODER, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,58 @@ def test_the_command_writes_figures_counts_hashes_and_pictures(tiny_autoencoder,
     assert {"reconstruction_grid.png", "reconstruction_best.png", "reconstruction_worst.png"} <= {
         file.name for file in output.iterdir()
     }
+
+
+def test_the_grid_of_the_decoders_patches_is_measured_at_their_size(tiny_autoencoder, image_folder, tmp_path):
+    class Checked(AutoencoderTC):
+        """Every second column of patches is brighter."""
+
+        def decode(self, z, **options):
+            sample = super().decode(z, **options).sample.clone()
+            sample.unflatten(-1, (-1, 2, self.config.patch_size))[..., 0, :] += 0.5
+            return diffusers.models.autoencoders.vae.DecoderOutput(sample=sample)
+
+    images, period = open_data_source(str(image_folder), 32), tiny_autoencoder.config.patch_size
+    checked = Checked(**TINY_AUTOENCODER).eval()
+    checked.load_state_dict(tiny_autoencoder.state_dict())
+    models, measures = (tiny_autoencoder, checked), [PatchGrid(period)]
+    plain, seen = (evaluate_reconstruction(model, images, measures=measures).figures[0] for model in models)
+    assert seen.value > 1.5 * plain.value
+
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    arguments = [
+        "--autoencoder",
+        str(tmp_path / "vae"),
+        "--data",
+        str(image_folder),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert evaluate("reconstruction", *arguments, "--extractor", "none", "--device", "cpu") == 0
+    result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    figure = next(figure for figure in result["figures"] if figure["name"] == "patch grid")
+    assert result["autoencoder"]["patch_size"] == period and figure["value"] == pytest.approx(plain.value)
+    assert "ratio of means" in figure["interval_method"] and figure["better"] == "lower"
+    rows = list(csv.DictReader((tmp_path / "out" / "per_image.csv").open()))
+    assert np.mean([float(row["patch_grid"]) for row in rows]) == pytest.approx(figure["value"], abs=1e-5)
+
+
+def test_images_that_show_no_border_between_patches_have_no_patch_grid(image_folder, tmp_path):
+    config = {"norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
+    diffusers.AutoencoderKL(block_out_channels=[8], **config).save_pretrained(tmp_path / "vae")
+    arguments = [
+        "--autoencoder",
+        str(tmp_path / "vae"),
+        "--data",
+        str(image_folder),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    options = ["--resolution", "32", "--extractor", "none", "--device", "cpu", "--baseline_data", "none"]
+    assert evaluate("reconstruction", *arguments, *options, "--max_images", "3") == 0
+    result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    assert "no border between patches" in result["not_measured"]["patch grid"]
+    assert "patch grid" not in {figure["name"] for figure in result["figures"]}
 
 
 def test_lpips_equals_the_package_per_image_and_is_named_when_missing(

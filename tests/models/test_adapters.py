@@ -14,7 +14,7 @@ from tcae_diffusers.models.adapters import ADAPTERS, AutoencoderAdapter, adapt
 from ..latent_commands import FOREIGN
 from ..tokenizer_commands import train
 
-# Pixels per latent position, and what pipelines scale with.
+# Pixels per latent position, which is a patch in all of these, and what pipelines scale with.
 EXPECTED = {
     "AutoencoderKL": (2, (0.3, 0.2)),
     "AutoencoderDC": (2, (0.4, 0.0)),
@@ -35,10 +35,16 @@ def test_encode_decode_and_sizes(name):
         trained, kl = adapter.training_latent(encoded)
         assert torch.equal(trained, latent) and (kl is not None) == (name == "AutoencoderKL")
     assert (adapter.spatial_ratio, adapter.pipeline_scaling) == (ratio, pytest.approx(scaling))
+    assert adapter.patch_size == ratio
     assert latent.shape[-1] == 16 // ratio and latent.shape[1] == adapter.latent_channels
     if name != "AutoencoderRAE":
         with pytest.raises(InputError, match="width 17 is not a multiple of 2"):
             adapter.check_image_size(16, 17)
+
+
+def test_the_patches_of_a_decoder_may_be_smaller_than_a_latent_position(tiny_tcae):
+    adapter = adapt(tiny_tcae)
+    assert adapter.patch_size == tiny_tcae.decoder.patch_size < adapter.spatial_ratio
 
 
 def test_the_ratio_is_what_the_model_does_where_no_config_names_it():

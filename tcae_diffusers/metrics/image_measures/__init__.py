@@ -5,13 +5,14 @@ Measures of single images: each original against what became of it. A new one is
 
 from .lpips import LPIPS
 from .measure import ImageMeasure, ImageMeasureSettings
+from .patch_grid import PatchGrid
 from .psnr import PSNR
 from .structural_similarity import StructuralSimilarity
 
 __all__ = ["IMAGE_MEASURES", "ImageMeasure", "ImageMeasureSettings", "build_image_measures"]
 
 # In the order of results and reports.
-IMAGE_MEASURES: list[type[ImageMeasure]] = [PSNR, StructuralSimilarity, LPIPS]
+IMAGE_MEASURES: list[type[ImageMeasure]] = [PSNR, StructuralSimilarity, LPIPS, PatchGrid]
 
 
 def build_image_measures(settings: ImageMeasureSettings | None = None) -> list[ImageMeasure]:

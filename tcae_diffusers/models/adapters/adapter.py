@@ -94,6 +94,17 @@ class AutoencoderAdapter:
         raise InputError(f"cannot determine the compression ratio of {self.class_name} from its config")
 
     @property
+    def patch_size(self) -> int:
+        """
+        Pixels along a side of the patches that the decoder writes; of a latent position where it has no patches.
+
+        Raises:
+            InputError: nothing in the config tells it.
+        """
+        size = self.config.get("patch_size")
+        return size if isinstance(size, int) and size > 1 else self.spatial_ratio
+
+    @property
     def latent_channels(self) -> int:
         """
         Channels of the latent.
