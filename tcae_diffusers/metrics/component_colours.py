@@ -25,9 +25,8 @@ def feature_maps(
     """
     maps: dict[str, torch.Tensor] = {}
     adapter = adapt(model)
-    encoder = adapter.token_encoder()
-    if encoder is not None:
-        features = encoder(images)
+    if adapter.token_places:
+        features = adapter.token_encoder()(images)
         if features.first_stage is not None and features.first_stage_grid != features.last_grid:
             maps["first-stage tokens"] = tokens_to_map(features.first_stage, tuple(features.first_stage_grid))
         maps["last tokens"] = tokens_to_map(features.last, tuple(features.last_grid))

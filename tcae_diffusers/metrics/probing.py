@@ -50,9 +50,8 @@ def representations(
     """
     found: dict[str, torch.Tensor] = {}
     adapter = adapt(model)
-    encoder = adapter.token_encoder()
-    if token_module is None and encoder is not None:
-        features = encoder(pixels)
+    if token_module is None and adapter.token_places:
+        features = adapter.token_encoder()(pixels)
         if features.first_stage is not None:
             found["first stage"] = pool_positions(features.first_stage)
         found[TOKENS] = pool_positions(features.last)

@@ -47,15 +47,14 @@ class TokenizerTokens:
 
     def __init__(self, model: ModelMixin, place: str):
         self.adapter = adapt(model)
-        encoder = self.adapter.token_encoder()
-        if encoder is None:
+        if not self.adapter.token_places:
             raise InputError(
                 f"--tokens tokenizer: {self.adapter.no_tokens()}. Pass another tokenizer, or a frozen network."
             )
         if place not in self.adapter.token_places:
             places = ", ".join(self.adapter.token_places)
             raise InputError(f"--token_place {place}: {self.adapter.class_name} has tokens at {places}.")
-        self.encoder, self.place = encoder, place
+        self.encoder, self.place = self.adapter.token_encoder(), place
 
     @property
     def description(self) -> dict[str, Any]:

@@ -7,8 +7,16 @@ from ..arguments import Arguments, option
 from . import available_methods
 
 
+class TokenizerRun:
+    """What a method reads of a run's other options, beside which [`SelfSupervisionArguments`] stands."""
+
+    resolution: int | None
+    max_train_steps: int
+    lr_warmup_fraction: float
+
+
 @dataclass
-class SelfSupervisionArguments(Arguments):
+class SelfSupervisionArguments(Arguments, TokenizerRun):
     """Self-supervised training of the tokens, in addition to reconstruction."""
 
     group: ClassVar[str] = "Self-supervision"

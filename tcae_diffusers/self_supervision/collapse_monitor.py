@@ -22,6 +22,7 @@ class CollapseMonitor:
         self.out_dim = out_dim
         self.patch_out_dim = patch_out_dim
         self.first_step = first_step
+        self.window = window
         self.entries: deque[dict[str, float]] = deque(maxlen=window)
 
     def add(self, step: int, diagnostics: dict[str, float]) -> str | None:
@@ -37,7 +38,7 @@ class CollapseMonitor:
         if not diagnostics or step < self.first_step:
             return None
         self.entries.append(diagnostics)
-        if len(self.entries) < self.entries.maxlen:
+        if len(self.entries) < self.window:
             return None
         means = {}
         for name in diagnostics:

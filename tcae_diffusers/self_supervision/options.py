@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError
 
-OptionsType = TypeVar("OptionsType")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+OptionsType = TypeVar("OptionsType", bound="DataclassInstance")
 
 
 def read_options(options_type: type[OptionsType] | None, given: dict[str, Any], method: str) -> OptionsType | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from ..data.images.pixel_range import to_signed
 from ..data.images.token_masks import expand_mask
 from ..errors import InputError
 from ..models.adapters import AutoencoderAdapter
+from ..models.tcae.autoencoder_tc import AutoencoderTCFeatures
 from ..objectives.schedules import teacher_momentum, teacher_temperature
 from .arguments import SelfSupervisionArguments
 from .collapse_monitor import CollapseMonitor
@@ -41,7 +43,7 @@ class DistillationViews:
     masked_tokens: MaskedTokens | None = None
 
 
-def select_tokens(features, place: str) -> tuple[torch.Tensor, torch.Tensor]:
+def select_tokens(features: AutoencoderTCFeatures, place: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Class token `(B, D)` and patch tokens `(B, N, D)` at `"last"` or `"first_stage"`."""
     if place == "last":
         return features.class_token, features.last
@@ -87,7 +89,7 @@ class DistillationParts(nn.Module):
             encoded = encoder(images).latent
             class_tokens, patch_tokens = select_tokens(encoder(crops, mask, self.mask_token), self.place)
 
-        masked = None if self.mask_token is None else views.masked_tokens.gather(patch_tokens)
+        masked = None if views.masked_tokens is None else views.masked_tokens.gather(patch_tokens)
         all_class_tokens = [class_tokens]
         if views.local_crops is not None:
             all_class_tokens.append(select_tokens(encoder(views.local_crops.flatten(0, 1)), self.place)[0])
@@ -119,8 +121,17 @@ class Teacher(nn.Module):
         """Class logits `(2, B, K)` and patch logits `(T, K)` of the global crops, nothing hidden; the latter `None`
         for a method without masked tokens."""
         class_tokens, patch_tokens = select_tokens(self.encoder(views.global_crops.flatten(0, 1)), self.place)
-        masked = views.masked_tokens.gather(patch_tokens) if self.head.patch_out_dim is not None else None
+        masked = None if views.masked_tokens is None else views.masked_tokens.gather(patch_tokens)
         return self.head(class_tokens.unflatten(0, (2, -1)), masked)
+
+
+class Recipe(TypedDict):
+    """What sets the methods apart, see [`SelfDistillationHead`] and [`SelfDistillationLoss`]."""
+
+    sharing: str
+    centering: str
+    mim_weight: NotRequired[float]
+    koleo_weight: NotRequired[float]
 
 
 class SelfDistillation(SelfSupervision):
@@ -130,8 +141,7 @@ class SelfDistillation(SelfSupervision):
     Args:
         arguments ([`SelfSupervisionArguments`]): Of the run; what says `"method"` there is decided by the next ones.
         adapter ([`AutoencoderAdapter`]): Of the autoencoder.
-        sharing, centering, mim_weight, koleo_weight:
-            What sets the methods apart, see [`SelfDistillationHead`] and [`SelfDistillationLoss`].
+        recipe ([`Recipe`]): Of the method.
 
     Raises:
         InputError: the autoencoder gives no tokens, none at that place, or cannot hide patches; sizes do not fit.
@@ -163,15 +173,10 @@ class SelfDistillation(SelfSupervision):
         ),
     )
 
-    def __init__(
-        self,
-        arguments: SelfSupervisionArguments,
-        adapter: AutoencoderAdapter,
-        sharing: str,
-        centering: str,
-        mim_weight: float = 1.0,
-        koleo_weight: float = 0.0,
-    ):
+    parts: DistillationParts
+
+    def __init__(self, arguments: SelfSupervisionArguments, adapter: AutoencoderAdapter, recipe: Recipe):
+        mim_weight = recipe.get("mim_weight", 1.0)
         self.arguments = arguments
         self.adapter = adapter
         self.place = arguments.ssl_features
@@ -184,7 +189,7 @@ class SelfDistillation(SelfSupervision):
             arguments.ssl_patch_out_dim,
             arguments.ssl_hidden_dim,
             arguments.ssl_bottleneck_dim,
-            sharing=sharing if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
+            sharing=recipe["sharing"] if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
             predict_patches=self.hides_patches,
         )
         super().__init__(DistillationParts(head, adapter.token_width, self.place))
@@ -194,9 +199,11 @@ class SelfDistillation(SelfSupervision):
             student_temperature=arguments.ssl_student_temperature,
             center_momentum=arguments.ssl_center_momentum,
             patch_center_momentum=arguments.ssl_patch_center_momentum,
-            centering=centering if arguments.ssl_centering == "method" else arguments.ssl_centering,
+            centering=recipe["centering"] if arguments.ssl_centering == "method" else arguments.ssl_centering,
             mim_weight=mim_weight,
-            koleo_weight=koleo_weight if arguments.ssl_koleo_weight is None else arguments.ssl_koleo_weight,
+            koleo_weight=recipe.get("koleo_weight", 0.0)
+            if arguments.ssl_koleo_weight is None
+            else arguments.ssl_koleo_weight,
             mim_average=arguments.ssl_mim_average,
         )
         self.teacher = Teacher(adapter.token_encoder(), head, self.place)
@@ -217,7 +224,7 @@ class SelfDistillation(SelfSupervision):
 
     def _check_tokens(self) -> None:
         ssl, adapter = self.arguments.ssl, self.adapter
-        if adapter.token_encoder() is None:
+        if not adapter.token_places:
             raise InputError(f"--ssl {ssl} trains tokens: {adapter.no_tokens()}. Pass --ssl none.")
         if self.place not in adapter.token_places:
             raise InputError(
@@ -233,10 +240,13 @@ class SelfDistillation(SelfSupervision):
     def _resolve_crop_sizes(self) -> None:
         arguments, ratio = self.arguments, self.adapter.spatial_ratio
         resolution = arguments.resolution
-        arguments.ssl_global_crop_size = arguments.ssl_global_crop_size or resolution
-        arguments.ssl_local_crop_size = arguments.ssl_local_crop_size or max(ratio, resolution // 2 // ratio * ratio)
-        for name in ("ssl_global_crop_size", "ssl_local_crop_size"):
-            size = getattr(arguments, name)
+        # What the model or the user says is filled in before a method is built.
+        assert resolution is not None
+        self.global_crop_size = arguments.ssl_global_crop_size or resolution
+        local_crop_size = arguments.ssl_local_crop_size or max(ratio, resolution // 2 // ratio * ratio)
+        arguments.ssl_global_crop_size, arguments.ssl_local_crop_size = self.global_crop_size, local_crop_size
+        sizes = {"ssl_global_crop_size": self.global_crop_size, "ssl_local_crop_size": local_crop_size}
+        for name, size in sizes.items():
             if size % ratio:
                 raise InputError(
                     f"--{name} {size} is not a multiple of the compression ratio {ratio}; use"
@@ -256,16 +266,16 @@ class SelfDistillation(SelfSupervision):
         return f"{self.arguments.ssl} on the tokens {self.place}"
 
     @property
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         if self.hides_patches and self.distillation_loss.mim_average != "images":
             return {"mim_average": self.distillation_loss.mim_average}
         return {}
 
-    def crops(self) -> dict:
+    def crops(self) -> dict[str, Any]:
         arguments = self.arguments
-        side = arguments.ssl_global_crop_size // self.mask_group_pixels
+        side = self.global_crop_size // self.mask_group_pixels
         return {
-            "global_crop_size": arguments.ssl_global_crop_size,
+            "global_crop_size": self.global_crop_size,
             "local_crop_size": arguments.ssl_local_crop_size,
             "num_local_crops": arguments.ssl_num_local_crops,
             "global_crop_scale": (arguments.ssl_global_crop_min_scale, 1.0),
@@ -276,7 +286,9 @@ class SelfDistillation(SelfSupervision):
             "mask_shape": arguments.ssl_mask_shape,
         }
 
-    def prepare(self, batch, generators, device) -> DistillationViews:
+    def prepare(
+        self, batch: dict[str, torch.Tensor], generators: list[torch.Generator], device: torch.device
+    ) -> DistillationViews:
         views = DistillationViews(
             view_major(batch["global_crops"], device),
             view_major(batch["local_crops"], device) if "local_crops" in batch else None,
@@ -302,16 +314,19 @@ class SelfDistillation(SelfSupervision):
     def temperatures(self, step: int) -> tuple[float, float]:
         """Of the teacher for class and for patch tokens; they warm up over the same steps."""
         arguments = self.arguments
-        ends = (arguments.ssl_teacher_temperature_start, arguments.ssl_teacher_temperature)
-        patch = (arguments.ssl_patch_teacher_temperature_start, arguments.ssl_patch_teacher_temperature)
-        patch_ends = tuple(own if given is None else given for given, own in zip(patch, ends, strict=True))
-        warmup = arguments.ssl_teacher_temperature_warmup_fraction
-        return tuple(
-            teacher_temperature(step, arguments.max_train_steps, first, last, warmup)
-            for first, last in (ends, patch_ends)
-        )
 
-    def loss(self, output: StudentOutput, views: DistillationViews, step: int, with_diagnostics: bool):
+        def between(first: float, last: float) -> float:
+            warmup = arguments.ssl_teacher_temperature_warmup_fraction
+            return teacher_temperature(step, arguments.max_train_steps, first, last, warmup)
+
+        first, last = arguments.ssl_teacher_temperature_start, arguments.ssl_teacher_temperature
+        # Temperatures are above 0.
+        patch_first = arguments.ssl_patch_teacher_temperature_start or first
+        return between(first, last), between(patch_first, arguments.ssl_patch_teacher_temperature or last)
+
+    def loss(
+        self, output: StudentOutput, views: DistillationViews, step: int, with_diagnostics: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         class_logits, patch_logits = self.teacher(views)
         temperature, patch_temperature = self.temperatures(step)
         ssl = self.distillation_loss(

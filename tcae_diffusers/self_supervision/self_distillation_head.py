@@ -1,5 +1,7 @@
 """Projection heads of DINO, iBOT and DINOv2: an MLP to a normalised bottleneck, then unit prototypes."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,10 +44,11 @@ class ProjectionMLP(nn.Module):
     def __init__(self, embed_dim: int, hidden_dim: int, bottleneck_dim: int, num_layers: int):
         super().__init__()
         widths = [embed_dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
-        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(num_layers))
-        for layer in self.layers:
+        layers = [nn.Linear(*sizes) for sizes in itertools.pairwise(widths)]
+        for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -130,12 +133,12 @@ class SelfDistillationHead(nn.Module):
             return self.last_layer(self.mlp(class_tokens)), None
         if self.patch_out_dim is None:
             raise ValueError("this head was built with predict_patches=False; pass no patch_tokens")
+        patch_last_layer = self.last_layer if self.patch_last_layer is None else self.patch_last_layer
         if self.patch_mlp is not None:
-            return self.last_layer(self.mlp(class_tokens)), self.patch_last_layer(self.patch_mlp(patch_tokens))
+            return self.last_layer(self.mlp(class_tokens)), patch_last_layer(self.patch_mlp(patch_tokens))
         # One pass through the shared MLP for both kinds of tokens: fewer, larger products.
         flat = class_tokens.flatten(0, -2)
         bottleneck = self.mlp(torch.cat([flat, patch_tokens.to(flat.dtype)]))
-        patch_last_layer = self.last_layer if self.patch_last_layer is None else self.patch_last_layer
         class_logits = self.last_layer(bottleneck[: flat.shape[0]])
         return class_logits.unflatten(0, class_tokens.shape[:-1]), patch_last_layer(bottleneck[flat.shape[0] :])
 

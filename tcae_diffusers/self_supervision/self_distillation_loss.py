@@ -1,6 +1,8 @@
 """Self-distillation losses: iBOT (the paper's choice), and DINO and DINOv2, which it compares with (section 3)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -75,6 +77,10 @@ class SelfDistillationLoss(nn.Module):
         ValueError: an option outside its set, a temperature not above 0, a momentum outside [0, 1].
     """
 
+    class_center: torch.Tensor
+    patch_center: torch.Tensor
+    pending: torch.Tensor
+
     def __init__(
         self,
         out_dim: int,
@@ -121,9 +127,9 @@ class SelfDistillationLoss(nn.Module):
         """Whether masked tokens take part."""
         return self.mim_weight != 0.0
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # Follows moves between devices but not `.half()` or `.to(torch.bfloat16)`: in bf16 a centre stops moving.
-        for name, buffer in self._buffers.items():
+        for name, buffer in self.named_buffers():
             self._buffers[name] = buffer.to(device=fn(buffer).device)
         return self
 
@@ -158,16 +164,7 @@ class SelfDistillationLoss(nn.Module):
         Raises:
             ValueError: shapes that do not belong together, or an input that the configured terms need is missing.
         """
-        self._check_inputs(
-            student_class_logits,
-            teacher_class_logits,
-            student_patch_logits,
-            teacher_patch_logits,
-            masked_tokens,
-            student_class_tokens,
-        )
-        if patch_teacher_temperature is None:
-            patch_teacher_temperature = teacher_temperature
+        self._check_class_logits(student_class_logits, teacher_class_logits)
         with without_autocast(student_class_logits):
             class_targets = self._targets(teacher_class_logits, self.class_center, teacher_temperature)
             loss_cls = self._class_loss(student_class_logits.float(), class_targets)
@@ -175,10 +172,21 @@ class SelfDistillationLoss(nn.Module):
             loss_mim, loss_koleo = loss_cls.new_zeros(()), loss_cls.new_zeros(())
             patch_targets = None
             if self.predicts_patches:
-                patch_targets = self._targets(teacher_patch_logits, self.patch_center, patch_teacher_temperature)
+                if student_patch_logits is None or teacher_patch_logits is None or masked_tokens is None:
+                    raise ValueError(
+                        "mim_weight is not 0, so student_patch_logits, teacher_patch_logits and masked_tokens are "
+                        "needed; pass empty ones for a batch without masks"
+                    )
+                self._check_patch_logits(student_patch_logits, teacher_patch_logits, masked_tokens)
+                temperature = teacher_temperature if patch_teacher_temperature is None else patch_teacher_temperature
+                patch_targets = self._targets(teacher_patch_logits, self.patch_center, temperature)
                 loss_mim = self._mim_loss(student_patch_logits.float(), patch_targets, masked_tokens)
                 loss = loss + self.mim_weight * loss_mim
             if self.koleo_weight:
+                if student_class_tokens is None:
+                    raise ValueError(
+                        "koleo_weight is not 0, so student_class_tokens (G, B, D) of the global views are needed"
+                    )
                 loss_koleo = torch.stack([koleo_loss(view) for view in student_class_tokens]).sum()
                 loss = loss + self.koleo_weight * loss_koleo
             diagnostics = {}
@@ -192,32 +200,26 @@ class SelfDistillationLoss(nn.Module):
             self._collect(teacher_class_logits, teacher_patch_logits if self.predicts_patches else None)
         return SelfDistillationOutput(loss, loss_cls, loss_mim, loss_koleo, diagnostics)
 
-    def _check_inputs(self, student_cls, teacher_cls, student_patch, teacher_patch, masked, class_tokens) -> None:
-        views, globals_ = student_cls.shape[0], teacher_cls.shape[0]
-        if student_cls.ndim != 3 or teacher_cls.ndim != 3 or student_cls.shape[1:] != teacher_cls.shape[1:]:
+    def _check_class_logits(self, student: torch.Tensor, teacher: torch.Tensor) -> None:
+        views, globals_ = student.shape[0], teacher.shape[0]
+        if student.ndim != 3 or teacher.ndim != 3 or student.shape[1:] != teacher.shape[1:]:
             raise ValueError(
-                f"class logits have shapes {tuple(student_cls.shape)} (student) and {tuple(teacher_cls.shape)} "
-                "(teacher); expected (views, B, K) and (global views, B, K)"
+                f"class logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher); "
+                "expected (views, B, K) and (global views, B, K)"
             )
         if views < max(globals_, 2):
             raise ValueError(
                 f"got {views} student and {globals_} teacher views; L_[CLS] compares different views, so the student "
                 "needs all of the teacher's and at least two"
             )
-        if self.predicts_patches:
-            if student_patch is None or teacher_patch is None or masked is None:
-                raise ValueError(
-                    "mim_weight is not 0, so student_patch_logits, teacher_patch_logits and masked_tokens are needed; "
-                    "pass empty ones for a batch without masks"
-                )
-            expected = (masked.indices.shape[0], self.patch_out_dim)
-            if student_patch.shape != expected or teacher_patch.shape != expected:
-                raise ValueError(
-                    f"patch logits have shapes {tuple(student_patch.shape)} (student) and "
-                    f"{tuple(teacher_patch.shape)} (teacher); expected {expected}, one row per masked token"
-                )
-        if self.koleo_weight and class_tokens is None:
-            raise ValueError("koleo_weight is not 0, so student_class_tokens (G, B, D) of the global views are needed")
+
+    def _check_patch_logits(self, student: torch.Tensor, teacher: torch.Tensor, masked: MaskedTokens) -> None:
+        expected = (masked.indices.shape[0], self.patch_out_dim)
+        if student.shape != expected or teacher.shape != expected:
+            raise ValueError(
+                f"patch logits have shapes {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher); "
+                f"expected {expected}, one row per masked token"
+            )
 
     @torch.no_grad()
     def _targets(self, logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:

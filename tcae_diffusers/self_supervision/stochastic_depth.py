@@ -1,7 +1,15 @@
 """Drop path (Huang et al., 2016) for the student's encoder, as hooks: the model and its saved config know nothing."""
 
+from typing import cast
+
 import torch
 from torch import nn
+
+
+class _Branch(nn.Module):
+    """Attention or MLP of a block, with a factor for the output of each image; `None` keeps them as they are."""
+
+    drop_path_scale: torch.Tensor | None
 
 
 class StochasticDepth:
@@ -24,7 +32,7 @@ class StochasticDepth:
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"drop path rate is {rate}; expected at least 0 and below 1")
         self.rates = torch.linspace(0.0, rate, len(blocks), device="cpu").tolist() if len(blocks) > 1 else [rate]
-        self.branches = [(block.attn, block.ff) for block in blocks]
+        self.branches = [[cast(_Branch, block.get_submodule(name)) for name in ("attn", "ff")] for block in blocks]
         self._scales: torch.Tensor | None = None
         self._next_image = 0
         encoder.register_forward_pre_hook(self._start_pass)
@@ -67,7 +75,7 @@ class StochasticDepth:
                 module.drop_path_scale = None if scales is None else scales[index, branch].contiguous()
 
 
-def _scale_branch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+def _scale_branch(module: _Branch, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
     if module.drop_path_scale is None:
         return output
     return output * module.drop_path_scale.to(output.dtype)[:, None, None]

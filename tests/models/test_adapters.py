@@ -82,9 +82,10 @@ def test_the_kl_encoder_owns_the_parameters_of_the_model_and_no_others():
 
 def test_a_class_without_tokens_says_which_have_them():
     adapter = adapt(FOREIGN["AutoencoderDC"]())
-    assert adapter.token_encoder() is None
-    with pytest.raises(InputError, match=r"AutoencoderDC does not expose .* AutoencoderKL, AutoencoderTC do"):
-        _ = adapter.token_width
+    assert adapter.token_places == ()
+    for ask in (adapter.token_encoder, adapter.token_pixels, lambda: adapter.token_width):
+        with pytest.raises(InputError, match=r"AutoencoderDC does not expose .* AutoencoderKL, AutoencoderTC do"):
+            ask()
 
 
 def test_a_subclass_has_the_adapter_of_its_base_and_a_new_class_enters_itself(monkeypatch):

@@ -31,8 +31,8 @@ class AutoencoderAdapter:
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "post_quant_conv")
     # Layers that read pixels or write them.
     pixel_layers: ClassVar[tuple[str, ...]] = ("encoder.conv_in", "decoder.conv_out")
-    # Places in the encoder where its tokens can be read.
-    token_places: ClassVar[tuple[str, ...]] = ("last",)
+    # Places in the encoder where its tokens can be read; none for a class without known tokens.
+    token_places: ClassVar[tuple[str, ...]] = ()
     # Whether patches can be hidden from the token encoder, as masked image modelling asks.
     hides_patches: ClassVar[bool] = False
     # Whether a latent of any height and width is decoded, to an image of as many times its size.
@@ -180,13 +180,16 @@ class AutoencoderAdapter:
 
     # Tokens
 
-    def token_encoder(self) -> nn.Module | None:
+    def token_encoder(self) -> nn.Module:
         """
         A module called with `(images, token_mask=None, mask_token=None)` that returns tokens as
         [`~models.tcae.autoencoder_tc.AutoencoderTCFeatures`] has them (`first_stage` and what belongs to it may be
-        `None`), made of the model's own parts; `None` for a class without known tokens.
+        `None`), made of the model's own parts.
+
+        Raises:
+            InputError: the class has no `token_places`.
         """
-        return None
+        raise self.no_tokens()
 
     @property
     def token_width(self) -> int:
@@ -198,7 +201,7 @@ class AutoencoderAdapter:
         raise self.no_tokens()
 
     def no_tokens(self) -> InputError:
-        known = ", ".join(sorted(name for name, cls in ADAPTERS.items() if "token_encoder" in cls.__dict__))
+        known = ", ".join(sorted(name for name, cls in ADAPTERS.items() if cls.token_places))
         return InputError(f"{self.class_name} does not expose the tokens of its encoder; {known} do")
 
 

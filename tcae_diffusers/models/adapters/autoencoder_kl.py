@@ -53,6 +53,7 @@ class KLAdapter(AutoencoderAdapter):
     """Its latent is sampled while it trains, and its tokens are those of the mid block."""
 
     model_classes = ("AutoencoderKL",)
+    token_places = ("last",)
 
     def training_latent(
         self, encoded: Any, generators: list[torch.Generator] | None = None

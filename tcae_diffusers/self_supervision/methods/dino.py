@@ -1,9 +1,11 @@
 """DINO (Caron et al., 2021): class tokens across views, and no masks."""
 
-from ..self_distillation import SelfDistillation
+from ...models.adapters import AutoencoderAdapter
+from ..arguments import SelfSupervisionArguments
+from ..self_distillation import Recipe, SelfDistillation
 
-RECIPE = {"sharing": "shared", "centering": "momentum", "mim_weight": 0.0}
+RECIPE: Recipe = {"sharing": "shared", "centering": "momentum", "mim_weight": 0.0}
 
 
-def build(arguments, adapter, options) -> SelfDistillation:
-    return SelfDistillation(arguments, adapter, **RECIPE)
+def build(arguments: SelfSupervisionArguments, adapter: AutoencoderAdapter, options: None) -> SelfDistillation:
+    return SelfDistillation(arguments, adapter, RECIPE)

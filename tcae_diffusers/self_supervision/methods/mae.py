@@ -14,6 +14,8 @@ from torch import nn
 from ...charts import Chart
 from ...data.images.pixel_range import to_signed
 from ...errors import InputError
+from ...models.adapters import AutoencoderAdapter
+from ..arguments import SelfSupervisionArguments
 from ..method import SelfSupervision, StudentOutput
 
 
@@ -74,7 +76,9 @@ class PixelRegression(nn.Module):
             nn.Linear(token_width, 3 * token_pixels**2),
         )
 
-    def forward(self, adapter, images: torch.Tensor, views: HiddenGroups):
+    def forward(
+        self, adapter: AutoencoderAdapter, images: torch.Tensor, views: HiddenGroups
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What the encoder says of the whole images, and `pixels` `(B, N, 3 * side**2)` regressed from hidden ones."""
         mask = torch.cat([torch.zeros_like(views.on_patches), views.on_patches])
         features = adapter.token_encoder()(torch.cat([images, images]), mask, self.mask_token)
@@ -99,7 +103,7 @@ class MaskedAutoencoding(SelfSupervision):
         ),
     )
 
-    def __init__(self, adapter, options: Options):
+    def __init__(self, adapter: AutoencoderAdapter, options: Options):
         if not adapter.hides_patches:
             raise InputError(
                 f"--ssl mae hides patches from the encoder, which {adapter.class_name} does not support; pass --ssl"
@@ -124,7 +128,9 @@ class MaskedAutoencoding(SelfSupervision):
     def identity(self) -> dict:
         return {"mae": vars(self.options)}
 
-    def prepare(self, batch, generators, device) -> HiddenGroups:
+    def prepare(
+        self, batch: dict[str, torch.Tensor], generators: list[torch.Generator], device: torch.device
+    ) -> HiddenGroups:
         images = batch["pixel_values"]
         rows, columns = (length // self.side for length in images.shape[-2:])
         hidden = max(1, round(self.options.mask_ratio * rows * columns))
@@ -147,12 +153,14 @@ class MaskedAutoencoding(SelfSupervision):
         mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True)
         return (pixels - mean) / (variance + 1e-6).sqrt()
 
-    def loss(self, output: StudentOutput, views: HiddenGroups, step: int, with_diagnostics: bool):
+    def loss(
+        self, output: StudentOutput, views: HiddenGroups, step: int, with_diagnostics: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         error = (output.method["pixels"].float() - views.targets).square().mean(dim=-1)
         # Every image hides as many groups, so ranks and accumulated batches add up exactly.
         loss = (error * views.on_tokens).sum() / views.on_tokens.sum()
         return loss, {"train/loss_mae": loss}
 
 
-def build(arguments, adapter, options) -> MaskedAutoencoding:
+def build(arguments: SelfSupervisionArguments, adapter: AutoencoderAdapter, options: Options) -> MaskedAutoencoding:
     return MaskedAutoencoding(adapter, options)
