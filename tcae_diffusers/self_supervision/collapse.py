@@ -5,6 +5,11 @@ from collections.abc import Mapping
 
 import torch
 
+# Share of log K under which the mean output has become one prototype, and over which single outputs are uniform.
+ONE_HOT_BELOW, UNIFORM_ABOVE = 0.05, 0.99
+# Nats under which outputs no longer depend on the image.
+INFORMATION_BELOW = 0.01
+
 
 @torch.no_grad()
 def teacher_entropies(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,14 +28,7 @@ def teacher_entropies(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.
     return single, mean
 
 
-def collapse_warning(
-    diagnostics: Mapping[str, float],
-    out_dim: int,
-    patch_out_dim: int | None = None,
-    one_hot_below: float = 0.05,
-    uniform_above: float = 0.99,
-    information_below: float = 0.01,
-) -> str | None:
+def collapse_warning(diagnostics: Mapping[str, float], out_dim: int, patch_out_dim: int | None = None) -> str | None:
     """
     Says which collapse the teacher's entropies show, if any.
 
@@ -43,9 +41,6 @@ def collapse_warning(
             ignored.
         out_dim (`int`): class prototypes K.
         patch_out_dim (`int`, *optional*): patch prototypes; equal to `out_dim` when not given.
-        one_hot_below (`float`, defaults to 0.05): share of log K under which the mean output has become one prototype.
-        uniform_above (`float`, defaults to 0.99): share of log K over which single outputs have become uniform.
-        information_below (`float`, defaults to 0.01): nats under which outputs no longer depend on the image.
 
     Returns:
         A sentence for the log, or `None`.
@@ -57,18 +52,18 @@ def collapse_warning(
         highest = math.log(prototypes)
         if math.isnan(single) or math.isnan(mean) or prototypes == 1:
             continue
-        if mean < one_hot_below * highest:
+        if mean < ONE_HOT_BELOW * highest:
             sentences.append(
                 f"one-hot collapse of the {kind} tokens: all of them choose the same prototype (entropy of the mean "
                 f"output {mean:.3f} of at most {highest:.3f} nats); raise the teacher temperature "
                 "or lower center_momentum"
             )
-        elif single > uniform_above * highest:
+        elif single > UNIFORM_ABOVE * highest:
             sentences.append(
                 f"uniform collapse of the {kind} tokens: no prototype is preferred (mean entropy {single:.3f} of at "
                 f"most {highest:.3f} nats); lower the teacher temperature or the learning rate"
             )
-        elif mean - single < information_below:
+        elif mean - single < INFORMATION_BELOW:
             sentences.append(
                 f"constant collapse of the {kind} tokens: the output does not depend on the image (entropy of the "
                 f"mean output {mean:.3f}, mean entropy {single:.3f} nats); lower the learning rate or raise "

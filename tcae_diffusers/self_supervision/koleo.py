@@ -5,8 +5,11 @@ import torch.nn.functional as F
 
 from ..models.precision import without_autocast
 
+# Keeps the logarithm finite for equal tokens.
+EPS = 1e-8
 
-def koleo_loss(class_tokens: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+
+def koleo_loss(class_tokens: torch.Tensor) -> torch.Tensor:
     """
     `-mean_i log min_{j != i} |x_i - x_j|` over L2-normalised tokens (DINOv2, section 4), in fp32.
 
@@ -16,7 +19,6 @@ def koleo_loss(class_tokens: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     Args:
         class_tokens (`torch.Tensor` of shape `(B, D)`): the student's class tokens of one global view, before the
             head.
-        eps (`float`, defaults to 1e-8): keeps the logarithm finite for equal tokens.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -27,9 +29,9 @@ def koleo_loss(class_tokens: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
             "since the loss needs a neighbour; raise the batch size or set koleo_weight=0"
         )
     with without_autocast(class_tokens):
-        tokens = F.normalize(class_tokens.float(), dim=-1, eps=eps)
+        tokens = F.normalize(class_tokens.float(), dim=-1, eps=EPS)
         with torch.no_grad():
             similarity = (tokens @ tokens.T).fill_diagonal_(-2.0)
             nearest = similarity.argmax(dim=1)
-        distance = F.pairwise_distance(tokens, tokens.index_select(0, nearest), eps=eps)
-        return -torch.log(distance + eps).mean()
+        distance = F.pairwise_distance(tokens, tokens.index_select(0, nearest), eps=EPS)
+        return -torch.log(distance + EPS).mean()

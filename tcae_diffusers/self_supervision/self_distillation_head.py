@@ -39,11 +39,11 @@ class PrototypeLayer(nn.Module):
 
 
 class ProjectionMLP(nn.Module):
-    """`num_layers` linear layers with GELU between them, to an L2-normalised bottleneck; truncated normal weights."""
+    """Three linear layers with GELU between them, to an L2-normalised bottleneck; truncated normal weights."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, bottleneck_dim: int, num_layers: int):
+    def __init__(self, embed_dim: int, hidden_dim: int, bottleneck_dim: int):
         super().__init__()
-        widths = [embed_dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
+        widths = [embed_dim, hidden_dim, hidden_dim, bottleneck_dim]
         layers = [nn.Linear(*sizes) for sizes in itertools.pairwise(widths)]
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -66,7 +66,6 @@ class SelfDistillationHead(nn.Module):
         patch_out_dim (`int`, *optional*): prototypes for patch tokens; equal to `out_dim` when not given.
         hidden_dim (`int`, defaults to 2048): hidden width of the MLP.
         bottleneck_dim (`int`, defaults to 256): width of the L2-normalised bottleneck.
-        num_layers (`int`, defaults to 3): linear layers of the MLP.
         sharing (`str`, defaults to `"shared"`):
             What class and patch tokens share: `"shared"` everything (the best of iBOT's ablation), `"semi_shared"` the
             MLP but not the prototypes (the release with `shared_head=False`), `"separate"` nothing (DINOv2).
@@ -86,14 +85,13 @@ class SelfDistillationHead(nn.Module):
         patch_out_dim: int | None = None,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
-        num_layers: int = 3,
         sharing: str = "shared",
         predict_patches: bool = True,
     ):
         super().__init__()
         patch_out_dim = out_dim if patch_out_dim is None else patch_out_dim
         sizes = {"embed_dim": embed_dim, "out_dim": out_dim, "patch_out_dim": patch_out_dim, "hidden_dim": hidden_dim}
-        sizes |= {"bottleneck_dim": bottleneck_dim, "num_layers": num_layers}
+        sizes["bottleneck_dim"] = bottleneck_dim
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
@@ -106,12 +104,12 @@ class SelfDistillationHead(nn.Module):
             )
         self.out_dim = out_dim
         self.patch_out_dim = patch_out_dim if predict_patches else None
-        self.mlp = ProjectionMLP(embed_dim, hidden_dim, bottleneck_dim, num_layers)
+        self.mlp = ProjectionMLP(embed_dim, hidden_dim, bottleneck_dim)
         self.last_layer = PrototypeLayer(bottleneck_dim, out_dim)
         self.patch_mlp = None
         self.patch_last_layer = None
         if predict_patches and sharing == "separate":
-            self.patch_mlp = ProjectionMLP(embed_dim, hidden_dim, bottleneck_dim, num_layers)
+            self.patch_mlp = ProjectionMLP(embed_dim, hidden_dim, bottleneck_dim)
         if predict_patches and sharing != "shared":
             self.patch_last_layer = PrototypeLayer(bottleneck_dim, patch_out_dim)
 

@@ -26,7 +26,7 @@ class SelfDistillationOutput:
 
     Args:
         loss: weighted sum of the terms.
-        loss_cls: L_[CLS] without its weight.
+        loss_cls: L_[CLS].
         loss_mim: L_MIM without its weight; 0 where the method has none or no token was masked.
         loss_koleo: KoLeo without its weight; 0 where the method has none.
         diagnostics:
@@ -43,7 +43,7 @@ class SelfDistillationOutput:
 
 class SelfDistillationLoss(nn.Module):
     """
-    `L = cls_weight * L_[CLS] + mim_weight * L_MIM + koleo_weight * L_KoLeo` (iBOT, equations 1 to 3; DINOv2, section
+    `L = L_[CLS] + mim_weight * L_MIM + koleo_weight * L_KoLeo` (iBOT, equations 1 to 3; DINOv2, section
     4).
 
     L_[CLS] is the cross-entropy from the teacher's class distribution of one global view to the student's of every
@@ -62,7 +62,6 @@ class SelfDistillationLoss(nn.Module):
         center_momentum (`float`, defaults to 0.9): of the class centre.
         patch_center_momentum (`float`, *optional*): of the patch centre; equal to `center_momentum` when not given.
         centering (`str`, defaults to `"momentum"`): `"momentum"` (DINO, iBOT) or `"sinkhorn_knopp"` (DINOv2).
-        cls_weight (`float`, defaults to 1.0).
         mim_weight (`float`, defaults to 1.0): 0 leaves out masked tokens altogether, which makes it DINO.
         koleo_weight (`float`, defaults to 0.0): summed over the student's global views.
         mim_average (`str`, defaults to `"images"`):
@@ -89,7 +88,6 @@ class SelfDistillationLoss(nn.Module):
         center_momentum: float = 0.9,
         patch_center_momentum: float | None = None,
         centering: str = "momentum",
-        cls_weight: float = 1.0,
         mim_weight: float = 1.0,
         koleo_weight: float = 0.0,
         mim_average: str = "images",
@@ -112,7 +110,6 @@ class SelfDistillationLoss(nn.Module):
         self.center_momentum = center_momentum
         self.patch_center_momentum = patch_center_momentum
         self.centering = centering
-        self.cls_weight = cls_weight
         self.mim_weight = mim_weight
         self.koleo_weight = koleo_weight
         self.mim_average = mim_average
@@ -168,8 +165,7 @@ class SelfDistillationLoss(nn.Module):
         with without_autocast(student_class_logits):
             class_targets = self._targets(teacher_class_logits, self.class_center, teacher_temperature)
             loss_cls = self._class_loss(student_class_logits.float(), class_targets)
-            loss = self.cls_weight * loss_cls
-            loss_mim, loss_koleo = loss_cls.new_zeros(()), loss_cls.new_zeros(())
+            loss, loss_mim, loss_koleo = loss_cls, loss_cls.new_zeros(()), loss_cls.new_zeros(())
             patch_targets = None
             if self.predicts_patches:
                 if student_patch_logits is None or teacher_patch_logits is None or masked_tokens is None:
@@ -285,15 +281,12 @@ class SelfDistillationLoss(nn.Module):
             center.copy_(torch.where(count > 0, moved, center))
         self.pending.zero_()
 
-    def discard_pending(self, where: torch.Tensor | None = None) -> None:
+    def discard_pending(self, where: torch.Tensor) -> None:
         """
         Forgets the teacher's logits since the last update, for a step that is skipped as not finite.
 
         Args:
-            where (`torch.BoolTensor` of shape `()`, *optional*): decides on the device; always when not given.
+            where (`torch.BoolTensor` of shape `()`): decides on the device.
         """
-        if where is None:
-            self.pending.zero_()
-        else:
-            # Not a product: the sums of such a step may themselves be NaN.
-            self.pending.masked_fill_(where, 0.0)
+        # Not a product: the sums of such a step may themselves be NaN.
+        self.pending.masked_fill_(where, 0.0)

@@ -5,6 +5,9 @@ import torch.distributed as dist
 
 from ..data.distributed import is_distributed
 
+# Alternations of prototype and sample normalisation, as in both papers.
+SINKHORN_ITERATIONS = 3
+
 
 def centered_softmax(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
     """Softmax of `(logits - center) / temperature` over the last dimension, in fp32 (DINO, section 3.1)."""
@@ -25,7 +28,7 @@ def _logsumexp_over_samples(scores: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: torch.Tensor, temperature: float, num_iterations: int = 3) -> torch.Tensor:
+def sinkhorn_knopp(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """
     Targets that use all prototypes equally often over the samples of all ranks (SwAV; DINOv2, section 4).
 
@@ -37,13 +40,12 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, num_iterations: int
         logits (`torch.Tensor` of shape `(T, K)`): teacher's logits of this rank; `T` may be 0 and may differ over
             ranks.
         temperature (`float`): the teacher's temperature.
-        num_iterations (`int`, defaults to 3): alternations of prototype and sample normalisation.
 
     Returns:
         `torch.Tensor` of shape `(T, K)`, fp32, whose rows sum to 1.
     """
     scores = logits.float() / temperature
-    for _ in range(num_iterations):
+    for _ in range(SINKHORN_ITERATIONS):
         scores = scores - _logsumexp_over_samples(scores)
         scores = torch.log_softmax(scores, dim=-1)
     return scores.exp_()

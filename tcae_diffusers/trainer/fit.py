@@ -11,11 +11,11 @@ import torch
 from accelerate.logging import get_logger
 from torch.nn.utils import clip_grad_norm_
 
+from ..data.whole_tensor import whole_tensor
 from .arguments import RunArguments
 from .averages import trained_parameters
 from .progress import TrainingProgress
 from .run import Run
-from .sharding import whole_tensor
 from .signals import StopSignal
 
 logger = get_logger(__name__)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .sharding import whole_tensor
+from ..data.whole_tensor import whole_tensor
 
 
 def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..data.whole_tensor import whole_tensor
 from ..errors import InputError
 from .arguments import OptimizerArguments
 
@@ -143,7 +144,7 @@ class MuonWithAdamW(torch.optim.AdamW):
         average = buffer.lerp(gradient, 1 - momentum)
         buffer.copy_(average if found_inf is None else torch.where(found_inf > 0, buffer, average))
         nesterov = gradient.lerp(average, momentum)
-        return nesterov.full_tensor() if isinstance(nesterov, DTensor) else nesterov
+        return whole_tensor(nesterov)
 
 
 def placed_as(parameter: torch.Tensor, update: torch.Tensor) -> torch.Tensor:

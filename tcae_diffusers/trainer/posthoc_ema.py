@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .sharding import whole_tensor
+from ..data.whole_tensor import whole_tensor
 
 
 def exponent_of(sigma_rel: float) -> float:

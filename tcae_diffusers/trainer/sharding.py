@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor
 
+from ..data.whole_tensor import whole_tensor
 from ..errors import InputError
 
 CONFIG = "training/configs/accelerate/fsdp2.yaml"
@@ -131,11 +132,6 @@ def is_sharded(model: torch.nn.Module) -> bool:
 def model_class(model: torch.nn.Module) -> type:
     """The class as it was before sharding, which replaces it by a subclass."""
     return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-
-
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A gathered tensor. All ranks must call this for one that is sharded; others are returned as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_copy(model: ModelMixin, parameters: Sequence[torch.Tensor]) -> ModelMixin:

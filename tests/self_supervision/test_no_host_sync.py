@@ -43,7 +43,7 @@ def test_self_distillation_step(method):
         output.loss.backward()
         loss_fn.discard_pending(torch.tensor(False))
         loss_fn.update_centers()
-        update_teacher(head, teacher_head, 0.9)
+        update_teacher([head], [teacher_head], 0.9)
 
 
 def test_reconstruction_step():

@@ -35,20 +35,20 @@ def test_an_fp32_teacher_follows_a_bf16_student_and_a_bf16_teacher_is_refused():
     teacher = copy.deepcopy(student)
     student.to(torch.bfloat16).weight.data.add_(1.0)
     before = teacher.weight.detach().clone()
-    update_teacher(student, teacher, 0.9999)
+    update_teacher([student], [teacher], 0.9999)
     assert ((teacher.weight - before) > 5e-5).all()
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16; keep the teacher in torch\.float32"):
-        update_teacher(student, teacher.to(torch.bfloat16), 0.9999)
+        update_teacher([student], [teacher.to(torch.bfloat16)], 0.9999)
 
 
 def test_a_teacher_may_hold_less_than_the_student_but_not_more():
     student = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
     teacher = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
-    update_teacher(student, teacher, 0.0)
+    update_teacher([student], [teacher], 0.0)
     torch.testing.assert_close(teacher["encoder"].weight, student["encoder"].weight)
     with pytest.raises(ValueError, match=r"parameters 0.decoder.weight .*, the student nothing"):
-        update_teacher(teacher, student, 0.5)
+        update_teacher([teacher], [student], 0.5)
     with pytest.raises(ValueError, match="in pairs"):
         update_teacher([student], [teacher, teacher], 0.5)
     with pytest.raises(ValueError, match=r"momentum is 1\.5"):
-        update_teacher(student, teacher, 1.5)
+        update_teacher([student], [teacher], 1.5)
