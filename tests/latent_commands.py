@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderRAE
 from PIL import Image
 from safetensors.torch import load_file
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.trainer.run import reset_accelerate
 from tcae_diffusers.training import cache_latents, train_dit
 
 CLASSES = ("circles", "squares", "stripes")
@@ -115,11 +115,6 @@ def signalling(function, at_call, number=signal.SIGTERM):
         return function(*arguments)
 
     return signalled
-
-
-def reset_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @functools.cache

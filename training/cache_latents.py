@@ -71,7 +71,7 @@ class ViewsOfImages(Dataset):
         except BrokenImageError as error:
             # A worker's exception is rebuilt from its message alone, which that of a broken image does not allow.
             raise OSError(str(error)) from error
-        size = self.arguments.resolution
+        size = self.arguments.image_size
         views = [to_uint8(center_crop(image, size))]
         for number in range(self.arguments.augmented_passes):
             generator = sample_generator(self.arguments.seed, number, index)
@@ -105,12 +105,6 @@ class CachingStopped(Exception):
     """A signal came; the shard that was being filled is given up."""
 
 
-def without_statistics(model: torch.nn.Module) -> None:
-    """Make `encode` return raw latents: what is stored must not depend on an earlier calibration."""
-    if isinstance(model, AutoencoderTC):
-        model.set_latent_statistics(torch.zeros_like(model.latent_mean), torch.ones_like(model.latent_std))
-
-
 # Images `(B, 3, H, W)` in [-1, 1] to their raw latents, and to tokens if those are stored too.
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -122,7 +116,7 @@ def build_encode(
     What encodes a view, and what it says of its tokens: `None`, or where they come from, their shape and dtype. Tokens
     on a finer grid than the latent's, which no transformer has, are averaged.
     """
-    example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
+    example = torch.zeros(1, 3, arguments.image_size, arguments.image_size, device=device)
     if arguments.tokens is None:
         return lambda images: (adapt(model).encode(images), None), None
     encode_with_tokens = build_target_tokens(
@@ -188,7 +182,7 @@ def encode_shards(
     )
     for shard in shards:
         with writer.open_shard(shard) as out:
-            waiting = None
+            waiting: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor] | None = None
             for images, labels, indices in itertools.islice(loader, batches.count(shard)):
                 if stop.received:
                     raise CachingStopped
@@ -199,6 +193,8 @@ def encode_shards(
                     out.add(*waiting)
                 waiting = (indices, latents, labels)
                 bar.update(len(indices))
+            # No shard is empty.
+            assert waiting is not None
             out.add(*waiting)
 
 
@@ -253,10 +249,10 @@ def open_writer(
     tokens: dict[str, Any] | None,
 ) -> LatentShardWriter:
     """The writer of this job. Everything that changes a latent or a token is part of its description."""
-    example = torch.zeros(1, 3, arguments.resolution, arguments.resolution, device=device)
+    example = torch.zeros(1, 3, arguments.image_size, arguments.image_size, device=device)
     with torch.no_grad():
-        latent_shape = tuple(adapt(model).encode(example).shape[1:])
-    transform = {"resolution": arguments.resolution, "crop": "center, as ADM's"}
+        _, channels, height, width = adapt(model).encode(example).shape
+    transform: dict[str, Any] = {"resolution": arguments.resolution, "crop": "center, as ADM's"}
     if arguments.augmented_passes:
         transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
     if arguments.mixed_precision != "no":
@@ -264,7 +260,7 @@ def open_writer(
     return LatentShardWriter(
         arguments.output_dir,
         num_samples=len(source),
-        latent_shape=latent_shape,
+        latent_shape=(channels, height, width),
         tokenizer=TokenizerFingerprint.of(model),
         id2label=dict(enumerate(source.classes)),
         data_fingerprint=source.fingerprint,
@@ -323,7 +319,8 @@ def run(arguments: CacheArguments) -> None:
     adapt(model).check_image_size(arguments.resolution, arguments.resolution)
     calibrated_folder = statistics_folder(arguments, model)
     tokenizer = TokenizerFingerprint.of(model)
-    without_statistics(model)
+    # What is stored must not depend on an earlier calibration.
+    adapt(model).reset_statistics()
     encode, tokens = build_encode(model, arguments, accelerator.device)
     source = build_image_source(arguments.data, resolution=arguments.data_resolution)
 

@@ -159,6 +159,8 @@ def main(argv: list[str] | None = None) -> None:
         exit_with_error(f"output folder {folder} cannot be created: {error.strerror}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
+    # What was not given is filled in by [`DemoArguments`].
+    assert arguments.minutes is not None
     plan = stages(folder, arguments.minutes, arguments.num_samples, arguments.seed)
     (folder / "commands.txt").write_text("".join(shlex.join(stage.command) + "\n" for stage in plan[:-1]))
     started, anew = time.monotonic(), False

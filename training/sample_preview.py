@@ -67,7 +67,8 @@ class SamplePreview:
             guidance_scale=self.guidance_scale,
             generator=generators,
             output_type="pt",
-        ).images
+            return_dict=False,
+        )[0]
         return images.float().cpu()
 
     def log(self, accelerator: Accelerator, ema: EMAModel, step: int) -> None:

@@ -238,20 +238,14 @@ class SelfDistillation(SelfSupervision):
             )
 
     def _resolve_crop_sizes(self) -> None:
-        arguments, ratio = self.arguments, self.adapter.spatial_ratio
-        resolution = arguments.resolution
+        arguments, resolution, ratio = self.arguments, self.arguments.resolution, self.adapter.spatial_ratio
         # What the model or the user says is filled in before a method is built.
         assert resolution is not None
         self.global_crop_size = arguments.ssl_global_crop_size or resolution
         local_crop_size = arguments.ssl_local_crop_size or max(ratio, resolution // 2 // ratio * ratio)
         arguments.ssl_global_crop_size, arguments.ssl_local_crop_size = self.global_crop_size, local_crop_size
-        sizes = {"ssl_global_crop_size": self.global_crop_size, "ssl_local_crop_size": local_crop_size}
-        for name, size in sizes.items():
-            if size % ratio:
-                raise InputError(
-                    f"--{name} {size} is not a multiple of the compression ratio {ratio}; use"
-                    f" {max(1, size // ratio) * ratio} or {(size // ratio + 1) * ratio}."
-                )
+        self.adapter.check_side("--ssl_global_crop_size", self.global_crop_size)
+        self.adapter.check_side("--ssl_local_crop_size", local_crop_size)
 
     @property
     def mask_group_pixels(self) -> int:

@@ -127,13 +127,4 @@ def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -
     if arguments.resolution is None:
         raise ValueError(f"the config of {type(autoencoder).__name__} has no sample_size; pass --resolution.")
     arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
-    check_multiple("resolution", arguments.resolution, adapt(autoencoder).spatial_ratio)
-
-
-def check_multiple(name: str, size: int, ratio: int) -> None:
-    """Raises `ValueError` if `size` pixels are not whole latent positions."""
-    if size % ratio:
-        raise ValueError(
-            f"--{name} {size} is not a multiple of the compression ratio {ratio}; use {max(1, size // ratio) * ratio}"
-            f" or {(size // ratio + 1) * ratio}."
-        )
+    adapt(autoencoder).check_side("--resolution", arguments.resolution)

@@ -93,7 +93,7 @@ class CheckpointManager:
         return final
 
     @staticmethod
-    def _attempt(function: Callable, *arguments: Any) -> Exception | None:
+    def _attempt(function: Callable[..., object], *arguments: Any) -> BaseException | None:
         try:
             function(*arguments)
         except (OSError, RuntimeError) as error:
@@ -103,7 +103,7 @@ class CheckpointManager:
             return next(failure for failure, _ in error.failures.values())
         return None
 
-    def _first_problem(self, error: Exception | None) -> str | None:
+    def _first_problem(self, error: BaseException | None) -> str | None:
         """What went wrong on any rank, told to all of them: one that waited for another would wait for ever."""
         problem = None
         if error is not None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..data.images.multi_crop import MultiCropTransform
 from ..data.images.sources import build_image_source
 from ..data.images.streamed_images import SCHEME as STREAM_SCHEME
 from ..data.images.streamed_images import StreamedImages
 from ..data.images.training_dataset import TokenizerTrainingDataset, collate_training_views
+from ..data.latents.cache import LatentCache
 from ..data.step_indexed_sampler import StepIndexedBatchSampler
 from ..existing_paths import scheme_before
 from .arguments import RunArguments
@@ -57,7 +58,11 @@ def image_loader(
 
 
 def step_indexed_loader(
-    dataset: Dataset, collate: Callable, arguments: RunArguments, accelerator: Accelerator, first_step: int
+    dataset: TokenizerTrainingDataset | LatentCache,
+    collate: Callable[[Any], dict[str, torch.Tensor]],
+    arguments: RunArguments,
+    accelerator: Accelerator,
+    first_step: int,
 ) -> DataLoader:
     """This rank's batches of a data set that is keyed by `(epoch, index)`, from `first_step` to the end of the run."""
     sampler = StepIndexedBatchSampler(

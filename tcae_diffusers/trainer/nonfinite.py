@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 
 class NonFiniteError(RuntimeError):
@@ -38,7 +39,7 @@ class NonFiniteGuard:
 
     def mark(
         self,
-        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        optimizers: Sequence[AcceleratedOptimizer],
         loss: torch.Tensor,
         grad_norm: torch.Tensor,
     ) -> torch.Tensor:
@@ -46,7 +47,7 @@ class NonFiniteGuard:
         Call between clipping and `optimizer.step()`.
 
         Args:
-            optimizer (`torch.optim.Optimizer` or several): Those whose update is skipped, all or none.
+            optimizers: Those whose update is skipped, all or none, as accelerate prepared them.
             loss (`torch.Tensor` of shape `()`): Of the step; a sum where there are several.
             grad_norm (`torch.Tensor` of shape `()`): The same.
 
@@ -59,8 +60,8 @@ class NonFiniteGuard:
         self.skipped += found
         self.in_a_row = (self.in_a_row + found) * found
         if self.accelerator.scaler is None:
-            for each in optimizer if isinstance(optimizer, Sequence) else [optimizer]:
-                getattr(each, "optimizer", each).found_inf = found
+            for optimizer in optimizers:
+                optimizer.optimizer.found_inf = found
         return found
 
     def check(self) -> int:

@@ -1,7 +1,7 @@
 """AdamW, and Muon for the matrices within a network beside AdamW for all else; both skip a step on the device."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ def adamw_options(arguments: OptimizerArguments) -> dict[str, Any]:
 
 def build_optimizer(
     arguments: OptimizerArguments, groups: Sequence[dict[str, Any]], model: nn.Module, edges: Collection[str]
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """
     What `--optimizer` names. To be called before the model is prepared.
 
@@ -67,7 +67,7 @@ def build_optimizer(
     return MuonWithAdamW(split, momentum=arguments.muon_momentum, **adamw_options(arguments))
 
 
-def hidden_matrices(model: nn.Module, edges: Collection[str]) -> Iterator[tuple[nn.Parameter, int]]:
+def hidden_matrices(model: nn.Module, edges: Collection[str]) -> Iterator[tuple[torch.Tensor, int]]:
     """Weights for Muon: of the linear and convolutional layers but `edges`, and how many matrices each stacks."""
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) or name in edges:
@@ -101,6 +101,12 @@ class MuonWithAdamW(torch.optim.AdamW):
         # AdamW's would complete the state of old checkpoints, for which it must be AdamW's throughout.
         torch.optim.Optimizer.__setstate__(self, state)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of all groups; none where `found_inf` is 1."""
@@ -117,12 +123,12 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     def step_matrices(self, group: dict[str, Any]) -> None:
         found_inf = getattr(self, "found_inf", None)
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         # Equal shapes are one batched product instead of many small ones.
         alike: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
-        for parameter in parameters:
-            update = self.momentum(parameter, group["momentum"], found_inf)
-            alike.setdefault(update.shape, []).append((parameter, update))
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                update = self.momentum(parameter, parameter.grad, group["momentum"], found_inf)
+                alike.setdefault(update.shape, []).append((parameter, update))
         for shape, pairs in alike.items():
             matrices = torch.stack([update for _, update in pairs]).view(
                 len(pairs) * group["matrices"], shape[0] // group["matrices"], -1
@@ -135,16 +141,17 @@ class MuonWithAdamW(torch.optim.AdamW):
                     change = torch.where(found_inf > 0, torch.zeros_like(change), change)
                 parameter.sub_(change)
 
-    def momentum(self, parameter: nn.Parameter, momentum: float, found_inf: torch.Tensor | None) -> torch.Tensor:
+    def momentum(
+        self, parameter: nn.Parameter, gradient: torch.Tensor, momentum: float, found_inf: torch.Tensor | None
+    ) -> torch.Tensor:
         """Nesterov's average of the gradients, whole where the parameter is sharded; shape of the parameter."""
-        gradient, state = parameter.grad, self.state[parameter]
+        state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         average = buffer.lerp(gradient, 1 - momentum)
         buffer.copy_(average if found_inf is None else torch.where(found_inf > 0, buffer, average))
-        nesterov = gradient.lerp(average, momentum)
-        return whole_tensor(nesterov)
+        return whole_tensor(gradient.lerp(average, momentum))
 
 
 def placed_as(parameter: torch.Tensor, update: torch.Tensor) -> torch.Tensor:

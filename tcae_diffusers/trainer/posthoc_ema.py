@@ -88,10 +88,11 @@ def remove_snapshots_after(folder: Path, step: int) -> None:
             path.unlink()
 
 
-def _inner_products(steps_a, gammas_a, steps_b, gammas_b) -> np.ndarray:
+def _inner_products(
+    steps_a: np.ndarray, gammas_a: np.ndarray, steps_b: np.ndarray, gammas_b: np.ndarray
+) -> np.ndarray:
     """Inner products of profiles that end at the given steps (their algorithm 3)."""
-    steps_a, gammas_a = np.asarray(steps_a)[:, None], np.asarray(gammas_a)[:, None]
-    steps_b, gammas_b = np.asarray(steps_b)[None, :], np.asarray(gammas_b)[None, :]
+    steps_a, gammas_a = steps_a[:, None], gammas_a[:, None]
     exponent = np.where(steps_a < steps_b, gammas_b, -gammas_a)
     profile = (gammas_a + 1) * (gammas_b + 1) * (steps_a / steps_b) ** exponent
     return profile / ((gammas_a + gammas_b + 1) * np.maximum(steps_a, steps_b))
@@ -106,7 +107,7 @@ def snapshot_weights(snapshots: Sequence[tuple[int, float]], sigma_rel: float, s
     """
     steps = np.array([float(at) for at, _ in snapshots])
     gammas = np.array([exponent_of(sigma) for _, sigma in snapshots])
-    target = _inner_products(steps, gammas, [float(step)], [exponent_of(sigma_rel)])
+    target = _inner_products(steps, gammas, np.array([float(step)]), np.array([exponent_of(sigma_rel)]))
     weights = np.linalg.solve(_inner_products(steps, gammas, steps, gammas), target)[:, 0]
     # The fit matches the shape of the profile, not its area. As in EDM2's code: a constant averages to itself.
     return weights / weights.sum()

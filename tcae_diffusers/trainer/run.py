@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
@@ -80,6 +81,12 @@ def configure_logging(accelerator: Accelerator) -> None:
     )
     # accelerate reports every file that it saves; the checkpoint's own line is enough.
     logging.getLogger("accelerate").setLevel(logging.WARNING)
+
+
+def reset_accelerate() -> None:
+    """For a further command in the same process, which begins with an accelerator of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def start_accelerator(arguments: RunArguments) -> Accelerator:

@@ -129,7 +129,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def model_class(model: torch.nn.Module) -> type:
+def model_class(model: ModelMixin) -> type[ModelMixin]:
     """The class as it was before sharding, which replaces it by a subclass."""
     return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
 

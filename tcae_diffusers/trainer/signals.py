@@ -7,6 +7,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from ..data.distributed import is_distributed
+
 
 class StopSignal:
     """
@@ -19,12 +21,10 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._pid = os.getpid()
-        self._previous: dict[signal.Signals, object] = {}
-        self._group = dist.new_group(backend="gloo") if _world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo") if is_distributed() else None
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,10 +50,8 @@ class StopSignal:
         """Whether any rank was asked to stop. All ranks must call this at the same place."""
         if self._group is None:
             return self.received is not None
+        # A number stands for a group that this rank is no member of.
+        assert not isinstance(self._group, int)
         flag = torch.tensor(int(self.received is not None))
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flag)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

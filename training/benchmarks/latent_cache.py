@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from tqdm.auto import tqdm
 from tcae_diffusers.metrics.mac_counter import count_macs
 from tcae_diffusers.training.bench_arguments import BenchArguments
 
+if TYPE_CHECKING:
+    from tcae_diffusers.data.latents.cache import LatentCache
+
 DESCRIPTION = "caching latents against the bare encoder; DiT steps from the cache against a tensor in memory"
 
 _BATCH, _BATCHES_PER_SHARD, _SHARDS = 32, 8, 2
@@ -28,19 +31,22 @@ _TRAIN_BATCH, _LATENT, _CLASSES = 64, (32, 4, 4), 9
 class _ImagesInMemory:
     """An image source without a disk: what is measured is the command, not the decoder."""
 
-    classes = ("a", "b")
-    attribution = None
+    attribution: str | None = None
     fingerprint = "0" * 64
 
     def __init__(self, count: int, resolution: int):
         pixels = np.random.default_rng(0).integers(0, 256, (count, resolution, resolution, 3)).astype(np.uint8)
         self.images = [Image.fromarray(image) for image in pixels]
+        self.classes, self.labels = ["a", "b"], np.arange(count) % 2
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int):
-        return self.images[index], index % 2
+    def image(self, index: int) -> Image.Image:
+        return self.images[index]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[index], int(self.labels[index])
 
 
 def _synchronize(device: torch.device) -> None:
@@ -78,10 +84,11 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
     ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(accelerator.device)
     encode, _ = cache_latents.build_encode(model, arguments, accelerator.device)
     with torch.no_grad():
-        latent_shape = tuple(cache_latents.encode_views(encode, ready[:1], arguments)["latents"].shape[1:])
+        _, channels, height, width = cache_latents.encode_views(encode, ready[:1], arguments)["latents"].shape
     fingerprint = TokenizerFingerprint.of(model)
 
-    bare, cached = [], []
+    bare: list[float] = []
+    cached: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(bare) < 3 or time.perf_counter() < deadline:
         started = time.perf_counter()
@@ -95,7 +102,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
         writer = LatentShardWriter(
             folder / str(len(cached)),
             num_samples=len(source),
-            latent_shape=latent_shape,
+            latent_shape=(channels, height, width),
             tokenizer=fingerprint,
             id2label=dict(enumerate(source.classes)),
             data_fingerprint=source.fingerprint,
@@ -118,7 +125,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str
     }
 
 
-def _synthetic_cache(folder: Path, count: int):
+def _synthetic_cache(folder: Path, count: int) -> LatentCache:
     from tcae_diffusers.data.latents.cache import LatentCache
     from tcae_diffusers.data.latents.writer import LatentShardWriter
     from tcae_diffusers.models.fingerprint import TokenizerFingerprint
@@ -180,15 +187,16 @@ def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, A
             batch = next(batches)
             waited += time.perf_counter() - asked
             randomness = draw_step_randomness(0, step, _TRAIN_BATCH, _LATENT, objective, 0.1, device)
-            moved = (batch[name].to(device, non_blocking=True) for name in ("latents", "labels"))
-            compute_losses(model, objective, *moved, _CLASSES, randomness)["loss"].backward()
+            seen, classes = (batch[name].to(device, non_blocking=True) for name in ("latents", "labels"))
+            compute_losses(model, objective, seen, classes, _CLASSES, randomness)["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
         _synchronize(device)
         return time.perf_counter() - started
 
     cached_batches, memory_batches = iter(loader), from_memory()
-    times, shares = {"cache": [], "memory": []}, []
+    times: dict[str, list[float]] = {"cache": [], "memory": []}
+    shares: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(shares) < 3 or time.perf_counter() < deadline:
         times["cache"].append(steps(cached_batches, len(shares) * block))

@@ -5,19 +5,23 @@ docs/model_speed.md says what was found.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
-from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.models.adapters import AutoencoderAdapter, adapt
 from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128
 from tcae_diffusers.models.token_linear import disable_fast_cpu_linear, enable_fast_cpu_linear
 from tcae_diffusers.training.bench_arguments import BenchArguments
+
+if TYPE_CHECKING:
+    from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
 
 DESCRIPTION = "encode + decode at 256x256, fp32: effect of layouts, fusing and kernels, compared with DC-AE f32c128"
 
@@ -35,7 +39,7 @@ def _fast_cpu_linear(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _fused(model: torch.nn.Module) -> Iterator[None]:
+def _fused(model: AutoencoderTC) -> Iterator[None]:
     model.fuse_qkv_projections()
     try:
         yield
@@ -50,6 +54,10 @@ def _in_format(model: torch.nn.Module, memory_format: torch.memory_format) -> It
         yield
     finally:
         model.to(memory_format=torch.contiguous_format)
+
+
+def _reconstruct(adapter: AutoencoderAdapter, pixels: torch.Tensor) -> torch.Tensor:
+    return adapter.decode(adapter.encode(pixels))
 
 
 def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
@@ -101,9 +109,9 @@ def run(arguments: BenchArguments, threads: int = 2) -> dict[str, Any]:
             while rounds <= _LEAST_ROUNDS or time.perf_counter() < deadline:
                 times["matmul"].append(_seconds(lambda: [a @ b for _ in range(20)]))
                 for name, (model_name, context, memory_format) in variants.items():
-                    model, pixels = models[model_name], images.to(memory_format=memory_format)
+                    adapter, pixels = adapt(models[model_name]), images.to(memory_format=memory_format)
                     with context():
-                        times[name].append(_seconds(lambda m=model, p=pixels: adapt(m).decode(adapt(m).encode(p))))
+                        times[name].append(_seconds(functools.partial(_reconstruct, adapter, pixels)))
                 rounds += 1
     finally:
         torch.set_num_threads(threads_before)

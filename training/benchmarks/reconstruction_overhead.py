@@ -37,7 +37,7 @@ class RandomImages:
         return np.kron(coarse, np.ones((self._size // 8, self._size // 8, 1), dtype=np.uint8))
 
 
-def _forwards_alone(model, network: FeatureNetwork, images: RandomImages) -> float:
+def _forwards_alone(model: torch.nn.Module, network: FeatureNetwork, images: RandomImages) -> float:
     start = time.perf_counter()
     for batch in uint8_batches(images, _BATCH):
         output, _ = reconstruct(model, batch)

@@ -10,9 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcae_diffusers.training.bench_arguments import BenchArguments
+
+if TYPE_CHECKING:
+    import torch
+
+    from tcae_diffusers.training.train_tcae import TokenizerTraining
 
 DESCRIPTION = "tokenizer training on the CPU preset: data, logging, averages and checkpoints against the bare step"
 
@@ -35,7 +40,7 @@ class _Clock:
         return statistics.median(self.seconds[name])
 
 
-def _bare_step(training, batch: dict, step: int) -> None:
+def _bare_step(training: TokenizerTraining, batch: dict[str, torch.Tensor], step: int) -> None:
     """Forward, backward, clipping and optimizer step on tensors in memory; nothing else."""
     loss, _ = training.compute_loss(training.forward(batch, step, 0), step)
     accelerator, side = training.run.accelerator, training.side
@@ -48,17 +53,16 @@ def _bare_step(training, batch: dict, step: int) -> None:
 def run(bench: BenchArguments) -> dict[str, Any]:
     """One step of the script and one bare step in turns, for `bench.seconds`; then the parts of the difference."""
     import torch
-    from accelerate.state import AcceleratorState, GradientState
 
     from tcae_diffusers.arguments import parse_arguments
     from tcae_diffusers.trainer.fit import take_step
     from tcae_diffusers.trainer.image_batches import image_loader
     from tcae_diffusers.trainer.progress import TrainingProgress
+    from tcae_diffusers.trainer.run import reset_accelerate
     from tcae_diffusers.trainer.trackers import start_trackers
     from tcae_diffusers.training import train_tcae
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset_accelerate()
     with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
         argv = ["--config", PRESET, "--output_dir", f"{folder}/run", "--max_train_steps", "100000"]
         training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
@@ -81,7 +85,7 @@ def run(bench: BenchArguments) -> dict[str, Any]:
             with clock.part("script"):
                 training.schedule(step)
                 skipped = take_step(run, batches, first_side, training.backward, hooks, progress, step)
-                hooks.after_step(step, skipped)
+                training.after_step(step, skipped)
                 progress.step(step + 1, {"train/learning_rate": arguments.learning_rate})
             with clock.part("bare"):
                 _bare_step(training, in_memory[step % 4], step)
@@ -100,7 +104,7 @@ def run(bench: BenchArguments) -> dict[str, Any]:
             with parts.part("EMA"):
                 training.ema.step(training.autoencoder.parameters())
             with parts.part("teacher"):
-                hooks.after_step(step, skipped)
+                training.after_step(step, skipped)
             with parts.part("logging"):
                 progress.add(metrics)
                 progress.step(number + 1, {})

@@ -111,7 +111,7 @@ class ImageFolderSource:
         return content_fingerprint(self.root, chain(map(self.name, range(len(self))), self._notes))
 
 
-def image_names(root: str | os.PathLike) -> list[str]:
+def image_names(root: str | os.PathLike[str]) -> list[str]:
     """The images among [`file_names`]. Those in formats that cannot be read are left out, and the log says so.
 
     Raises:
@@ -134,7 +134,7 @@ def image_names(root: str | os.PathLike) -> list[str]:
     return names
 
 
-def _warn_of_hidden_images(root: str | os.PathLike) -> None:
+def _warn_of_hidden_images(root: str | os.PathLike[str]) -> None:
     with os.scandir(root) as entries:
         hidden = [entry.path for entry in entries if entry.name.startswith(".") and entry.is_dir()]
     for folder in hidden:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from .format import (
     token_view,
 )
 from .mapped_shard import MappedShard
+
+Batch = TypeVar("Batch")
 
 
 class LatentCache(torch.utils.data.Dataset):
@@ -289,7 +292,7 @@ class LatentCache(torch.utils.data.Dataset):
         return {**batch, "tokens": self.read_tokens(indices, epochs)} if self.with_tokens else batch
 
     @staticmethod
-    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def collate(batch: Batch) -> Batch:
         """What `__getitems__` returns is a batch already."""
         return batch
 

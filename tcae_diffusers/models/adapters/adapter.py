@@ -119,13 +119,18 @@ class AutoencoderAdapter:
 
     def check_image_size(self, height: int, width: int) -> None:
         """Raises [`InputError`] if a side is not a multiple of the compression ratio."""
+        self.check_side("height", height)
+        self.check_side("width", width)
+
+    def check_side(self, name: str, pixels: int) -> None:
+        """Raises [`InputError`] if `pixels`, which the user knows as `name`, are not whole latent positions."""
         ratio = self.spatial_ratio
-        for name, size in (("height", height), ("width", width)):
-            if size % ratio or size <= 0:
-                raise InputError(
-                    f"{name} {size} is not a multiple of {ratio}, the compression ratio of {self.class_name}; pass "
-                    f"--resolution {max(ratio, size // ratio * ratio)} or {(size // ratio + 1) * ratio}"
-                )
+        if pixels % ratio or pixels <= 0:
+            smaller = max(ratio, pixels // ratio * ratio)
+            raise InputError(
+                f"{name} {pixels} is not a multiple of {ratio}, the compression ratio of {self.class_name}; use "
+                f"{smaller} or {smaller + ratio}"
+            )
 
     # Statistics of the latent
 
