@@ -73,6 +73,12 @@ class CacheSourceArguments(Arguments):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")
 
+    @property
+    def image_size(self) -> int:
+        """`resolution`, once the command has filled it in."""
+        assert self.resolution is not None
+        return self.resolution
+
 
 @dataclass
 class TokenArguments(Arguments):

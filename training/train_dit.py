@@ -17,7 +17,8 @@ if __name__ == "__main__":
     main()
     raise SystemExit
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class DiTTraining:
         alignment: `None` unless asked for; then `side.model` is the transformer with a projector, and `cache` has
             tokens.
         online_frechet: `None` unless asked for.
+        randomness: of the step at hand.
     """
 
     run: Run
@@ -78,11 +80,13 @@ class DiTTraining:
     objective: Objective
     alignment: RepresentationAlignment | None
     pipeline: TCDiTPipeline
+    null_class_id: int
     side: Side
     averages: list[EMAModel]
     posthoc_averages: list[PowerFunctionEMA]
     preview: SamplePreview
     online_frechet: OnlineFrechet | None
+    randomness: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The run in a few facts, for its log and for reports."""
@@ -105,19 +109,49 @@ class DiTTraining:
         run, arguments = self.run, self.arguments
         set_training_mode(self.pipeline.transformer)
         batches = step_indexed_loader(self.cache, LatentCache.collate, arguments, run.accelerator, run.first_step)
-        fit(run, batches, [self.side], self.schedule, StepBackward(self), Hooks(finish=self.save, due=self.due()))
+        fit(run, batches, [self.side], self.schedule, self.backward, Hooks(finish=self.save, due=self.due()))
 
     def schedule(self, step: int) -> None:
         """The learning rate is a function of the step alone, so a resume needs nothing else."""
         for group in self.side.optimizer.param_groups:
             group["lr"] = self.run.learning_rate(step)
 
-    def due(self) -> list:
+    def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
+        """Gradients of one forward pass, with the randomness of the whole step drawn once; its terms for the log."""
+        run, arguments, device = self.run, self.arguments, self.run.accelerator.device
+        if micro_step == 0:
+            self.randomness = draw_step_randomness(
+                arguments.seed,
+                step,
+                run.total_batch,
+                self.cache.latent_shape,
+                self.objective,
+                arguments.label_dropout,
+                device,
+            )
+        first, batch = run.first_slot(micro_step), batches[micro_step]
+        labels = torch.zeros_like(batch["labels"]) if arguments.unconditional else batch["labels"]
+        losses = compute_losses(
+            self.side.model,
+            self.objective,
+            batch["latents"].to(device, non_blocking=True),
+            labels.to(device, non_blocking=True),
+            self.null_class_id,
+            {name: value[first : first + arguments.train_batch_size] for name, value in self.randomness.items()},
+            self.alignment,
+            batch["tokens"].to(device, non_blocking=True) if "tokens" in batch else None,
+        )
+        run.accelerator.backward(losses["loss"])
+        return {f"train/{name}": value for name, value in losses.items()}
+
+    def due(self) -> list[tuple[int, Callable[[int], object]]]:
         """Pictures, the online distance, snapshots of averages, and pipelines on the way."""
         arguments, accelerator, average = self.arguments, self.run.accelerator, self.averages[0]
-        due = [(arguments.sample_steps, lambda step: self.preview.log(accelerator, average, step))]
-        if self.online_frechet is not None:
-            due.append((arguments.gfd_steps, lambda step: self.online_frechet.log(accelerator, average, step)))
+        due: list[tuple[int, Callable[[int], object]]] = [
+            (arguments.sample_steps, lambda step: self.preview.log(accelerator, average, step))
+        ]
+        if (online := self.online_frechet) is not None:
+            due.append((arguments.gfd_steps, lambda step: online.log(accelerator, average, step)))
         due.append((arguments.posthoc_ema_steps, self.save_snapshots))
         if arguments.pipeline_steps:
             due.append((arguments.pipeline_steps, self.save_on_the_way))
@@ -165,7 +199,7 @@ def class_names(arguments: DiTArguments, cache: LatentCache) -> dict[int, str]:
 
 
 def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache: LatentCache) -> OnlineFrechet | None:
-    if not arguments.gfd_steps:
+    if not arguments.gfd_steps or arguments.gfd_reference is None:
         return None
     counts = [len(cache)] if arguments.unconditional else cache.labels.bincount(minlength=len(cache.id2label)).tolist()
     return OnlineFrechet(
@@ -257,6 +291,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         objective,
         alignment,
         pipeline,
+        null_class_id,
         side,
         averages,
         posthoc_averages,
@@ -294,43 +329,6 @@ def compute_losses(
         "diffusion_loss": losses["loss"],
         "alignment_loss": aligned,
     }
-
-
-class StepBackward:
-    """The backward passes of a step, one batch at a time, with the randomness of the whole step drawn once."""
-
-    def __init__(self, training: DiTTraining):
-        self.training = training
-        self.randomness: dict[str, torch.Tensor] = {}
-
-    def __call__(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
-        training, arguments = self.training, self.training.arguments
-        run, device = training.run, training.run.accelerator.device
-        if micro_step == 0:
-            self.randomness = draw_step_randomness(
-                arguments.seed,
-                step,
-                run.total_batch,
-                training.cache.latent_shape,
-                training.objective,
-                arguments.label_dropout,
-                device,
-            )
-        first, batch = run.first_slot(micro_step), batches[micro_step]
-        mine = {name: value[first : first + arguments.train_batch_size] for name, value in self.randomness.items()}
-        labels = torch.zeros_like(batch["labels"]) if arguments.unconditional else batch["labels"]
-        losses = compute_losses(
-            training.side.model,
-            training.objective,
-            batch["latents"].to(device, non_blocking=True),
-            labels.to(device, non_blocking=True),
-            training.pipeline.null_class_id,
-            mine,
-            training.alignment,
-            batch["tokens"].to(device, non_blocking=True) if "tokens" in batch else None,
-        )
-        run.accelerator.backward(losses["loss"])
-        return {f"train/{name}": value for name, value in losses.items()}
 
 
 def run(arguments: DiTArguments) -> None:

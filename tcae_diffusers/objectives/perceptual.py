@@ -80,7 +80,7 @@ class LPIPSLoss(FrozenNetwork):
             self._load_trunk(weights, net, backbone_weights)
         self.freeze()
 
-    def _load_trunk(self, weights: dict[str, torch.Tensor], net: str, path: str | None) -> None:
+    def _load_trunk(self, weights: dict[str, torch.Tensor], net: str, path: str | Path | None) -> None:
         trunk = self.network.net
         # lpips cuts torchvision's `features.N` into `sliceK.N`.
         sources = {key: "features." + key.split(".", 1)[1] for key in trunk.state_dict()}

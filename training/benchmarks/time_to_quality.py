@@ -141,7 +141,7 @@ def _log(arguments: BenchArguments, unit: Unit) -> Path:
     return record_path(arguments.records, unit[0].name, unit[1]).with_suffix(".log")
 
 
-def _start(arguments: BenchArguments, unit: Unit) -> subprocess.Popen:
+def _start(arguments: BenchArguments, unit: Unit) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(_log(arguments, unit), "wb") as log:
         return subprocess.Popen(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from tcae_diffusers.evaluation.results.provenance import provenance
+from tcae_diffusers.trainer.run import reset_accelerate
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training import cache_latents, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import TimeToQualityArguments
@@ -165,15 +165,9 @@ def measure(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dic
     }
 
 
-def _reset_accelerate() -> None:
-    """Each command begins with an accelerator of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def _train_tokenizer(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, curve: Curve) -> str:
     """Train it, and say what its checks look at."""
-    _reset_accelerate()
+    reset_accelerate()
     resolved = tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")
     with exit_on_user_error():
         training = train_tcae.start(resolved)
@@ -190,7 +184,7 @@ def _train_tokenizer(recipe: Recipe, arguments: TimeToQualityArguments, seed: in
 
 
 def _cache(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, clock: Clock) -> None:
-    _reset_accelerate()
+    reset_accelerate()
     resolved = tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")
     options = CacheArguments(
         tokenizer=f"{folder}/tokenizer/model",
@@ -208,7 +202,7 @@ def _cache(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder:
 
 def _train_dit(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, curve: Curve) -> str:
     """Train it, and name the distance."""
-    _reset_accelerate()
+    reset_accelerate()
     folders = {"latents": "latents", "tokenizer": "tokenizer/model", "output_dir": "dit"}
     folders = {name: f"{folder}/{path}" for name, path in folders.items()}
     resolved = dit_arguments(recipe, arguments, seed, folders)
