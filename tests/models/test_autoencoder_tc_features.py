@@ -9,7 +9,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tcae_diffusers import AutoencoderTC
-from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTCAttnProcessor
+from tcae_diffusers.models.axial_attention import AxialAttnProcessor
 
 # Gradient checkpointing ----------------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ def test_fused_projections_give_the_same_and_can_be_undone(tiny_tcae):
 def test_attention_processors_can_be_listed_and_replaced(tiny_tcae):
     calls = []
 
-    class CountingProcessor(AutoencoderTCAttnProcessor):
+    class CountingProcessor(AxialAttnProcessor):
         def __call__(self, attn, hidden_states, rotary_embedding):
             calls.append(hidden_states.shape[1])
             return super().__call__(attn, hidden_states, rotary_embedding)

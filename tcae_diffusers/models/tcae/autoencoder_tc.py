@@ -1,7 +1,7 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """TC-AE: a ViT autoencoder with staged token compression ("TC-AE: Unlocking Token Capacity for Deep Compression
-Autoencoders", arXiv 2604.07340). The model is in this file, except for rotary positions and tiling, and reads from top
-to bottom."""
+Autoencoders", arXiv 2604.07340). The model is in this file, except for attention and tiling, and reads from top to
+bottom."""
 
 import difflib
 import math
@@ -15,16 +15,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, IdentityDistribution
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from ..axial_attention import AxialAttention
 from ..model_card import ModelCardMixin
-from ..rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from ..rotary_embedding import axial_rotary_embedding
 from ..tiling import TilingMixin, apply_in_tiles
 
 
@@ -78,68 +78,6 @@ class AutoencoderTCFeatures(BaseOutput):
     latent: torch.Tensor
 
 
-class AutoencoderTCAttnProcessor:
-    """Self-attention with QK-norm and axial rotary positions."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: "AutoencoderTCAttention",
-        hidden_states: torch.Tensor,
-        rotary_embedding: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-
-        query = query.unflatten(-1, (-1, attn.head_dim))
-        key = key.unflatten(-1, (-1, attn.head_dim))
-        value = value.unflatten(-1, (-1, attn.head_dim))
-
-        # Under autocast the projections are in half precision and the norms are not.
-        query = attn.norm_q(query.to(attn.norm_q.weight.dtype))
-        key = attn.norm_k(key.to(attn.norm_k.weight.dtype))
-
-        query = apply_axial_rotary_embedding(query, rotary_embedding).to(value.dtype)
-        key = apply_axial_rotary_embedding(key, rotary_embedding).to(value.dtype)
-
-        hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return attn.to_out(hidden_states.flatten(2, 3).to(value.dtype))
-
-
-class AutoencoderTCAttention(nn.Module, AttentionModuleMixin):
-    _default_processor_cls = AutoencoderTCAttnProcessor
-    _available_processors = (AutoencoderTCAttnProcessor,)
-    use_bias = True
-    # Of the mixin: a type checker finds `nn.Module.__getattr__` first.
-    set_processor: Callable[[AutoencoderTCAttnProcessor], None]
-    processor: AutoencoderTCAttnProcessor
-    to_qkv: nn.Linear
-
-    def __init__(self, dim: int, heads: int, eps: float):
-        super().__init__()
-        self.heads = heads
-        self.head_dim = dim // heads
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        # QK-norm bounds the attention logits, which keeps half precision from overflowing.
-        self.norm_q = nn.RMSNorm(self.head_dim, eps=eps)
-        self.norm_k = nn.RMSNorm(self.head_dim, eps=eps)
-        self.to_out = nn.Linear(dim, dim)
-        self.set_processor(self._default_processor_cls())
-
-    def forward(
-        self, hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        return self.processor(self, hidden_states, rotary_embedding)
-
-
 class AutoencoderTCFeedForward(nn.Module):
     """MLP, gated by a SiLU (`"swiglu"`) or with a GELU."""
 
@@ -167,7 +105,7 @@ class AutoencoderTCBlock(nn.Module):
         # A gated MLP has three matrices instead of two: two thirds of the width cost the same.
         inner_dim = round(dim * mlp_ratio * (2 / 3 if activation_fn == "swiglu" else 1))
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = AutoencoderTCAttention(dim, heads, eps)
+        self.attn = AxialAttention(dim, heads, eps)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.ff = AutoencoderTCFeedForward(dim, inner_dim, activation_fn)
 
@@ -261,12 +199,32 @@ class LatentToTokens(nn.Module):
         return channel_to_space(tokens, (latent.shape[2], latent.shape[3]), self.factor)
 
 
-class AutoencoderTCEncoder(nn.Module):
+class AutoencoderTCStages(nn.Module):
+    """What encoder and decoder have in common: blocks on a grid of tokens."""
+
+    num_class_tokens = 0
+    head_dim: int
+    rope_theta: float
+    # Both set by `ModelMixin.enable_gradient_checkpointing`.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
+    def _run_blocks(self, blocks: nn.ModuleList, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        rotary_embedding = axial_rotary_embedding(
+            *grid, self.head_dim, self.rope_theta, hidden_states.device, num_leading=self.num_class_tokens
+        )
+        for block in blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, rotary_embedding)
+            else:
+                hidden_states = block(hidden_states, rotary_embedding)
+        return hidden_states
+
+
+class AutoencoderTCEncoder(AutoencoderTCStages):
     """Patch embedding -> M blocks -> intermediate bottleneck -> N' blocks -> final bottleneck (paper, section 3)."""
 
     num_class_tokens = 1
-    # Set by `ModelMixin.enable_gradient_checkpointing`.
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -295,7 +253,6 @@ class AutoencoderTCEncoder(nn.Module):
         self.last_blocks = nn.ModuleList([AutoencoderTCBlock(*block_args) for _ in range(num_layers[1])])
         self.last_norm = nn.LayerNorm(dim, eps=eps)
         self.to_latent = TokensToLatent(dim, final_factor, 4 * dim, latent_channels)
-        self.gradient_checkpointing = False
 
     def forward(
         self, sample: torch.Tensor, token_mask: torch.Tensor | None = None, mask_token: torch.Tensor | None = None
@@ -331,28 +288,9 @@ class AutoencoderTCEncoder(nn.Module):
             latent=self.to_latent(last[:, 1:], last_grid),
         )
 
-    def _run_blocks(
-        self: "AutoencoderTCEncoder | AutoencoderTCDecoder",
-        blocks: nn.ModuleList,
-        hidden_states: torch.Tensor,
-        grid: tuple[int, int],
-    ) -> torch.Tensor:
-        rotary_embedding = axial_rotary_embedding(
-            *grid, self.head_dim, self.rope_theta, hidden_states.device, num_leading=self.num_class_tokens
-        )
-        for block in blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, rotary_embedding)
-            else:
-                hidden_states = block(hidden_states, rotary_embedding)
-        return hidden_states
 
-
-class AutoencoderTCDecoder(nn.Module):
+class AutoencoderTCDecoder(AutoencoderTCStages):
     """Mirror of [`AutoencoderTCEncoder`], without a class token."""
-
-    num_class_tokens = 0
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     def __init__(
         self,
@@ -382,7 +320,6 @@ class AutoencoderTCDecoder(nn.Module):
         self.last_blocks = nn.ModuleList([AutoencoderTCBlock(*block_args) for _ in range(num_layers[1])])
         self.last_norm = nn.LayerNorm(dim, eps=eps)
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
-        self.gradient_checkpointing = False
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         hidden_states = self.from_latent(latent)
@@ -398,8 +335,6 @@ class AutoencoderTCDecoder(nn.Module):
         patches = self.proj_out(self.last_norm(hidden_states))
         pixels = channel_to_space(patches, grid, self.patch_size)
         return tokens_to_map(pixels, (grid[0] * self.patch_size, grid[1] * self.patch_size)).contiguous()
-
-    _run_blocks = AutoencoderTCEncoder._run_blocks
 
 
 class AutoencoderTC(

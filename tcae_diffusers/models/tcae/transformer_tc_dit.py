@@ -1,10 +1,9 @@
 # Copyright 2026 The tcae_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`TCDiTTransformer2DModel`: a class-conditional diffusion transformer for deep-compression latents, after
 LightningDiT (Yao et al., 2025): DiT with SwiGLU, RMSNorm and 2D rotary positions, and with QK-norm, which LightningDiT
-offers too but trains without. The model is in this file, except for rotary positions, and reads from top to bottom."""
+offers too but trains without. The model is in this file, except for attention, and reads from top to bottom."""
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..rotary_embedding import apply_axial_rotary_embedding, axial_rotary_embedding
+from ..axial_attention import AxialAttention
+from ..rotary_embedding import axial_rotary_embedding
 
 # Sizes of DiT (Peebles and Xie, 2023, table 1), which LightningDiT keeps.
 TC_DIT_PRESETS: dict[str, dict[str, Any]] = {
@@ -48,65 +47,6 @@ def sincos_position_embedding(height: int, width: int, dim: int, base_size: int,
     ).flatten(0, 1)
 
 
-class TCDiTAttnProcessor:
-    """Self-attention with QK-norm and axial rotary positions."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: "TCDiTAttention",
-        hidden_states: torch.Tensor,
-        rotary_embedding: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-
-        query = attn.norm_q(query.unflatten(-1, (-1, attn.head_dim)))
-        key = attn.norm_k(key.unflatten(-1, (-1, attn.head_dim)))
-        value = value.unflatten(-1, (-1, attn.head_dim))
-
-        query = apply_axial_rotary_embedding(query, rotary_embedding)
-        key = apply_axial_rotary_embedding(key, rotary_embedding)
-
-        hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return attn.to_out[0](hidden_states.flatten(2, 3).to(query.dtype))
-
-
-class TCDiTAttention(nn.Module, AttentionModuleMixin):
-    _default_processor_cls = TCDiTAttnProcessor
-    _available_processors = (TCDiTAttnProcessor,)
-    use_bias = True
-    # Of the mixin: a type checker finds `nn.Module.__getattr__` first.
-    set_processor: Callable[[TCDiTAttnProcessor], None]
-    processor: TCDiTAttnProcessor
-    to_qkv: nn.Linear
-
-    def __init__(self, dim: int, heads: int, eps: float):
-        super().__init__()
-        self.heads = heads
-        self.head_dim = dim // heads
-        self.to_q = nn.Linear(dim, dim)
-        self.to_k = nn.Linear(dim, dim)
-        self.to_v = nn.Linear(dim, dim)
-        # QK-norm bounds the attention logits, which keeps half precision from overflowing.
-        self.norm_q = nn.RMSNorm(self.head_dim, eps=eps)
-        self.norm_k = nn.RMSNorm(self.head_dim, eps=eps)
-        # A list of one, the name under which LoRA recipes for diffusers look for it: `to_out.0`.
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.set_processor(self._default_processor_cls())
-
-    def forward(
-        self, hidden_states: torch.Tensor, rotary_embedding: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        return self.processor(self, hidden_states, rotary_embedding)
-
-
 class TCDiTFeedForward(nn.Module):
     """MLP gated by a SiLU."""
 
@@ -131,7 +71,9 @@ class TCDiTBlock(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_ratio: float, eps: float):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=eps)
-        self.attn = TCDiTAttention(dim, heads, eps)
+        self.attn = AxialAttention(dim, heads, eps)
+        # The name under which LoRA recipes for diffusers look for it: `to_out.0`.
+        self.attn.to_out = nn.Sequential(self.attn.to_out)
         self.norm2 = nn.RMSNorm(dim, eps=eps)
         # A gated MLP has three matrices instead of two: two thirds of the width cost the same.
         self.ff = TCDiTFeedForward(dim, int(dim * mlp_ratio * 2 / 3))
