@@ -109,13 +109,10 @@ def test_augmented_passes_are_functions_of_seed_pass_and_image(tmp_path):
     assert torch.equal(view(first, "latents"), view(plain, "latents"))
 
 
-def test_statistics_of_a_pipeline_folder_go_into_its_autoencoder(tmp_path):
-    (tmp_path / "pipeline").mkdir()
-    shutil.copytree(home() / "tokenizer", tmp_path / "pipeline" / "vae")
-    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    (tmp_path / "pipeline" / "vae" / "README.md").write_text("kept")
-    cache(tmp_path / "latents", tokenizer=tmp_path / "pipeline", write_statistics=True)
-    written = weights(tmp_path / "pipeline" / "vae")
+def test_statistics_go_into_the_autoencoder_beside_what_else_its_folder_holds(tmp_path):
+    shutil.copytree(home() / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "README.md").write_text("kept")
+    cache(tmp_path / "latents", tokenizer=tmp_path / "tokenizer", write_statistics=True)
+    written = weights(tmp_path / "tokenizer")
     assert torch.equal(written["latent_std"], LatentCache(tmp_path / "latents").latent_std)
-    assert sorted(file.name for file in (tmp_path / "pipeline").iterdir()) == ["model_index.json", "vae"]
-    assert (tmp_path / "pipeline" / "vae" / "README.md").read_text() == "kept"
+    assert (tmp_path / "tokenizer" / "README.md").read_text() == "kept"
