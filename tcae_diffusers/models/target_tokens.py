@@ -17,6 +17,11 @@ from .efficientnet_lite import EfficientNetLite
 from .efficientnet_lite_variants import EFFICIENTNET_LITES
 from .frozen_network import FrozenNetwork
 
+# What DINOv2 is where nothing else is said.
+DINOV2 = "facebook/dinov2-base"
+# Sides that the networks are used at elsewhere in this package.
+RESOLUTIONS = {"dinov2": 224, **{name: variant.resolution for name, variant in EFFICIENTNET_LITES.items()}}
+
 
 def resize_token_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """
@@ -139,12 +144,6 @@ class NetworkTokens:
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As [`TokenizerTokens`]."""
         return self.adapter.encode(images), self.network(images)
-
-
-# What DINOv2 is where nothing else is said.
-DINOV2 = "facebook/dinov2-base"
-# Sides that the networks are used at elsewhere in this package.
-RESOLUTIONS = {"dinov2": 224, **{name: variant.resolution for name, variant in EFFICIENTNET_LITES.items()}}
 
 
 def build_target_tokens(
