@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from tcae_diffusers.data.images.center_crop import center_crop
 from tcae_diffusers.data.images.multi_crop import random_resized_crop, to_uint8
 from tcae_diffusers.data.images.pixel_range import to_signed
-from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
+from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source, drawing_resolution
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import write_statistics
 from tcae_diffusers.data.latents.format import token_view
@@ -315,7 +315,7 @@ def run(arguments: CacheArguments) -> None:
     arguments.resolution = arguments.resolution or adapt(model).image_size
     if not isinstance(arguments.resolution, int):
         raise ValueError(f"--resolution is missing, and {type(model).__name__} has no sample_size.")
-    arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
+    arguments.data_resolution = arguments.data_resolution or drawing_resolution(arguments.resolution)
     adapt(model).check_image_size(arguments.resolution, arguments.resolution)
     calibrated_folder = statistics_folder(arguments, model)
     tokenizer = TokenizerFingerprint.of(model)

@@ -11,6 +11,7 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
+from ..data.images.sources import drawing_resolution
 from ..errors import InputError
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
@@ -126,5 +127,5 @@ def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -
     arguments.resolution = arguments.resolution or autoencoder.config.get("sample_size")
     if arguments.resolution is None:
         raise ValueError(f"the config of {type(autoencoder).__name__} has no sample_size; pass --resolution.")
-    arguments.data_resolution = arguments.data_resolution or 2 * arguments.resolution
+    arguments.data_resolution = arguments.data_resolution or drawing_resolution(arguments.resolution)
     adapt(autoencoder).check_side("--resolution", arguments.resolution)

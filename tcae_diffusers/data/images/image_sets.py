@@ -21,7 +21,7 @@ from .content_fingerprint import content_digests, content_fingerprint
 from .decoding import load_rgb_image
 from .folder import IMAGE_EXTENSIONS, are_loose, image_names, printable_name, refuse_splits
 from .sample_manifest import recorded_classes, recorded_labels, refuse_sets_below
-from .sources import ImageSource, build_image_source, scheme_of
+from .sources import ImageSource, build_image_source, drawing_resolution, scheme_of
 
 logger = logging.get_logger(__name__)
 
@@ -325,7 +325,8 @@ def _open_source(
     spec: str | Path, size: int | tuple[int, int] | None
 ) -> tuple[ImageSource, int | tuple[int, int], str]:
     try:
-        source = build_image_source(spec, resolution=max(size) if isinstance(size, tuple) else size)
+        side = max(size) if isinstance(size, tuple) else size
+        source = build_image_source(spec, resolution=side and drawing_resolution(side))
         size = size or min(source.image(0).size)
     except (ValueError, OSError, ImportError) as error:
         raise InputError(str(error)) from error

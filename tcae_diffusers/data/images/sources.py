@@ -90,6 +90,14 @@ def training_split(spec: str | os.PathLike) -> str | None:
     return f"datasets:{dataset.text_of_split('train')}"
 
 
+def drawing_resolution(size: int) -> int:
+    """
+    Side at which vector images are drawn that are to have sides of `size` pixels, where nothing else is asked for: the
+    same for training, latents and references, since a Fréchet distance tells drawings of one image apart.
+    """
+    return 2 * size
+
+
 def build_image_source(
     spec: str | os.PathLike, resolution: int | None = None, cache_dir: str | os.PathLike | None = None
 ) -> ImageSource:
