@@ -1,4 +1,4 @@
-"""What train_dit learns: the objective and the alignment that the arguments name, and the randomness of its steps."""
+"""What train_dit learns: the objective and alignment of its arguments, their losses, and the randomness of steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resol
 from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
 from tcae_diffusers.objectives.representation_alignment import RepresentationAlignment
 from tcae_diffusers.training.dit_arguments import DiTArguments
+from tcae_diffusers.training.dit_transformers import drop_labels
 
 Objective = FlowMatchingObjective | NoisePredictionObjective
 
@@ -96,4 +97,35 @@ def draw_step_randomness(
         "noise": torch.randn((total_batch, *latent_shape), generator=generator, device=device),
         "levels": objective.draw_levels(total_batch, generator, device),
         "drop": torch.rand(total_batch, generator=generator, device=device) < label_dropout,
+    }
+
+
+def compute_losses(
+    model: torch.nn.Module,
+    objective: Objective,
+    latents: torch.Tensor,
+    labels: torch.Tensor,
+    null_class_id: int,
+    randomness: dict[str, torch.Tensor],
+    alignment: RepresentationAlignment | None = None,
+    tokens: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Scalars, the `loss` to minimise among them. With `alignment`, `model` returns projected tokens too."""
+    labels = drop_labels(labels, randomness["drop"], null_class_id)
+    projected: list[torch.Tensor] = []
+
+    def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        prediction, *others = model(noisy, timestep=timestep, class_labels=labels, return_dict=False)
+        projected.extend(others)
+        return prediction
+
+    losses = objective.losses(predict, latents, randomness["noise"], randomness["levels"])
+    if alignment is None or tokens is None:
+        return losses
+    aligned = alignment.loss(projected[0], tokens)
+    return {
+        **losses,
+        "loss": losses["loss"] + alignment.weight * aligned,
+        "diffusion_loss": losses["loss"],
+        "alignment_loss": aligned,
     }

@@ -8,6 +8,7 @@ from accelerate.logging import get_logger
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.distributed import gather_in_rank_order, rank_range
+from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.sample_labels import label_sequence
 from tcae_diffusers.evaluation.pictures.drawing import draw
 from tcae_diffusers.metrics.feature_cache import default_cache_folder
@@ -15,8 +16,10 @@ from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import frechet_distance
 from tcae_diffusers.metrics.names import metric_name
 from tcae_diffusers.metrics.reference import open_reference
+from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.pipelines import TCDiTPipeline
 
+from .dit_arguments import DiTArguments
 from .sample_preview import averaged_pipeline
 
 logger = get_logger(__name__)
@@ -85,3 +88,19 @@ class OnlineFrechet:
         accelerator.log({self.name: distance}, step=step)
         logger.info(f"step {step}: {self.name.removeprefix('online/')} {distance:.1f} (a trend, not a result)")
         return distance
+
+
+def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache: LatentCache) -> OnlineFrechet | None:
+    if not arguments.gfd_steps or arguments.gfd_reference is None:
+        return None
+    counts = [len(cache)] if arguments.unconditional else cache.labels.bincount(minlength=len(cache.id2label)).tolist()
+    return OnlineFrechet(
+        pipeline,
+        arguments.gfd_reference,
+        arguments.gfd_extractor,
+        arguments.gfd_samples,
+        counts,
+        arguments.seed,
+        resolution=cache.latent_shape[1] * adapt(pipeline.vae).spatial_ratio,
+        sampling={"num_inference_steps": arguments.sample_num_inference_steps, "guidance_scale": 1.0},
+    )

@@ -39,11 +39,10 @@ from tcae_diffusers.trainer.reconstruction_training import ReconstructionTrainin
 from tcae_diffusers.trainer.run import Run
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
 from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.dit_objectives import build_objective
+from tcae_diffusers.training.dit_objectives import build_objective, compute_losses
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id, set_training_mode
 from tcae_diffusers.training.finetune_decoder import DecoderTraining
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
-from tcae_diffusers.training.train_dit import compute_losses
 from tcae_diffusers.training.train_tcae import TokenizerTraining, parameter_groups
 
 # Parts, in the order of a table.

@@ -43,6 +43,7 @@ from tcae_diffusers.training.dit_objectives import (
     alignment_in_words,
     build_alignment,
     build_objective,
+    compute_losses,
     draw_step_randomness,
     objective_in_words,
 )
@@ -53,10 +54,9 @@ from tcae_diffusers.training.dit_transformers import (
     build_transformer,
     check_latent_shape,
     choose_null_class_id,
-    drop_labels,
     set_training_mode,
 )
-from tcae_diffusers.training.online_frechet import OnlineFrechet
+from tcae_diffusers.training.online_frechet import OnlineFrechet, build_online_frechet
 from tcae_diffusers.training.sample_preview import SamplePreview, averaged_pipeline
 
 
@@ -198,22 +198,6 @@ def class_names(arguments: DiTArguments, cache: LatentCache) -> dict[int, str]:
     return {0: "image"} if arguments.unconditional else cache.id2label
 
 
-def build_online_frechet(arguments: DiTArguments, pipeline: TCDiTPipeline, cache: LatentCache) -> OnlineFrechet | None:
-    if not arguments.gfd_steps or arguments.gfd_reference is None:
-        return None
-    counts = [len(cache)] if arguments.unconditional else cache.labels.bincount(minlength=len(cache.id2label)).tolist()
-    return OnlineFrechet(
-        pipeline,
-        arguments.gfd_reference,
-        arguments.gfd_extractor,
-        arguments.gfd_samples,
-        counts,
-        arguments.seed,
-        resolution=cache.latent_shape[1] * adapt(pipeline.vae).spatial_ratio,
-        sampling={"num_inference_steps": arguments.sample_num_inference_steps, "guidance_scale": 1.0},
-    )
-
-
 def start(arguments: DiTArguments) -> DiTTraining:
     """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
     # What the user names is opened before anything is written.
@@ -298,37 +282,6 @@ def start(arguments: DiTArguments) -> DiTTraining:
         preview,
         online_frechet,
     )
-
-
-def compute_losses(
-    model: torch.nn.Module,
-    objective: Objective,
-    latents: torch.Tensor,
-    labels: torch.Tensor,
-    null_class_id: int,
-    randomness: dict[str, torch.Tensor],
-    alignment: RepresentationAlignment | None = None,
-    tokens: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
-    """Scalars, the `loss` to minimise among them. With `alignment`, `model` returns projected tokens too."""
-    labels = drop_labels(labels, randomness["drop"], null_class_id)
-    projected: list[torch.Tensor] = []
-
-    def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        prediction, *others = model(noisy, timestep=timestep, class_labels=labels, return_dict=False)
-        projected.extend(others)
-        return prediction
-
-    losses = objective.losses(predict, latents, randomness["noise"], randomness["levels"])
-    if alignment is None or tokens is None:
-        return losses
-    aligned = alignment.loss(projected[0], tokens)
-    return {
-        **losses,
-        "loss": losses["loss"] + alignment.weight * aligned,
-        "diffusion_loss": losses["loss"],
-        "alignment_loss": aligned,
-    }
 
 
 def run(arguments: DiTArguments) -> None:

@@ -134,6 +134,13 @@ def test_the_command_writes_figures_counts_hashes_and_pictures(tiny_autoencoder,
     }
 
 
+def reconstruction_result(tmp_path, image_folder, *options):
+    """What `evaluation reconstruction` writes of the autoencoder in `tmp_path / "vae"`, without a network."""
+    places = ["--autoencoder", tmp_path / "vae", "--data", image_folder, "--output", tmp_path / "out"]
+    assert evaluate("reconstruction", *map(str, places), *options, "--extractor", "none", "--device", "cpu") == 0
+    return json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+
+
 def test_the_grid_of_the_decoders_patches_is_measured_at_their_size(tiny_autoencoder, image_folder, tmp_path):
     class Checked(AutoencoderTC):
         """Every second column of patches is brighter."""
@@ -151,16 +158,7 @@ def test_the_grid_of_the_decoders_patches_is_measured_at_their_size(tiny_autoenc
     assert seen.value > 1.5 * plain.value
 
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
-    arguments = [
-        "--autoencoder",
-        str(tmp_path / "vae"),
-        "--data",
-        str(image_folder),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert evaluate("reconstruction", *arguments, "--extractor", "none", "--device", "cpu") == 0
-    result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    result = reconstruction_result(tmp_path, image_folder)
     figure = next(figure for figure in result["figures"] if figure["name"] == "patch grid")
     assert result["autoencoder"]["patch_size"] == period and figure["value"] == pytest.approx(plain.value)
     assert "ratio of means" in figure["interval_method"] and figure["better"] == "lower"
@@ -171,17 +169,8 @@ def test_the_grid_of_the_decoders_patches_is_measured_at_their_size(tiny_autoenc
 def test_images_that_show_no_border_between_patches_have_no_patch_grid(image_folder, tmp_path):
     config = {"norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
     diffusers.AutoencoderKL(block_out_channels=[8], **config).save_pretrained(tmp_path / "vae")
-    arguments = [
-        "--autoencoder",
-        str(tmp_path / "vae"),
-        "--data",
-        str(image_folder),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    options = ["--resolution", "32", "--extractor", "none", "--device", "cpu", "--baseline_data", "none"]
-    assert evaluate("reconstruction", *arguments, *options, "--max_images", "3") == 0
-    result = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    options = ["--resolution", "32", "--baseline_data", "none", "--max_images", "3"]
+    result = reconstruction_result(tmp_path, image_folder, *options)
     assert "no border between patches" in result["not_measured"]["patch grid"]
     assert "patch grid" not in {figure["name"] for figure in result["figures"]}
 

@@ -218,8 +218,8 @@ def _transformer_cost(tokenizer: str, transformer: str) -> StepCost:
 def _transformer_step(device: torch.device, tokenizer: str, transformer: str, batch_size: int) -> Callable[[], Any]:
     """Forward, backward and optimizer step of flow matching on latents in memory."""
     from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
+    from tcae_diffusers.training.dit_objectives import compute_losses
     from tcae_diffusers.training.dit_transformers import build_transformer
-    from tcae_diffusers.training.train_dit import compute_losses
 
     shape = _latent_shape(tokenizer)
     model = build_transformer(transformer, shape, _CLASSES, _CLASSES).to(device).train()

@@ -155,8 +155,8 @@ def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, A
     from tcae_diffusers.data.latents.cache import LatentCache
     from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
     from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
+    from tcae_diffusers.training.dit_objectives import compute_losses, draw_step_randomness
     from tcae_diffusers.training.dit_transformers import build_transformer, set_training_mode
-    from tcae_diffusers.training.train_dit import compute_losses, draw_step_randomness
 
     count, block = 8192, 5
     cache = _synthetic_cache(folder, count)
