@@ -34,7 +34,7 @@ from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, fit
 from tcae_diffusers.trainer.image_batches import step_indexed_loader
 from tcae_diffusers.trainer.optimizers import build_optimizer
-from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA, remove_snapshots_after
+from tcae_diffusers.trainer.posthoc_ema import PowerFunctionEMA
 from tcae_diffusers.trainer.run import Run, begin_run, launch, save_model, start_accelerator
 from tcae_diffusers.trainer.sharding import check_sharding, model_class, prepare
 from tcae_diffusers.training.dit_arguments import DiTArguments
@@ -257,8 +257,6 @@ def start(arguments: DiTArguments) -> DiTTraining:
         "data": cache.fingerprint,
     }
     run = begin_run("train_dit", arguments, accelerator, transformer, all_averages, [], identity)
-    if accelerator.is_main_process:
-        remove_snapshots_after(run.folder / "ema_snapshots", run.first_step)
     side = Side(transformer, model, optimizer, all_averages)
     preview = SamplePreview(
         pipeline,

@@ -81,13 +81,6 @@ class PowerFunctionEMA:
         return path
 
 
-def remove_snapshots_after(folder: Path, step: int) -> None:
-    """Remove what a run saved that went beyond `step`, from which another one goes on: they would be combined."""
-    for path in folder.glob("step-*_sigma-*.safetensors"):
-        if int(path.name.removeprefix("step-").partition("_")[0]) > step:
-            path.unlink()
-
-
 def _inner_products(
     steps_a: np.ndarray, gammas_a: np.ndarray, steps_b: np.ndarray, gammas_b: np.ndarray
 ) -> np.ndarray:

@@ -22,6 +22,7 @@ from ..files import write_json
 from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
 from .checkpoint import CheckpointManager
+from .given_up_steps import remove_steps_after
 from .nonfinite import NonFiniteGuard
 from .sharding import is_sharded, model_class, refuse_deepspeed, register_averages
 from .trackers import require_tracker, start_trackers
@@ -35,6 +36,9 @@ _WITHOUT_EFFECT = {
     *("output_dir", "resume", "train_data", "latents", "tokenizer"),
     *("checkpointing_steps", "checkpoints_total_limit", "log_steps", "report_to", "dataloader_num_workers"),
 }
+
+# Folders of a run that hold something of several of its steps, beside the checkpoints.
+SAVED_BY_STEP = ("ema_snapshots", "pipelines", "pictures")
 
 
 def prepare_run_folder(arguments: RunArguments) -> Path:
@@ -209,6 +213,9 @@ def begin_run(
         accelerator, folder / "checkpoints", arguments.checkpoints_total_limit, {**shared, **identity}, options
     )
     first_step = checkpoints.resume(arguments.resume)
+    if accelerator.is_main_process:
+        for saved in SAVED_BY_STEP:
+            remove_steps_after(folder / saved, first_step)
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
 
 

@@ -100,6 +100,20 @@ def test_snapshots_beyond_the_step_of_a_resume_are_no_part_of_the_run(tmp_path):
     assert before and sorted(file.name for file in (run / "ema_snapshots").iterdir()) == before
 
 
+def test_an_earlier_checkpoint_gives_up_what_the_run_saved_after_it(tmp_path):
+    first, last = "step-00000003", "step-00000006"
+    runs = {name: train(tmp_path / name, pipeline_steps=2) for name in ("resumed", "expected")}
+    shutil.rmtree(runs["expected"] / "checkpoints" / last)
+    (runs["resumed"] / "pictures").mkdir()
+    (runs["resumed"] / "pictures" / "step-00000004-samples.png").touch()
+    for run in runs.values():
+        train(run, resume=run / "checkpoints" / first, learning_rate=1e-1, pipeline_steps=5)
+    assert_same_training_state(*(run / "checkpoints" / last for run in runs.values()))
+    pipelines = sorted(folder.name for folder in (runs["resumed"] / "pipelines").iterdir())
+    assert pipelines == ["step-00000002", "step-00000005"]
+    assert not list((runs["resumed"] / "pictures").iterdir())
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     name = "dit by flow matching"
     run = shutil.copytree(uninterrupted(name), tmp_path / "run")
