@@ -9,8 +9,13 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.models.adapters import load_autoencoder
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.pipelines import TCDiTPipeline
+from tcae_diffusers.pipelines.pipeline_tc_dit import scheduler_prediction_type
 from tcae_diffusers.trainer.posthoc_ema import reconstruct
+
+from .drawing import class_names_of
 
 # What a transformer must have in common with the one that it guides, by the names of both classes.
 _SHARED = ("in_channels", "out_channels", "sample_size", "num_classes", "num_embeds_ada_norm", "null_class_id")
@@ -23,7 +28,9 @@ def _settings(model: ModelMixin) -> dict[str, Any]:
 def _load(option: str, path: str | Path, pipeline: DiffusionPipeline) -> ModelMixin:
     """The transformer in `path`, or in the pipeline that is there, where and as the pipeline's own is."""
     folder = Path(path)
-    folder = folder / "transformer" if (folder / "model_index.json").is_file() else folder
+    if (folder / "model_index.json").is_file():
+        _require_the_same_task(option, folder, pipeline)
+        folder = folder / "transformer"
     if not (folder / "config.json").is_file():
         raise InputError(f"--{option} {path} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
     try:
@@ -33,12 +40,40 @@ def _load(option: str, path: str | Path, pipeline: DiffusionPipeline) -> ModelMi
     return model.to(pipeline.device).eval()
 
 
+def _require_the_same_task(option: str, folder: Path, pipeline: DiffusionPipeline) -> None:
+    """
+    Raises:
+        InputError: the transformer of the pipeline in `folder` was trained for another prediction, other classes or
+            other latents than that of `pipeline`, which the config of a transformer does not say.
+    """
+    config = DiffusionPipeline.load_config(folder)
+    theirs = config.get("prediction_type")
+    ours = pipeline.config.get("prediction_type") or scheduler_prediction_type(pipeline.scheduler)
+    if theirs not in (None, ours):
+        raise InputError(
+            f"--{option} {folder} predicts {theirs!r}, and the pipeline's transformer {ours!r}; pass a transformer "
+            "that predicts the same"
+        )
+    names = dict(enumerate(class_names_of(pipeline)))
+    for class_id, name in (config.get("id2label") or {}).items():
+        if names.get(int(class_id)) not in (str(name), class_id, None):
+            raise InputError(
+                f"--{option} {folder} calls class {class_id} {name!r}, and the pipeline {names[int(class_id)]!r}; "
+                "pass a transformer of the same classes"
+            )
+    latents = TokenizerFingerprint.of(load_autoencoder(folder, dtype=pipeline.vae.dtype))
+    if difference := TokenizerFingerprint.of(pipeline.vae).difference_of_latents(latents):
+        raise InputError(
+            f"--{option} {folder} was trained on other latents than the pipeline's: its autoencoder has {difference}"
+        )
+
+
 def replace_transformer(pipeline: DiffusionPipeline, path: str | Path) -> None:
     """
     Let `pipeline` draw with the transformer in `path`, the same but for its weights.
 
     Raises:
-        InputError: there is none, or it is another one.
+        InputError: there is none, or it is another one, or that of a pipeline for something else.
     """
     model, own = _load("transformer", path, pipeline), pipeline.transformer
     if type(model) is not type(own) or _settings(model) != _settings(own):
@@ -78,13 +113,6 @@ def add_guidance_transformer(pipeline: DiffusionPipeline, path: str | Path) -> N
     """
     if not isinstance(pipeline, TCDiTPipeline):
         raise InputError(f"--guidance_transformer needs a TCDiTPipeline, and this is a {type(pipeline).__name__}")
-    if (Path(path) / "model_index.json").is_file():
-        other = TCDiTPipeline.load_config(path).get("prediction_type")
-        if other != pipeline.config.prediction_type:
-            raise InputError(
-                f"--guidance_transformer {path} predicts {other!r}, and the pipeline's transformer "
-                f"{pipeline.config.prediction_type!r}; guidance needs the same"
-            )
     model = _load("guidance_transformer", path, pipeline)
     own, weaker = _settings(pipeline.transformer), _settings(model)
     for key in _SHARED:

@@ -70,6 +70,11 @@ def test_another_average_draws_as_a_pipeline_that_holds_it(runs, tmp_path):
     assert torch.equal(images(tmp_path / "set"), expected(own, guidance_scale=1.0))
 
 
+def test_in_half_precision_the_pipeline_of_another_step_is_still_of_the_same_latents(runs, tmp_path):
+    options = ["--transformer", runs / "pipelines" / "step-00000005", "--dtype", "bfloat16"]
+    assert generate(runs, tmp_path / "set", *options) == 0
+
+
 def test_a_length_of_the_average_can_be_chosen_while_drawing(runs, tmp_path):
     options = ["--ema_snapshots", runs / "ema_snapshots", "--ema_sigma", 0.07]
     assert generate(runs, tmp_path / "set", *options) == 0
@@ -122,6 +127,11 @@ def test_what_does_not_fit_is_named_and_nothing_is_drawn(runs, save_pipeline, tm
     pipeline = DiffusionPipeline.from_pretrained(runs / "pipeline")
     pipeline.register_to_config(prediction_type="flow_sample")
     pipeline.save_pretrained(tmp_path / "predicts_sample")
+    # Trained for something else, which the config of a transformer does not say.
+    renamed = save_pipeline(["squares", "circles"])
+    pipeline = DiffusionPipeline.from_pretrained(runs / "pipeline")
+    pipeline.vae.set_latent_statistics(torch.zeros(4), torch.full((4,), 2.0))
+    pipeline.save_pretrained(tmp_path / "calibrated")
     guided = ["--guidance_scale", 2, "--guidance_transformer"]
     snapshots = ["--ema_snapshots", runs / "ema_snapshots"]
     for options, message in (
@@ -138,7 +148,15 @@ def test_what_does_not_fit_is_named_and_nothing_is_drawn(runs, save_pipeline, tm
         ([*guided[2:], runs / "pipeline"], "--guidance_scale 1.0 must be above 1 with --guidance_transformer"),
         ([*guided, tmp_path / "none"], "is neither a transformer nor a pipeline"),
         ([*guided, other], "has num_embeds_ada_norm 3, and the pipeline's transformer 2"),
-        ([*guided, tmp_path / "predicts_sample"], "predicts 'flow_sample', and the pipeline's transformer 'flow_pred"),
+        *(
+            ([*option, path], f"{option[-1]} {path} {message}")
+            for option in (["--transformer"], guided)
+            for path, message in (
+                (tmp_path / "predicts_sample", "predicts 'flow_sample', and the pipeline's transformer 'flow_pred"),
+                (renamed, "calls class 0 'squares', and the pipeline 'circles'"),
+                (tmp_path / "calibrated", "was trained on other latents than the pipeline's"),
+            )
+        ),
         (["--transformer", runs / "ema" / "0.9", "--baseline", "untrained"], "must be omitted with --baseline"),
     ):
         assert generate(runs, tmp_path / "set", *options) == 2, options
