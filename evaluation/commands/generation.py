@@ -86,11 +86,18 @@ def require_pairs(sets: dict[str, ImageSet]) -> None:
         if seed is None:
             raise InputError(f"--paired: {name} does not say which seed it was drawn with; draw it with generate")
     for name, other in others:
-        if (seeds[name], other.labels) != (seeds[first], images.labels):
+        if (seeds[name], classes_of(other)) != (seeds[first], classes_of(images)):
             described = [f"{each} ({len(sets[each])} images, seed {seeds[each]})" for each in (first, name)]
             raise InputError(
                 f"--paired: {' and '.join(described)} differ in seed, labels or layout; draw both with the same"
             )
+
+
+def classes_of(images: ImageSet) -> list[str] | None:
+    """The class of each image by its name: two pipelines may number classes differently, or have others."""
+    if images.labels is None or images.classes is None:
+        return None
+    return [images.classes[label] for label in images.labels]
 
 
 def paired_differences(sets: dict[str, tuple[Figure, list[float] | None]]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def test_bad_names_are_refused(decoders, autoencoders, tmp_path, capsys):
 
 
 def test_only_sets_of_one_seed_and_the_same_labels_are_pairs(
-    decoders, autoencoders, pipeline_folder, image_folder, tmp_path, capsys
+    decoders, autoencoders, pipeline_folder, save_pipeline, image_folder, tmp_path, capsys
 ):
     def generate(name, *extra):
         command = ["generate", "--pipeline", pipeline_folder, "--num_images", 9, "--num_inference_steps", 1]
@@ -182,6 +182,7 @@ def test_only_sets_of_one_seed_and_the_same_labels_are_pairs(
     for second, words in (
         (other, "first (9 images, seed 0) and other (9 images, seed 1) differ"),
         (flat, "differ in seed, labels or layout"),
+        (generate("named", "--pipeline", save_pipeline(["circles", "stars"])), "differ in seed, labels or layout"),
         (image_folder, "does not say which seed it was drawn with"),
     ):
         assert paired(first, second) == 2
