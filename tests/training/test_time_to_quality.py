@@ -1,6 +1,7 @@
 """Time to quality: recipes, crossings, records, tables, and the whole benchmark on a tiny tokenizer."""
 
 import json
+import shutil
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_bad_options_end_in_one_line(options, message, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
-def record(recipe, seed, minutes, processor="one", heldout="16 images"):
+def record(recipe, seed, minutes, processor="one", heldout="16 images", content="abc"):
     """As if 20 dB was reached after so many CPU minutes, at half the speed of the wall; `None` if never."""
     crossing = None if minutes is None else {"step": 1.0, "cpu_s": 60 * minutes, "wall_s": 120 * minutes}
     return {
@@ -113,6 +114,7 @@ def record(recipe, seed, minutes, processor="one", heldout="16 images"):
         "seed": seed,
         "crossings": {"20 dB": crossing},
         "measures": {"psnr": heldout},
+        "settings": {"content": {"heldout_data": content, "train_data": recipe}},
         "machine": {"processor": processor},
         "checks": {"psnr": checks(10.0, 19.5 if minutes is None else 21.0)},
     }
@@ -143,7 +145,7 @@ def test_the_table_compares_seed_by_seed():
 
 
 def test_records_of_other_machines_or_images_are_not_compared():
-    for other in ({"processor": "two"}, {"heldout": "8 images"}):
+    for other in ({"processor": "two"}, {"heldout": "8 images"}, {"content": "abd"}):
         with pytest.raises(InputError, match="a and b differ in"):
             table({"a": [record("a", 0, 1.0)], "b": [record("b", 0, 1.0, **other)]}, ["20 dB"])
 
@@ -219,9 +221,34 @@ def test_two_recipes_train_in_processes_until_their_last_level(study, tmp_path, 
     assert "was measured with tokenizer.heldout_steps 2, now it is 3" in capsys.readouterr().err
 
 
+def test_a_record_stands_for_the_images_that_it_was_measured_on(study, tmp_path, capsys):
+    config, options = study
+    images = shutil.copytree(home() / "images", tmp_path / "images")
+    options = [*options, "--recipe", f"a={config},heldout_data={images}", "--seeds", "0", "--psnr", "1"]
+    assert bench.main(options) == 0
+    first = next(images.rglob("*.png"))
+    shutil.copy(next(file for file in images.rglob("*.png") if file != first), first)
+    with pytest.raises(SystemExit):
+        bench.main(options)
+    assert "was measured with content.heldout_data" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_named_before_anything_is_trained(study, tmp_path, monkeypatch, capsys):
+    config, options = study
+    monkeypatch.setattr(unit, "_train_tokenizer", lambda *arguments: pytest.fail("trained"))
+    for recipe, reference, message in (
+        (f"a={config}", str(tmp_path / "nowhere"), "nowhere does not exist"),
+        (f"a={config},train_data=stream:{home() / 'images'}", str(home() / "images"), "is a stream, which only"),
+    ):
+        with pytest.raises(SystemExit):
+            bench.main([*options, "--recipe", recipe, "--seeds", "0", "--gfd", "1", "--gfd_reference", reference])
+        assert message in capsys.readouterr().err
+
+
 def test_the_clock_goes_on_through_latents_and_transformer(study, tmp_path, monkeypatch):
     config, options = study
     small = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "sample_num_inference_steps": 2}
+    small |= {"repa_weight": 0.5, "repa_projector_width": 8}
     dit = ",".join(f"dit.{key}={value}" for key, value in {**small, "max_train_steps": 3}.items())
     options += ["--recipe", f"tiny={config},{dit}", "--seeds", "4", "--psnr", "1", "--gfd", "1"]
     options += ["--gfd_samples", "8", "--gfd_reference", str(home() / "images")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tcae_diffusers.errors import InputError
@@ -57,13 +57,23 @@ def require_comparable(records: Sequence[Record]) -> None:
     Raises:
         InputError: if records were measured on different images or machines.
     """
-    for key, of in (("measures", lambda r: r["measures"]), ("machine", lambda r: r["machine"]["processor"])):
+    compared: dict[str, Callable[[Record], Any]] = {
+        "measures": lambda record: record["measures"],
+        "images": _measured_content,
+        "machine": lambda record: record["machine"]["processor"],
+    }
+    for key, of in compared.items():
         found = {str(of(record)): record["recipe"] for record in records}
         if len(found) > 1:
             (one, first), (other, second), *_ = found.items()
             raise InputError(
                 f"{first} and {second} differ in {key}: {one} and {other}; times are comparable with the same only"
             )
+
+
+def _measured_content(record: Record) -> dict[str, str]:
+    """Fingerprints of the images that a record was measured on, by the option that names them."""
+    return {name: content for name, content in record["settings"].get("content", {}).items() if name != "train_data"}
 
 
 def table(records: dict[str, list[Record]], levels: Sequence[str]) -> dict[str, dict[str, str]]:

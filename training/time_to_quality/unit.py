@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 
+from tcae_diffusers.data.images.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.sources import scheme_of
+from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.evaluation.results.provenance import provenance
+from tcae_diffusers.evaluation.results.resumption import reference_content, source_content
 from tcae_diffusers.trainer.run import reset_accelerate
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training import cache_latents, train_dit, train_tcae
@@ -106,13 +110,26 @@ class Curve:
 
 
 def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dict[str, Any]:
-    """What a record must agree with to stand for the recipe and seed."""
+    """
+    What a record must agree with to stand for the recipe and seed: options, and the content of the images they name.
+
+    Raises:
+        InputError: images that cannot be read.
+    """
     settings: dict[str, Any] = {"psnr": arguments.psnr, "gfd": arguments.gfd}
-    settings["tokenizer"] = options_set(tokenizer_arguments(recipe, arguments, seed, output_dir=""))
+    tokenizer = tokenizer_arguments(recipe, arguments, seed, output_dir="")
+    assert tokenizer.heldout_data is not None, "recipes without held-out images are refused"
+    settings["tokenizer"] = options_set(tokenizer)
+    content = {"heldout_data": source_content(tokenizer.heldout_data)}
     if arguments.gfd is not None:
         folders = dict.fromkeys(("latents", "tokenizer", "output_dir"), "")
         settings["dit"] = options_set(dit_arguments(recipe, arguments, seed, folders))
-    return settings
+        content["gfd_reference"] = reference_content(arguments.gfd_reference)
+    if arguments.gfd is None and scheme_of(tokenizer.train_data) == "stream":
+        content["train_data"] = StreamedImages(tokenizer.train_data, MultiCropTransform(1), seed, 0).fingerprint
+    else:
+        content["train_data"] = source_content(tokenizer.train_data)
+    return {**settings, "content": content}
 
 
 def source_commit() -> str:
@@ -140,6 +157,8 @@ def measure(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dic
     """
     torch.set_num_threads(1)
     commit, clock = source_commit(), Clock()
+    # What cannot be read should not be found out after training.
+    settings = settings_of(recipe, arguments, seed)
     with tempfile.TemporaryDirectory(prefix="tcae-time-to-quality-") as folder:
         psnr = Curve(clock, arguments.psnr, rising=True, stops=arguments.gfd is None)
         heldout = _train_tokenizer(recipe, arguments, seed, folder, psnr)
@@ -150,7 +169,6 @@ def measure(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dic
             _cache(recipe, arguments, seed, folder, clock)
             measures["gfd"] = _train_dit(recipe, arguments, seed, folder, gfd)
             checks, crossings = {**checks, "gfd": gfd.checks}, crossings | gfd.crossings("gFD")
-    settings = settings_of(recipe, arguments, seed)
     where = {key: value for key, value in provenance().items() if key in ("date", "machine", "versions")}
     return {
         "recipe": recipe.name,
@@ -186,12 +204,14 @@ def _train_tokenizer(recipe: Recipe, arguments: TimeToQualityArguments, seed: in
 def _cache(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, clock: Clock) -> None:
     reset_accelerate()
     resolved = tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")
+    dit = dit_arguments(recipe, arguments, seed, dict.fromkeys(("latents", "tokenizer", "output_dir"), ""))
     options = CacheArguments(
         tokenizer=f"{folder}/tokenizer/model",
         output_dir=f"{folder}/latents",
         data=resolved.train_data,
         resolution=resolved.resolution,
         data_resolution=resolved.data_resolution,
+        tokens="tokenizer" if dit.repa_weight else None,
     )
     clock.resume()
     cache_latents.run(options)
@@ -217,4 +237,4 @@ def _train_dit(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, fol
         training.train()
     curve.clock.pause()
     curve.require_end(resolved.max_train_steps)
-    return online.name.removeprefix("online/")
+    return f"{online.name.removeprefix('online/')} against {arguments.gfd_reference}"
