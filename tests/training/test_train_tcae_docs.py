@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "train_your_own.md").read_text(enco
 SCRIPTS = {"train_tcae.py": TokenizerArguments, "finetune_decoder.py": DecoderArguments}
 # Of other commands on the page.
 FOREIGN = {"--logdir", "--data", "--baseline_data", "--output", "--num_machines", "--num_processes", "--machine_rank"}
-FOREIGN |= {"--main_process_ip", "--main_process_port", "--config", "--config_file"}
+FOREIGN |= {"--source", "--main_process_ip", "--main_process_port", "--config", "--config_file"}
 
 
 def blocks(language):
