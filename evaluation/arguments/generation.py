@@ -55,8 +55,8 @@ class SampleSetArguments(Arguments):
 @dataclass
 class GenerationArguments(SampleSetArguments, FeatureCacheArguments, MachineArguments):
     """
-    How close are sets of generated images to real ones? Fréchet distance, KID, Inception score, precision, recall,
-    density and coverage.
+    How close are sets of generated images to real ones? Fréchet distance, KID, MIND, Inception score, precision,
+    recall, density and coverage.
 
     Every figure is reported with its floor: the same measure between two disjoint random halves of the real images. A
     perfect generator would score close to the floor, not zero, because both sets are finite.

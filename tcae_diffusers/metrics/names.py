@@ -14,8 +14,8 @@ def metric_name(metric: str, extractor: str, samples: int, prefix: str = "") -> 
     """Name of a figure.
 
     Args:
-        metric: `FID`, `FID-inf` (extrapolated to infinitely many images), `KID`, `IS`, `precision`, `recall`,
-            `density` or `coverage`.
+        metric: `FID`, `FID-inf` (extrapolated to infinitely many images), `KID`, `MIND`, `IS`, `precision`,
+            `recall`, `density` or `coverage`.
         extractor: Name of the feature network, see [`features.FeatureNetwork`].
         samples: Number of images behind the figure (the smaller side, if both sides are images).
         prefix: `r` for reconstructions, `g` for generated images, or nothing.

@@ -17,6 +17,8 @@ from tcae_diffusers.metrics.names import metric_name
         (("KID", "inception", 60_000), "KID"),
         (("KID", "inception", 800), "KID-800"),
         (("KID", "efficientnet-lite0", 800, "g"), "gKID-efficientnet-lite0"),
+        (("MIND", "inception", 5000, "g"), "gMIND-5000"),
+        (("MIND", "efficientnet-lite0", 5000, "g"), "gMIND-efficientnet-lite0"),
         (("precision", "dinov2-vitb14", 800), "precision-dinov2-vitb14"),
         (("IS", "inception", 100), "IS-100"),
     ],

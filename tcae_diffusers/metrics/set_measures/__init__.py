@@ -9,6 +9,7 @@ from .frechet_feature_distance import FrechetFeatureDistance
 from .inception_score import InceptionScore
 from .kernel_distance import KernelDistance
 from .measure import ComparedReference, SampleFeatures, SetMeasure
+from .monge_distance import MongeDistance
 from .precision_recall import PrecisionAndRecall
 
 __all__ = ["SET_MEASURES", "ComparedReference", "SampleFeatures", "SetMeasure"]
@@ -17,6 +18,7 @@ __all__ = ["SET_MEASURES", "ComparedReference", "SampleFeatures", "SetMeasure"]
 SET_MEASURES: list[SetMeasure] = [
     FrechetFeatureDistance(),
     KernelDistance(),
+    MongeDistance(),
     PrecisionAndRecall(),
     DensityAndCoverage(),
     FrechetAtInfinity(),
