@@ -24,6 +24,8 @@ from .errors import InputError
 ArgumentsType = TypeVar("ArgumentsType", bound="Arguments")
 # What stands for a value in `--help` where the option does not say.
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
+# Values of an option that switch off what it stands for.
+_OFF: tuple[Any, ...] = (None, False, 0, "none", [], {})
 
 
 def option(
@@ -34,6 +36,7 @@ def option(
     metavar: str | tuple[str, ...] | None = None,
     choices: Sequence[Any] | None = None,
     repeat: bool = False,
+    needs: str | None = None,
 ) -> Any:
     """
     A dataclass field that [`parse_arguments`] reads from the command line as `--<name of the field>`.
@@ -45,8 +48,13 @@ def option(
         metavar (`str` or `tuple`, *optional*): Stands for the value in `--help`; a tuple for each value of a tuple.
         choices (`Sequence`, *optional*): What the value may be, where a `Literal` cannot say it.
         repeat (`bool`, defaults to `False`): A list that grows by one item each time the option is given.
+        needs (`str`, *optional*): Option without which this one has no effect: while that is unset, 0, false or none,
+            this one is refused on a command line. A preset may hold it, for those who switch the other one off.
     """
-    metadata = {"help": help, "positional": positional, "metavar": metavar, "choices": choices, "repeat": repeat}
+    metadata = {
+        **{"help": help, "positional": positional, "metavar": metavar, "choices": choices},
+        **{"repeat": repeat, "needs": needs},
+    }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
     return field(default=default, metadata=metadata, kw_only=True)
@@ -58,6 +66,7 @@ class Arguments:
     What each group of options derives from; a command derives from its groups.
 
     A subclass that declares options names their `group`, and checks them in `__post_init__`, which calls `super()`'s.
+    It may name one of them as their `switch`, without which the others have no effect.
     """
 
     group: ClassVar[str] = "Options"
@@ -126,9 +135,33 @@ def parse_arguments(
         missing = [_flag(each) for each in options.values() if _is_required(each) and each.name not in values]
         if missing:
             raise InputError(f"the following arguments are required: {', '.join(missing)}")
-        return arguments_type(**values)
+        arguments = arguments_type(**values)
+        _refuse_without_effect(arguments, typed)
+        return arguments
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def _refuse_without_effect(arguments: Arguments, typed: Iterable[str]) -> None:
+    """
+    Raises:
+        InputError: what an option of the command line needs is off, see [`option`] and [`Arguments`].
+    """
+    options, needs = {each.name: each for each in fields(arguments)}, _needs_by_option(type(arguments))
+    for name in typed:
+        value, needed = getattr(arguments, name), needs[name]
+        if needed and value not in (*_OFF, _default(options[name])) and getattr(arguments, needed) in _OFF:
+            raise InputError(f"--{name} {_as_text(value)} has no effect without --{needed}; omit it or give both.")
+
+
+def _needs_by_option(arguments_type: type[Arguments]) -> dict[str, str | None]:
+    """What each option needs: what it says itself, or the switch of its class."""
+    needs: dict[str, str | None] = {each.name: each.metadata["needs"] for each in fields(arguments_type)}
+    for declaring in _from_the_base_up(arguments_type):
+        for name in inspect.get_annotations(declaring).keys() & needs.keys():
+            switch = vars(declaring).get("switch")
+            needs[name] = needs[name] or (switch if switch != name else None)
+    return needs
 
 
 def save_arguments(arguments: Arguments, path: Path) -> None:
@@ -228,9 +261,7 @@ def _add_option(group: Any, each: Field, hint: Any) -> None:
 
 
 def _help(each: Field) -> str:
-    text, default = each.metadata["help"], each.default
-    if each.default_factory is not MISSING:
-        default = each.default_factory()
+    text, default = each.metadata["help"], _default(each)
     if default is True:
         return f"{text} (default: true; --no_{each.name} turns it off)"
     if default is False:
@@ -249,6 +280,10 @@ def _as_text(value: Any) -> str:
 
 def _flag(each: Field) -> str:
     return each.name if each.metadata["positional"] else f"--{each.name}"
+
+
+def _default(each: Field) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def _is_required(each: Field) -> bool:

@@ -162,6 +162,46 @@ def test_what_a_config_says_wrongly_is_named_though_the_command_line_says_better
     assert words in refused(capsys, *argv)
 
 
+@dataclass
+class Frame(Arguments):
+    """Options of the frame."""
+
+    switch: ClassVar[str] = "frame"
+
+    frame: Literal["none", "wood"] = option("none", "Material of the frame.")
+    frame_width: int = option(3, "Width of the frame in pixels.")
+    frame_colours: list[str] = option([], "Colours of the frame.")
+
+
+@dataclass
+class FramedDraw(Draw, Frame):
+    """Draw pictures with frames."""
+
+    blur: float = option(0.0, "Blur of the picture.")
+    blur_steps: int = option(2, "Steps of the blur.", needs="blur")
+
+
+def test_an_option_is_refused_where_what_it_belongs_to_is_off(capsys, tmp_path):
+    def parse(*argv):
+        return parse_arguments(FramedDraw, ["--output", "x", *argv], prog="draw")
+
+    for argv, words in (
+        (["--frame_width", "4"], "--frame_width 4 has no effect without --frame; omit it or give both."),
+        (["--frame", "none", "--frame_colours", "a", "b"], "--frame_colours a b has no effect without --frame;"),
+        (["--blur_steps", "4", "--frame", "wood"], "--blur_steps 4 has no effect without --blur;"),
+        (["--blur_steps", "4", "--blur", "0"], "--blur_steps 4 has no effect without --blur;"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(*argv)
+        assert words in capsys.readouterr().err
+    assert parse("--frame", "wood", "--frame_width", "4", "--blur", "1", "--blur_steps", "4").frame_width == 4
+    # Nobody is misled by a default or an off; a preset may hold what belongs to something that is switched off here.
+    assert parse("--frame_width", "3", "--blur_steps", "0").blur_steps == 0
+    preset = config(tmp_path, "{frame: wood, frame_width: 9}")
+    assert parse("--config", preset, "--frame", "none").frame_width == 9
+    assert parse("--config", preset, "--frame_colours", "red").frame_colours == ["red"]
+
+
 def test_a_config_is_read_as_the_command_line_is(tmp_path):
     text = "output: a\nrate: 1e-4\nsize: [1, 2]\nwidth: null\nsets: [[a]]\nextra: {b: 1}\nnames: [x]\ntags: [t]\n"
     read = parse_arguments(Draw, ["--config", config(tmp_path, text), "--tags", "mine"], prog="draw")

@@ -43,8 +43,6 @@ OPTIONS = {
     "ssl_drop_path": 0.2,
     "checkpointing_steps": 3,
     "log_steps": 2,
-    "heldout_steps": 100,
-    "heldout_images": 2,
     "report_to": "none",
 }
 
@@ -79,9 +77,18 @@ each_shaping = pytest.mark.parametrize(
 MUON = {"optimizer": "muon", "autoencoder_overrides": json.dumps({**TINY, "hidden_size": 64})}
 
 
+def with_effect(defaults, options) -> dict:
+    """Those of `defaults` that are not refused where `options` leave off what they belong to."""
+    chosen = {"ssl": "ibot", "discriminator": "patchgan", **defaults, **options}
+    off = ["ssl_"] if chosen["ssl"] == "none" else []
+    off += ["discriminator_", "adversarial_"] if chosen["discriminator"] == "none" else []
+    off += ["discriminator_r1_interval"] if not chosen.get("discriminator_r1_weight") else []
+    return {name: value for name, value in defaults.items() if not name.startswith(tuple(off) or ("-",))}
+
+
 def train(output, data=None, **options) -> Path:
     """`train_tcae` with `OPTIONS` on the 22 images of [`home`]; an option of `None` is left out."""
-    options = {**OPTIONS, "train_data": home() / "images" if data is None else data, **options}
+    options = {**with_effect(OPTIONS, options), "train_data": home() / "images" if data is None else data, **options}
     options = {name: value for name, value in options.items() if value is not None}
     run(train_tcae.main, **options, output_dir=output)
     return Path(output)
@@ -133,7 +140,8 @@ NEW_DECODER = {"new_decoder": json.dumps({"decoder_hidden_size": 16, "decoder_nu
 
 def finetune(output, **options) -> Path:
     """`finetune_decoder` with `DECODER_OPTIONS`."""
-    options = {"autoencoder": trained_tokenizer(), "train_data": home() / "images", **DECODER_OPTIONS, **options}
+    defaults = {"autoencoder": trained_tokenizer(), "train_data": home() / "images", **DECODER_OPTIONS}
+    options = {**with_effect(defaults, options), **options}
     run(finetune_decoder.main, **{name: value for name, value in options.items() if value != []}, output_dir=output)
     return Path(output)
 

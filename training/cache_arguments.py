@@ -61,6 +61,7 @@ class CacheSourceArguments(Arguments):
         0.7,
         "Smallest fraction of the image's area that a random crop covers; the largest is 1.",
         metavar="FRACTION",
+        needs="augmented_passes",
     )
     seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.")
 

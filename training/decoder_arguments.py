@@ -12,6 +12,7 @@ class GeneratedLatentArguments(AdversarialArguments):
     """Generated latents, on which the decoder is judged beside the encoded ones."""
 
     group: ClassVar[str] = "Held-out images"
+    switch: ClassVar[str] = "heldout_pipeline"
 
     heldout_pipeline: str | None = option(
         None,

@@ -172,7 +172,9 @@ class FurtherEMAArguments(EMAArguments):
         "Relative lengths of post-hoc averages, such as 0.05 0.1, from which an average of any length can be built"
         " after training.",
     )
-    posthoc_ema_steps: int = option(1000, "Steps between two snapshots of the post-hoc averages in ema_snapshots/.")
+    posthoc_ema_steps: int = option(
+        1000, "Steps between two snapshots of the post-hoc averages in ema_snapshots/.", needs="posthoc_ema_sigmas"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,6 +211,7 @@ class OnlineFrechetArguments(Arguments):
     """A Fréchet distance during training, to follow the trend."""
 
     group: ClassVar[str] = "Fréchet distance during training"
+    switch: ClassVar[str] = "gfd_steps"
 
     gfd_steps: int = option(
         0, "Steps between two Fréchet distances of a small set of samples, which show only a trend; 0 turns them off."

@@ -87,6 +87,9 @@ class BaselineArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
+        for name in ("data", "resolution"):
+            is_used = self.baseline == "class-mean" or getattr(self, name) is None
+            self._require(name, is_used, "omitted unless --baseline is class-mean")
 
 
 @dataclass

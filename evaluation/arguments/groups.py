@@ -140,6 +140,11 @@ class OptionalNetworkArguments(FeatureNetworkArguments):
         choices=(*EXTRACTOR_NAMES, "none"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_used = self.extractor != "none" or self.extractor_weights is None
+        self._require("extractor_weights", is_used, "omitted with --extractor none")
+
     def network_if_any(self, device: str | torch.device) -> FeatureNetwork | None:
         """The network; `None` for `--extractor none`."""
         return None if self.extractor == "none" else self.feature_network(device)

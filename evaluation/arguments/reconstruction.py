@@ -20,7 +20,10 @@ class ReconstructionMeasureArguments(Arguments):
         "none", "Backbone of LPIPS, which needs its ImageNet weights; most papers report alex."
     )
     lpips_weights: Path | None = option(
-        None, "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.", metavar="FILE"
+        None,
+        "File with torchvision's weights of the LPIPS backbone; downloaded ones if unset.",
+        metavar="FILE",
+        needs="lpips",
     )
     tiling: bool = option(False, "Encode and decode in tiles, for large images.")
     output: Path = option(MISSING, "Folder for reconstruction.json, per_image.csv and pictures.", metavar="FOLDER")
@@ -50,6 +53,9 @@ class LinearBaselineArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("baseline_images", self.baseline_images >= 2, "at least 2")
+        for name, default in {"baseline_images": 10_000, "baseline_basis": "shared"}.items():
+            is_used = self.baseline_data != "none" or getattr(self, name) == default
+            self._require(name, is_used, "omitted with --baseline_data none")
 
 
 @dataclass

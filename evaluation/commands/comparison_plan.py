@@ -16,7 +16,7 @@ from tcae_diffusers.errors import InputError
 from ..arguments.latents import LatentsArguments
 from ..arguments.probing import ProbingArguments
 from ..arguments.reconstruction import ReconstructionArguments
-from ..arguments.sampling import SamplingArguments
+from ..arguments.sampling import GuidanceArguments, SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.latents import LatentsResult
 from ..results.kinds.probing import ProbingResult
@@ -160,6 +160,11 @@ def read_plan(path: str | Path) -> ComparisonPlan:
     wrong = [measure for measure in plan.measures if measure not in MEASURES]
     if wrong:
         raise InputError(f"{path}: unknown measure {', '.join(wrong)}; expected one of {', '.join(MEASURES)}")
+    # What cannot be drawn should not be found out after everything else was measured.
+    try:
+        GuidanceArguments(guidance_scale=plan.guidance_scale, guidance_interval=plan.guidance_interval)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return plan
 
 

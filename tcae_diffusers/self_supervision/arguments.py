@@ -20,6 +20,7 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
     """Self-supervised training of the tokens, in addition to reconstruction."""
 
     group: ClassVar[str] = "Self-supervision"
+    switch: ClassVar[str] = "ssl"
 
     ssl: str = option("ibot", "Self-supervised method; none is the paper's ablation.", choices=available_methods())
     ssl_options: dict = option(

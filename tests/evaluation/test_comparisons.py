@@ -231,6 +231,10 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
             "tokenizers: {a: {autoencoder: x}}\nguidance_interval: [0.1]",
             "guidance_interval: [0.1] is a list, expected a list of 2",
         ),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nguidance_interval: [0.1, 0.8]",
+            "plan.yaml: --guidance_interval (0.1, 0.8) must be omitted unless --guidance_scale is above 1",
+        ),
         ("tokenizers: {a: {autoencoder: x}}\nmeasures: latents", "measures: 'latents' is a str, expected a list"),
         ("tokenizers: {a: {autoencoder: x}}\nmeasures: [fid]", "unknown measure fid"),
         ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from ..latent_commands import home
-from ..tokenizer_commands import OPTIONS, SMOOTH, assert_close_state, train
+from ..tokenizer_commands import OPTIONS, SMOOTH, assert_close_state, train, with_effect
 from .conftest import needs_gpus
 
 
 def launch_two(folder, environment, **options) -> None:
     """`train_tcae` in two processes of this machine, each as a user starts it."""
-    options = {**OPTIONS, "train_data": home() / "images", **options, "output_dir": folder}
+    options = {**with_effect(OPTIONS, options), "train_data": home() / "images", **options, "output_dir": folder}
     argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

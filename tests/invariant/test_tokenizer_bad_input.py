@@ -17,7 +17,7 @@ from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import FOREIGN, assert_same_training_state, home, run
 from ..tar_files import write_shards
-from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted
+from ..tokenizer_commands import OPTIONS, TINY, checkpoint, train, uninterrupted, with_effect
 
 
 def folder_of_texts(place: Path) -> Path:
@@ -275,8 +275,8 @@ def run_expecting_error(capsys, options) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(tmp_path, capsys, name):
     make_options, words = CASES[name]
-    defaults = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run"}
     changed = make_options(tmp_path)
+    defaults = {**with_effect(OPTIONS, changed), "train_data": home() / "images", "output_dir": tmp_path / "run"}
     if "config" in changed:
         # The command line wins over a config, so what the config says wrongly must not be said there.
         defaults.pop("seed", None)
@@ -309,7 +309,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_path, caps
     changed, words = OTHER_RUNS[name]
     folder = shutil.copytree(uninterrupted(), tmp_path / "run")
     before = (folder / "arguments.yaml").read_text()
-    defaults = {**OPTIONS, "train_data": home() / "images", "output_dir": folder, "resume": "latest"}
+    defaults = {**with_effect(OPTIONS, changed), "train_data": home() / "images"}
+    defaults |= {"output_dir": folder, "resume": "latest"}
     message = run_expecting_error(capsys, {**defaults, **changed})
     assert all(word in message for word in ["belongs to another run", *words]), message
     assert (folder / "arguments.yaml").read_text() == before

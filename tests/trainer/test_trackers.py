@@ -13,14 +13,20 @@ from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.trackers import require_tracker, tracker_options
 
 from ..latent_commands import home
-from ..tokenizer_commands import OPTIONS
+from ..tokenizer_commands import OPTIONS, with_effect
 
 SCRIPT = "import sys; from tcae_diffusers.training.train_tcae import main; main(sys.argv[1:])"
 
 
 def train_in_a_process(output, environment, **options):
     # wandb and trackio keep threads and services for the life of a process.
-    options = {**OPTIONS, "train_data": home() / "images", "output_dir": output, "log_steps": 1, **options}
+    options = {
+        **with_effect(OPTIONS, options),
+        "train_data": home() / "images",
+        "output_dir": output,
+        "log_steps": 1,
+        **options,
+    }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, env=environment, timeout=300)
 

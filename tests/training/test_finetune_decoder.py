@@ -33,6 +33,7 @@ from ..tokenizer_commands import (
     finetune,
     trained_tokenizer,
     uninterrupted_finetuning,
+    with_effect,
 )
 from .test_train_tcae import BASELINES
 
@@ -49,7 +50,7 @@ def started(tmp_path):
             "output_dir": tmp_path / "run",
         }
         argv = []
-        for name, value in {**defaults, **DECODER_OPTIONS, **options}.items():
+        for name, value in {**defaults, **with_effect(DECODER_OPTIONS, options), **options}.items():
             values = value if isinstance(value, list) else [value]
             argv += [f"--{name}", *map(str, values)] if values else []
         return finetune_decoder.start(parse_arguments(finetune_decoder.DecoderArguments, argv))
@@ -394,6 +395,8 @@ BAD_INPUT = {
     "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),
     "unknown augmentation": ({"discriminator_diff_augment": ["blur"]}, "blur"),
     "negative noise": ({"latent_noise": -1}, "latent noise is -1"),
+    "samples of no pipeline": ({"heldout_samples": 9}, "--heldout_samples 9 has no effect without --heldout_pipeline"),
+    "images of nothing held out": ({"heldout_images": 9}, "--heldout_images 9 has no effect without --heldout_data"),
     "negative weight": ({"discriminator_r1_weight": -1}, "r1_weight is -1"),
     "an interval of zero": ({"discriminator_r1_interval": 0}, "r1_interval is 0"),
     "DINO that is not there": ({"discriminator": "dino", "discriminator_weights_path": "/nowhere/at/all"}, "/nowhere"),

@@ -23,7 +23,7 @@ from tcae_diffusers.training.benchmarks import training_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
 
 from ..latent_commands import home, reset_accelerate
-from ..tokenizer_commands import DECODER_OPTIONS, OPTIONS, TINY, trained_tokenizer
+from ..tokenizer_commands import DECODER_OPTIONS, OPTIONS, TINY, trained_tokenizer, with_effect
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_parts_of_a_tokenizer_step_sum_to_a_real_step(name, real_step):
-    options = {**OPTIONS, "max_train_steps": 6, **TOKENIZERS[name]}
+    options = {**with_effect(OPTIONS, TOKENIZERS[name]), "max_train_steps": 6, **TOKENIZERS[name]}
     measured, arguments, batch = real_step(train_tcae, train_tcae.TokenizerArguments, options)
     cost = step_cost.tokenizer_step_cost(arguments, batch)
     assert cost.total == pytest.approx(measured, rel=1e-6)
@@ -113,10 +113,11 @@ def test_parts_of_a_tokenizer_step_sum_to_a_real_step(name, real_step):
     ],
 )
 def test_parts_of_a_decoder_step_sum_to_a_real_step(options, real_step):
-    common = {**DECODER_OPTIONS, "autoencoder": trained_tokenizer(), "discriminator_r1_weight": 0}
+    options = {"autoencoder": trained_tokenizer(), "discriminator_r1_weight": 0, **options}
     if options["discriminator"] != "patchgan":
-        common |= {"discriminator_layers": None, "discriminator_channels": None}
-    measured, arguments, batch = real_step(finetune_decoder, finetune_decoder.DecoderArguments, {**common, **options})
+        options |= {"discriminator_layers": None, "discriminator_channels": None}
+    options = {**with_effect(DECODER_OPTIONS, options), **options}
+    measured, arguments, batch = real_step(finetune_decoder, finetune_decoder.DecoderArguments, options)
     cost = step_cost.decoder_step_cost(arguments, batch)
     assert cost.total == pytest.approx(measured, rel=1e-6)
     assert step_cost.VIEWS not in cost.backward and step_cost.OTHER not in cost.forward

@@ -77,6 +77,8 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
             "--repa_spatial_normalization 0.6 needs several tokens",
         ),
         ({"gfd_steps": 2}, "--gfd_reference None must be given with --gfd_steps"),
+        ({"gfd_samples": 16}, "--gfd_samples 16 has no effect without --gfd_steps"),
+        ({"posthoc_ema_steps": 2}, "--posthoc_ema_steps 2 has no effect without --posthoc_ema_sigmas"),
     ]
     for change, message in cases:
         line = ends_in_one_line(capsys, train_dit.main, **{**good, **change})

@@ -23,7 +23,7 @@ from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, home, reset_accelerate
-from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted
+from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted, with_effect
 
 
 @pytest.fixture
@@ -32,7 +32,12 @@ def started(tmp_path):
 
     def start(**options):
         reset_accelerate()
-        options = {**OPTIONS, "train_data": home() / "images", "output_dir": tmp_path / "run", **options}
+        options = {
+            **with_effect(OPTIONS, options),
+            "train_data": home() / "images",
+            "output_dir": tmp_path / "run",
+            **options,
+        }
         argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         return train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
 
