@@ -136,10 +136,19 @@ def parse_arguments(
         if missing:
             raise InputError(f"the following arguments are required: {', '.join(missing)}")
         arguments = arguments_type(**values)
+        _refuse_nan(arguments)
         _refuse_without_effect(arguments, typed)
         return arguments
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def _refuse_nan(arguments: Arguments) -> None:
+    """NaN is not below any bound, so a check such as "negative" lets it pass, and everything becomes NaN."""
+    for each in fields(arguments):
+        value = getattr(arguments, each.name)
+        if any(part != part for part in (value if isinstance(value, list | tuple) else [value])):
+            raise InputError(f"--{each.name} {_as_text(value)} must be a number.")
 
 
 def _refuse_without_effect(arguments: Arguments, typed: Iterable[str]) -> None:

@@ -126,6 +126,7 @@ def test_a_hyphen_is_as_good_as_an_underscore_in_names_only():
         (["--network", "huge"], "argument --network: invalid choice: 'huge' (choose from "),
         (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
         (["--width", "0", "--output", "x"], "--width 0 must be at least 1 pixel."),
+        (["--rate", "nan", "--output", "x"], "--rate nan must be a number."),
         (["--tiled", "perhaps"], "argument --tiled: 'perhaps' is neither true nor false"),
         (["--size", "1"], "argument --size: expected 2 arguments"),
         (["--extra", "{a: 1}"], "argument --extra: '{a: 1}' is not JSON ("),

@@ -395,6 +395,7 @@ BAD_INPUT = {
     "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),
     "unknown augmentation": ({"discriminator_diff_augment": ["blur"]}, "blur"),
     "negative noise": ({"latent_noise": -1}, "latent noise is -1"),
+    "noise that is no number": ({"latent_noise": "nan"}, "--latent_noise nan must be a number"),
     "samples of no pipeline": ({"heldout_samples": 9}, "--heldout_samples 9 has no effect without --heldout_pipeline"),
     "images of nothing held out": ({"heldout_images": 9}, "--heldout_images 9 has no effect without --heldout_data"),
     "negative weight": ({"discriminator_r1_weight": -1}, "r1_weight is -1"),
