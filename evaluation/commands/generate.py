@@ -78,6 +78,7 @@ def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, va
         "guidance_transformer": None if guide is None else model_fingerprint(guide),
         **arguments.sampling(),
         "dtype": arguments.dtype,
+        "prediction_type": pipeline.config.get("prediction_type"),
         "transformer": model_fingerprint(pipeline.transformer),
         "vae": model_fingerprint(vae),
         "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},

@@ -1,6 +1,7 @@
 """Drawing samples: image i is a function of the seed and i; interrupted runs go on; labels are balanced."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,3 +118,13 @@ def test_baselines_are_sample_sets_too(pipeline_folder, image_folder, tmp_path):
 
 def test_class_names_come_from_the_pipeline(pipeline):
     assert class_names_of(pipeline) == ["circles", "squares"]
+
+
+def test_an_untrained_transformer_that_predicts_something_else_is_another_set(pipeline_folder, tmp_path, capsys):
+    """Its weights are the same."""
+    other = shutil.copytree(pipeline_folder, tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "prediction_type": "flow_sample"}))
+    assert generate(pipeline_folder, tmp_path / "set", "--baseline", "untrained") == 0
+    assert generate(other, tmp_path / "set", "--baseline", "untrained") == 2
+    assert "prediction_type: 'flow_prediction' before, 'flow_sample' now" in capsys.readouterr().err
