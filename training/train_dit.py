@@ -178,7 +178,7 @@ class DiTTraining:
         """The pipeline with the first of the averaged weights, and one transformer for each further one."""
         folder = self.run.folder
         for average in self.averages[1:]:
-            self.save_averaged(average, folder / "ema" / f"{average.decay:g}", whole_pipeline=False)
+            self.save_averaged(average, folder / "ema" / f"{average.decay:.15g}", whole_pipeline=False)
         self.save_averaged(self.averages[0], folder / "pipeline")
         return f"the pipeline is in {folder / 'pipeline'}"
 

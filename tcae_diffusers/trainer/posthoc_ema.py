@@ -66,7 +66,7 @@ class PowerFunctionEMA:
         Write `step-<n>_sigma-<s>.safetensors`, whole or not at all; `names` are those of the parameters. Where these
         are sharded, all ranks must call this; one writes.
         """
-        path = folder / f"step-{self.steps:08d}_sigma-{self.sigma_rel:g}.safetensors"
+        path = folder / f"step-{self.steps:08d}_sigma-{self.sigma_rel:.15g}.safetensors"
         temporary = path.with_name(f".{path.name}")
         tensors = {}
         for name, average in zip(names, self.averages, strict=True):

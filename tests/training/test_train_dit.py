@@ -78,6 +78,11 @@ def test_each_average_of_the_weights_is_saved_under_its_decay():
     assert 0 < distance("0.3") < distance("0.9")
 
 
+def test_averages_of_nearly_equal_decays_are_kept_apart(tmp_path):
+    run = train(tmp_path / "run", max_train_steps=1, extra_ema_decays=[0.9999999, 0.99999999])
+    assert {folder.name for folder in (run / "ema").iterdir()} == {"0.9999999", "0.99999999"}
+
+
 def test_a_pipeline_saved_on_the_way_holds_the_averages_of_its_step(tmp_path):
     run = watched_run()
     (folder,) = (run / "pipelines").iterdir()
