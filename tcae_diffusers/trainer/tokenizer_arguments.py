@@ -86,8 +86,8 @@ class HeldoutArguments(Arguments):
 
     heldout_data: str | None = option(
         None,
-        "Held-out images, never trained on, for figures and pictures; accepts the sources of --train_data. If "
-        "unset, nothing is held out.",
+        "Held-out images, never trained on, for figures and pictures; accepts the sources of --train_data but "
+        "streams. If unset, nothing is held out.",
         metavar="SOURCE",
     )
     heldout_steps: int = option(500, "Steps between two evaluations on held-out images.")
