@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .errors import InputError
 
 ArgumentsType = TypeVar("ArgumentsType", bound="Arguments")
+FieldsType = TypeVar("FieldsType")
 # What stands for a value in `--help` where the option does not say.
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
 # Values of an option that switch off what it stands for.
@@ -407,6 +408,32 @@ def config_value(name: str, hint: Any, value: Any, choices: Sequence[Any] | None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"{name}: {value!r} is a {type(value).__name__}, expected {kind.__name__}")
     return value
+
+
+def read_fields(cls: type[FieldsType], content: Any, where: str) -> FieldsType:
+    """
+    A dataclass from a mapping of a YAML file.
+
+    Args:
+        where (`str`): What error messages call it.
+
+    Raises:
+        InputError: `content` is no mapping; an unknown or missing key, or a value of another type.
+    """
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is {content!r}; expected keys and values")
+    known = {entry.name: entry for entry in fields(cast(Any, cls))}
+    unknown = [str(key) for key in content if key not in known]
+    if unknown:
+        raise InputError(f"{where}: unknown key {', '.join(unknown)}; expected one of {', '.join(known)}")
+    missing = [name for name, entry in known.items() if _is_required(entry) and name not in content]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} is missing")
+    hints = get_type_hints(cls)
+    try:
+        return cls(**{name: config_value(name, hints[name], value) for name, value in content.items()})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _near(name: str, known: Iterable[str], prefix: str = "") -> str:

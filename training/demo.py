@@ -2,15 +2,13 @@
 
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
+from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_stages, say
 
 # Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about four minutes.
 DEFAULT_MINUTES = 10.0
@@ -41,28 +39,6 @@ class DemoArguments(Arguments):
         if self.minutes is None:
             self.minutes = float(os.environ.get("DEMO_MINUTES", DEFAULT_MINUTES))
         self._require("minutes", self.minutes > 0, "positive")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """
-    One command of the demo.
-
-    Args:
-        title (`str`): What is shown before it runs.
-        module (`str`): Module below `tcae_diffusers`, run with `python -m`.
-        arguments (`list[str]`): Its command line.
-        result (`Path`): What it leaves behind; a command that was interrupted may exit with 0 without it.
-    """
-
-    title: str
-    module: str
-    arguments: list[str]
-    result: Path
-
-    @property
-    def command(self) -> list[str]:
-        return ["python", "-m", f"tcae_diffusers.{self.module}", *self.arguments]
 
 
 def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[Stage]:
@@ -138,17 +114,6 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     ]
 
 
-def run_stage(stage: Stage) -> int:
-    """Run the command; on Ctrl-C wait while it saves its work, and return what it returned."""
-    process = subprocess.Popen([sys.executable, *stage.command[1:]])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # The terminal has sent the signal to the command too; it saves at the next step.
-            continue
-
-
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(DemoArguments, argv)
     # A folder per scale: a longer demo is another run, and nothing of the shorter one is touched.
@@ -157,38 +122,14 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         exit_with_error(f"output folder {folder} cannot be created: {error.strerror}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     # What was not given is filled in by [`DemoArguments`].
     assert arguments.minutes is not None
     plan = stages(folder, arguments.minutes, arguments.num_samples, arguments.seed)
     (folder / "commands.txt").write_text("".join(shlex.join(stage.command) + "\n" for stage in plan[:-1]))
-    started, anew = time.monotonic(), False
-    for number, stage in enumerate(plan, start=1):
-        head, command = f"[{number}/{len(plan)}] {stage.title}", shlex.join(stage.command)
-        done = folder / "done" / f"{number}"
-        # What another command made, or what stood before an earlier stage ran again, is not this stage's result.
-        if not anew and done.exists() and done.read_text() == command and stage.result.exists():
-            say(f"{head}: already done ({stage.result})")
-            continue
-        anew = True
-        say(f"{head}\n      {command}")
-        code = run_stage(stage)
-        if code != 0 or not stage.result.exists():
-            say(f"stopped in step {number} after {minutes_since(started)}; run `make demo` again to resume")
-            sys.exit(code if code > 0 else 130)
-        done.parent.mkdir(exist_ok=True)
-        done.write_text(command)
+    started = time.monotonic()
+    run_stages(plan, folder / "stages", "`make demo`", run_stage)
     say(f"finished after {minutes_since(started)}. The report: {(folder / 'report.html').resolve()}")
-
-
-def minutes_since(started: float) -> str:
-    return f"{(time.monotonic() - started) / 60:.1f} minutes"
-
-
-def say(text: str) -> None:
-    # This is a command: what it prints is its result.
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import yaml
 
-from tcae_diffusers.arguments import config_value
+from tcae_diffusers.arguments import read_fields
 from tcae_diffusers.errors import InputError
 
 from ..arguments.latents import LatentsArguments
@@ -115,31 +114,6 @@ class MeasuredTokenizer:
     generation: dict[int, GenerationResult] = field(default_factory=dict)
 
 
-PlanType = TypeVar("PlanType", TokenizerEntry, ComparisonPlan)
-
-
-def _read(cls: type[PlanType], content: Any, where: str) -> PlanType:
-    if not isinstance(content, dict):
-        raise InputError(f"{where} is {content!r}; expected keys and values")
-    known = [entry.name for entry in dataclasses.fields(cls)]
-    unknown = [str(key) for key in content if key not in known]
-    if unknown:
-        raise InputError(f"{where}: unknown key {', '.join(unknown)}; expected one of {', '.join(known)}")
-    required = [entry.name for entry in dataclasses.fields(cls) if _is_required(entry)]
-    missing = [name for name in required if name not in content]
-    if missing:
-        raise InputError(f"{where}: {', '.join(missing)} is missing")
-    hints = get_type_hints(cls)
-    try:
-        return cls(**{name: config_value(name, hints[name], value) for name, value in content.items()})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def _is_required(entry: dataclasses.Field) -> bool:
-    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-
-
 def read_plan(path: str | Path) -> ComparisonPlan:
     """Reads and checks a comparison file.
 
@@ -151,7 +125,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"cannot read comparison {path}: {error}") from error
-    plan = _read(ComparisonPlan, content, str(path))
+    plan = read_fields(ComparisonPlan, content, str(path))
     if not plan.tokenizers:
         raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got none")
     plan.tokenizers = {
@@ -169,7 +143,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
 
 
 def _read_tokenizer(content: Any, where: str) -> TokenizerEntry:
-    entry = _read(TokenizerEntry, content, where)
+    entry = read_fields(TokenizerEntry, content, where)
     if not all(isinstance(key, int) and key > 0 and isinstance(entry.pipelines[key], str) for key in entry.pipelines):
         raise InputError(f"{where}: pipelines must be 'DiT steps: folder', got {entry.pipelines!r}")
     entry.pipelines = dict(sorted(entry.pipelines.items()))

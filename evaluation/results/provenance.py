@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,15 @@ def command_line() -> str:
     if Path(sys.argv[0]).name == "__main__.py" and Path(sys.argv[0]).parent.name == "evaluation":
         return shlex.join(["python", "-m", "tcae_diffusers.evaluation", *arguments])
     return shlex.join([Path(sys.argv[0]).name or "python", *arguments])
+
+
+def source_commit() -> str:
+    """Commit of the code that runs, `-dirty` behind it if tracked files were changed, or `unknown`."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def provenance(**settings: Any) -> dict[str, Any]:

@@ -2,32 +2,27 @@
 Minutes of training until a held-out PSNR, and a Fréchet distance of samples, are reached: several recipes, each with
 several seeds.
 
-Two processes of one thread each run at the same time, each with a recipe and a seed of its own, and as soon as one
-ends the next begins, so that all of them share the machine with a process like themselves. That uses two cores better
-than two threads, of which one waits for the other after every small product, and better than taking turns, where one
-core is idle. Beside the wall clock stand CPU seconds, which hardly change when something else runs on the machine.
+Two processes of one thread each run at the same time, each with a recipe and a seed of its own, so that all of them
+share the machine with a process like themselves. Beside the wall clock stand CPU seconds, which hardly change when
+something else runs on the machine.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from tcae_diffusers.errors import InputError
 from tcae_diffusers.files import write_text
-from tcae_diffusers.trainer.signals import StopSignal
 from tcae_diffusers.training.bench_arguments import BenchArguments
+from tcae_diffusers.training.recorded_settings import require_same_settings
+from tcae_diffusers.training.side_by_side import Job, run_side_by_side
 from tcae_diffusers.training.time_to_quality.recipes import Recipe, parse_recipes
 from tcae_diffusers.training.time_to_quality.records import (
     format_record,
     level_name,
     read_record,
     record_path,
-    require_same_settings,
 )
 from tcae_diffusers.training.time_to_quality.table import table
 from tcae_diffusers.training.time_to_quality.unit import Interrupted, measure, settings_of
@@ -70,7 +65,9 @@ def units_without_record(arguments: BenchArguments, recipes: list[Recipe]) -> li
         for recipe in recipes[first:] + recipes[:first]:
             path = record_path(arguments.records, recipe.name, seed)
             if path.exists() and not arguments.rerun:
-                require_same_settings(path, settings_of(recipe, arguments, seed))
+                remedy = "choose another name or --records, or pass --rerun to measure it again"
+                now = settings_of(recipe, arguments, seed)
+                require_same_settings(path, read_record(path)["settings"], now, remedy)
             else:
                 missing.append((recipe, seed))
     return missing
@@ -84,7 +81,7 @@ def measure_here(arguments: BenchArguments, recipe: Recipe, seed: int) -> None:
         raise SystemExit(f"{recipe.name}, seed {seed}: interrupted; run the same command again") from None
     path = record_path(arguments.records, recipe.name, seed)
     write_text(path, format_record(record))
-    print(f"{path}: " + ", ".join(_crossing_in_words(*each) for each in record["crossings"].items()), flush=True)
+    report(path)
 
 
 def _crossing_in_words(level: str, crossing: dict[str, float] | None) -> str:
@@ -115,52 +112,17 @@ def command_of_unit(arguments: BenchArguments, recipe: Recipe, seed: int) -> lis
 
 
 def measure_in_processes(arguments: BenchArguments, units: list[Unit]) -> None:
-    """Measure units, `--processes` at a time, each in a process of one thread whose output goes to a `.log` file."""
+    """Measure units, `--processes` at a time; the output of each goes to a `.log` file beside its record."""
     arguments.records.mkdir(parents=True, exist_ok=True)
-    waiting = list(units)
-    running: dict[subprocess.Popen, Unit] = {}
-    with StopSignal() as stop:
-        try:
-            while waiting or running:
-                while waiting and len(running) < arguments.processes:
-                    unit = waiting.pop(0)
-                    running[_start(arguments, unit)] = unit
-                time.sleep(0.2)
-                if stop.received:
-                    raise SystemExit(f"{stop.reason}: {len(waiting) + len(running)} left; run the same command again")
-                for process in [process for process in running if process.poll() is not None]:
-                    _finish(arguments, running.pop(process), process.returncode)
-        finally:
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait()
+    jobs = []
+    for recipe, seed in units:
+        path = record_path(arguments.records, recipe.name, seed)
+        command = command_of_unit(arguments, recipe, seed)
+        jobs.append(Job(f"{recipe.name}, seed {seed}", command, path.with_suffix(".log"), path))
+    run_side_by_side(jobs, arguments.processes, lambda job: report(job.result))
 
 
-def _log(arguments: BenchArguments, unit: Unit) -> Path:
-    return record_path(arguments.records, unit[0].name, unit[1]).with_suffix(".log")
-
-
-def _start(arguments: BenchArguments, unit: Unit) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(_log(arguments, unit), "wb") as log:
-        return subprocess.Popen(
-            command_of_unit(arguments, *unit), stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-
-
-def _finish(arguments: BenchArguments, unit: Unit, returncode: int) -> None:
-    """
-    Say what was measured.
-
-    Raises:
-        InputError: if the process failed; the message is its last line.
-    """
-    recipe, seed = unit
-    path = record_path(arguments.records, recipe.name, seed)
-    if returncode:
-        log = _log(arguments, unit)
-        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-        raise InputError(f"{recipe.name}, seed {seed} ended with code {returncode}, see {log}: {last}")
+def report(path: Path) -> None:
+    """Say what a record found."""
     crossings = read_record(path)["crossings"]
     print(f"{path}: " + ", ".join(_crossing_in_words(*each) for each in crossings.items()), flush=True)

@@ -3,9 +3,8 @@
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import get_origin, get_type_hints
 
 from tcae_diffusers.arguments import Arguments, ArgumentsType, parse_arguments
 from tcae_diffusers.errors import InputError
@@ -123,16 +122,6 @@ def _parse(arguments_type: type[ArgumentsType], options: list[str], decided: Map
     decided = {**decided, "dataloader_num_workers": 0, "report_to": "none", "checkpointing_steps": _NEVER}
     argv = [*options, *(word for name, value in decided.items() for word in (f"--{name}", str(value)))]
     return parse_arguments(arguments_type, argv)
-
-
-def options_set(arguments: Arguments) -> dict[str, Any]:
-    """Options that are not what they are by default, whether a preset or a recipe says so, as JSON has them."""
-    found = {}
-    for each in fields(arguments):
-        default = each.default if each.default_factory is MISSING else each.default_factory()
-        if (value := getattr(arguments, each.name)) != default:
-            found[each.name] = list(value) if isinstance(value, tuple) else value
-    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
 
 def parse_recipes(arguments: TimeToQualityArguments) -> list[Recipe]:

@@ -65,25 +65,3 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"settings", "crossings", "checks"} <= record.keys():
         raise InputError(f"{path} is no record of time_to_quality; move it elsewhere")
     return record
-
-
-def require_same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """
-    Raises:
-        InputError: if the record at `path` was measured with other settings.
-    """
-    found, now = (_flat(each) for each in (read_record(path)["settings"], settings))
-    for key in sorted(found.keys() | now.keys()):
-        if found.get(key) != now.get(key):
-            raise InputError(
-                f"{path} was measured with {key} {found.get(key)!r}, now it is {now.get(key)!r} (None: as by default);"
-                " choose another name or --records, or pass --rerun to measure it again"
-            )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings with those of a command as `command.option`."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) and not prefix else {prefix + key: value}
-    return flat

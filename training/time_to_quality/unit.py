@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,14 +15,15 @@ import torch
 from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.sources import scheme_of
 from tcae_diffusers.data.images.streamed_images import StreamedImages
-from tcae_diffusers.evaluation.results.provenance import provenance
+from tcae_diffusers.evaluation.results.provenance import provenance, source_commit
 from tcae_diffusers.evaluation.results.resumption import reference_content, source_content
 from tcae_diffusers.trainer.run import reset_accelerate
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training import cache_latents, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import TimeToQualityArguments
 from tcae_diffusers.training.cache_arguments import CacheArguments
-from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, options_set, tokenizer_arguments
+from tcae_diffusers.training.recorded_settings import options_set
+from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, tokenizer_arguments
 from tcae_diffusers.training.time_to_quality.records import first_crossing, level_name
 
 
@@ -130,15 +130,6 @@ def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) ->
     else:
         content["train_data"] = source_content(tokenizer.train_data)
     return {**settings, "content": content}
-
-
-def source_commit() -> str:
-    """Commit of the code that runs, `-dirty` behind it if tracked files were changed, or `unknown`."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def measure(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from .guidance_sweep import GuidanceSweepResult
 from .latents import LatentsResult
 from .probing import ProbingResult
 from .reconstruction import ReconstructionResult
+from .study_unit import StudyUnitResult
 
 __all__ = ["RESULT_KINDS"]
 
@@ -25,6 +26,7 @@ RESULT_KINDS: dict[str, type[Result]] = {
         ProbingResult,
         LatentsResult,
         CostResult,
+        StudyUnitResult,
         BenchResult,
     )
 }

@@ -1,0 +1,189 @@
+"""A study: its plan, equal compute, and tiny units through the real commands, side by side and resumed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
+from tcae_diffusers.evaluation.results.reading import read_result
+from tcae_diffusers.training.stages import Stage, run_stages
+from tcae_diffusers.training.study.__main__ import chosen_units, main
+from tcae_diffusers.training.study.plan import read_study_plan
+from tcae_diffusers.training.study.unit import Unit, tokenizer_macs
+from tcae_diffusers.training.study_arguments import StudyArguments
+
+from ..latent_commands import SMALL_DIT, home
+from ..tokenizer_commands import OPTIONS, TINY
+
+DECIDED = ("heldout_steps", "heldout_images", "report_to", "checkpointing_steps", "autoencoder_overrides")
+
+
+def tiny_plan() -> dict:
+    tokenizer = {name: value for name, value in OPTIONS.items() if name not in DECIDED}
+    tokenizer |= {"autoencoder_overrides": TINY, "max_train_steps": 2, "log_steps": 1, "heldout_steps": 1}
+    plain = {"autoencoder_overrides": {**TINY, "staged_compression": False}, "ssl": "none", "ssl_drop_path": 0.0}
+    return {
+        "title": "tiny",
+        "train": str(home() / "images"),
+        "test": str(home() / "images"),
+        "seeds": [3],
+        "measured_after": [2, 4],
+        "tokenizer": tokenizer,
+        "latents": {"flip": False},
+        "dit": {name: value for name, value in SMALL_DIT.items() if name != "max_train_steps"},
+        "measures": {"num_images": 16, "num_inference_steps": 1, "epochs": 1, "device": "cpu"},
+        "arms": {"plain": {"tokenizer": plain}, "SSL + STC": {"equal_macs_to": "plain"}},
+    }
+
+
+def write_plan(folder, content):
+    folder.mkdir(exist_ok=True)
+    (folder / "plan.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "plan.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": {}}, "arms and seeds must be one or more"),
+        ({"seeds": [1, 1]}, r"all different; got \[1, 1\]"),
+        ({"measured_after": [4, 2]}, r"measured_after \[4, 2\] must be rising steps"),
+        ({"steps": 3}, "unknown key steps"),
+        ({"arms": {"a": {"tokeniser": {}}}}, "arm 'a': unknown key tokeniser"),
+        ({"arms": {"a": {"like": "b"}}}, "like 'b' is no other arm"),
+        ({"arms": {"a": {"like": "b"}, "b": {"like": "a"}}}, "arm 'a' is like itself: a -> b -> a"),
+        ({"arms": {"a": None, "b": {"equal_macs_to": "a"}, "c": {"equal_macs_to": "b"}}}, "'b', which has it too"),
+        ({"arms": {"a": {"tokenizer": {"seed": 1}}}}, "tokenizer: seed is decided by the study"),
+        ({"dit": {"max_train_steps": 1}}, "dit: max_train_steps is decided by the study"),
+        (
+            {"arms": {"a": None, "b": {"equal_macs_to": "a", "tokenizer": {"max_train_steps": 3}}}},
+            "max_train_steps and equal_macs_to",
+        ),
+    ],
+)
+def test_a_bad_plan_is_named(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), **change}))
+
+
+def test_an_arm_has_what_the_one_has_that_it_is_like(tmp_path):
+    arms = {"a": {"tokenizer": {"ssl": "mae", "ssl_weight": 2.0}}, "b": {"like": "a"}}
+    arms["b"]["tokenizer"] = {"ssl_weight": 3.0}
+    plan = read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), "arms": arms}))
+    assert plan.arm("b").tokenizer == {"ssl": "mae", "ssl_weight": 3.0}
+
+
+def test_equal_compute_is_as_many_steps_as_cost_as_much(tmp_path):
+    content = tiny_plan()
+    content["tokenizer"]["max_train_steps"] = 200
+    content["arms"]["STC"] = {"tokenizer": {"ssl": "none", "ssl_drop_path": 0.0}, "equal_macs_to": "plain"}
+    plan = read_study_plan(write_plan(tmp_path / "study", content))
+    plain, both, staged = (Unit(plan, arm, 3, tmp_path, tmp_path / "work").tokenizer for arm in content["arms"])
+    assert plain.max_train_steps == 200 and both.max_train_steps < 200 < staged.max_train_steps
+    for other in (both, staged):
+        per_step = tokenizer_macs(other) / other.max_train_steps
+        assert abs(tokenizer_macs(other) - tokenizer_macs(plain)) <= per_step / 2
+    seeds = {Unit(plan, "SSL + STC", seed, tmp_path, tmp_path / "work").tokenizer.max_train_steps for seed in range(3)}
+    assert len(seeds) == 1
+
+
+def test_stages_note_what_they_cost_and_go_on_where_they_stopped(tmp_path, capsys):
+    def fake(outcomes):
+        def run(stage):
+            ran.append(stage.title)
+            outcome = outcomes.pop(0)
+            if outcome == 0:
+                stage.result.touch()
+            # Something that costs CPU seconds.
+            subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+            return max(outcome, 0)
+
+        return run
+
+    stages = [Stage(name, "nothing", [name], tmp_path / name) for name in ("first", "second")]
+    ran = []
+    with pytest.raises(SystemExit) as stop:
+        run_stages(stages, tmp_path / "notes", "it", fake([0, -1]))
+    assert stop.value.code == 130 and "stopped in step 2" in capsys.readouterr().out
+    interrupted = json.loads((tmp_path / "notes" / "2").read_text())["cpu_s"]
+    seconds = run_stages(stages, tmp_path / "notes", "it", fake([0]))
+    assert ran == ["first", "second", "second"]
+    assert seconds["first"] > 0 and seconds["second"] > interrupted > 0
+    # What comes after a stage that runs again runs again too, and its clock starts anew.
+    (tmp_path / "first").unlink()
+    again = run_stages(stages, tmp_path / "notes", "it", fake([0, 0]))
+    assert ran[3:] == ["first", "second"] and again["second"] < seconds["second"]
+
+
+def test_the_plan_of_fashion_mnist_is_accepted(tmp_path):
+    plan = read_study_plan(Path(__file__).parents[2] / "docs" / "studies" / "fashion_mnist" / "plan.yaml")
+    steps = {}
+    for arm in plan.arms:
+        unit = Unit(plan, arm, 0, tmp_path, tmp_path / "work")
+        steps[arm] = unit.tokenizer.max_train_steps
+        assert unit.dit.max_train_steps == plan.measured_after[-1] and not unit.latents.flip
+        assert not unit.tokenizer.horizontal_flip
+    assert steps["STC, equal compute"] > steps["plain"] == steps["STC"] > steps["SSL, equal compute"]
+
+
+def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TCAE_CACHE", str(tmp_path / "cache"))
+    content = tiny_plan()
+    plan = write_plan(tmp_path / "study", content)
+    options = [str(plan), "--work", str(tmp_path / "work")]
+    main(options)
+    assert "0 of 2 done" in capsys.readouterr().out
+    results = {path.stem: read_result(path, StudyUnitResult) for path in (tmp_path / "study" / "results").iterdir()}
+    assert set(results) == {"plain-seed3", "SSL-STC-seed3"}
+    plain = results["plain-seed3"]
+    assert (plain.arm, plain.seed, plain.study) == ("plain", 3, "tiny")
+    measured = {(part.measure, part.dit_steps) for part in plain.parts}
+    assert measured == {
+        *(("reconstruction", None), ("latents", None), ("probing", None)),
+        *(("generation", 2), ("generation", 4)),
+    }
+    names = {figure.name for part in plain.parts for figure in part.figures}
+    assert {"PSNR (dB)", "rFD-efficientnet-lite0", "gFD-efficientnet-lite0", "linear probe, latent"} <= names
+    assert plain.cost["tokenizer"]["steps"] == 2 and plain.cost["dit"]["steps"] == 4
+    assert all(plain.cost[stage]["cpu_s"] > 0 for stage in ("tokenizer", "latents", "dit", "measures"))
+    ours, theirs = (results[name].cost["tokenizer"] for name in ("SSL-STC-seed3", "plain-seed3"))
+    assert ours["macs"] <= theirs["macs"] and ours["steps"] == 1
+    assert plain.curves["heldout/psnr"][0][-1] == 2
+    # Nothing large is left, and what is done is not run again.
+    assert not (tmp_path / "work" / "plain-seed3" / "latents").exists()
+    main(options)
+    assert "2 of 2 done" in capsys.readouterr().out
+    # A record stands for its settings: neither other options nor other images are taken for the same.
+    write_plan(tmp_path / "study", {**content, "measured_after": [2]})
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "was measured with dit.max_train_steps 4, now it is 2" in capsys.readouterr().err
+    shutil.copytree(home() / "images", tmp_path / "images")
+    next((tmp_path / "images").rglob("*.png")).unlink()
+    write_plan(tmp_path / "study", {**content, "train": str(tmp_path / "images")})
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "was measured with content.train" in capsys.readouterr().err
+    # So does the folder of a unit that has been begun.
+    (tmp_path / "study" / "results" / "plain-seed3.json").unlink()
+    with pytest.raises(SystemExit):
+        main([*options, "--only", "plain"])
+    assert "plain-seed3 was measured with content.train" in capsys.readouterr().err
+
+
+def test_arms_and_seeds_are_chosen_by_name(tmp_path, capsys):
+    plan = write_plan(tmp_path / "study", {**tiny_plan(), "seeds": [0, 1]})
+    units = chosen_units(StudyArguments(plan=plan))
+    names = ["plain-seed0", "SSL-STC-seed0", "plain-seed1", "SSL-STC-seed1"]
+    assert [unit.name for unit in units] == names
+    assert [unit.name for unit in chosen_units(StudyArguments(plan=plan, only=["plain"], seeds=[1]))] == names[2:3]
+    for options, message in ((["--only", "STC"], "--only STC is not in"), (["--seeds", "2"], "--seeds 2 is not in")):
+        with pytest.raises(SystemExit):
+            main([str(plan), *options])
+        assert message in capsys.readouterr().err

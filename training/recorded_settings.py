@@ -1,0 +1,44 @@
+"""Settings as records hold them, and whether a record that is there was measured with those of now."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from tcae_diffusers.arguments import Arguments
+from tcae_diffusers.errors import InputError
+
+
+def options_set(arguments: Arguments) -> dict[str, Any]:
+    """Options that are not what they are by default, whether a preset or a recipe says so, as JSON has them."""
+    found = {}
+    for each in fields(arguments):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if (value := getattr(arguments, each.name)) != default:
+            found[each.name] = list(value) if isinstance(value, tuple) else value
+    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+
+def require_same_settings(path: Path, found: dict[str, Any], now: dict[str, Any], remedy: str) -> None:
+    """
+    Args:
+        path (`Path`): Of the record. found (`dict`): What it says that it was measured with.
+        now (`dict`): What it would be measured with. remedy (`str`): What the user can do.
+
+    Raises:
+        InputError: They differ; the message names the first difference.
+    """
+    before, after = _flat(found), _flat(now)
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            values = f"{before.get(key)!r}, now it is {after.get(key)!r}"
+            raise InputError(f"{path} was measured with {key} {values} (None: as by default); {remedy}")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings with those of a command as `command.option`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) and not prefix else {prefix + key: value}
+    return flat

@@ -1,0 +1,121 @@
+"""A study as one YAML file: its arms and seeds, and what they have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tcae_diffusers.arguments import read_fields
+from tcae_diffusers.errors import InputError
+
+# The study decides these for all arms alike.
+DECIDED = {
+    "tokenizer": ("output_dir", "resume", "seed", "train_data", "heldout_data"),
+    "latents": ("output_dir", "tokenizer", "data", "seed"),
+    "dit": ("output_dir", "resume", "seed", "latents", "tokenizer", "max_train_steps", "pipeline_steps"),
+    "measures": ("tokenizers", "seed", "test"),
+}
+
+
+@dataclass
+class Arm:
+    """
+    What one arm changes.
+
+    Args:
+        like (`str`, *optional*): Another arm, whose changes it has too.
+        equal_macs_to (`str`, *optional*): The arm whose tokenizer takes as many multiply-accumulates to train: as many
+            steps as that allows replace `max_train_steps`. DiTs are trained for equally many steps in all arms.
+        tokenizer, dit (`dict`): Options of train_tcae and train_dit.
+    """
+
+    like: str | None = None
+    equal_macs_to: str | None = None
+    tokenizer: dict = field(default_factory=dict)
+    dit: dict = field(default_factory=dict)
+
+
+@dataclass
+class StudyPlan:
+    """
+    The content of a plan file.
+
+    Args:
+        title: Of the study.
+        train, test: Data that tokenizers and DiTs are trained on, and data that they are measured on.
+        seeds: One run of each arm for each; tokenizer, DiT and samples have the same.
+        measured_after: Steps of the DiT after which its samples are measured; it is trained up to the last.
+        tokenizer, latents, dit: Options of train_tcae, cache_latents and train_dit for all arms; presets are named by
+            `extends`, as in any configuration.
+        measures: Keys of a comparison file, see `evaluation compare`; `train` fits the probes and the linear baseline.
+        arms: `{name: Arm}`; the first is what the others are compared with.
+    """
+
+    title: str
+    train: str
+    test: str
+    seeds: list[int]
+    measured_after: list[int]
+    arms: dict[str, Any]
+    tokenizer: dict = field(default_factory=dict)
+    latents: dict = field(default_factory=dict)
+    dit: dict = field(default_factory=dict)
+    measures: dict = field(default_factory=dict)
+
+    def arm(self, name: str) -> Arm:
+        """The arm with what it takes from the one that it is `like`."""
+        arm: Arm = self.arms[name]
+        if arm.like is None:
+            return arm
+        base = self.arm(arm.like)
+        return Arm(None, arm.equal_macs_to, {**base.tokenizer, **arm.tokenizer}, {**base.dit, **arm.dit})
+
+
+def read_study_plan(path: Path) -> StudyPlan:
+    """
+    Raises:
+        InputError: The file is no plan; the message says what is wrong. Options are checked when a unit begins.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read plan {path}: {' '.join(str(error).split())}") from error
+    plan = read_fields(StudyPlan, content, str(path))
+    if not plan.arms or not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
+        raise InputError(f"{path}: arms and seeds must be one or more, and all different; got {plan.seeds}")
+    steps = plan.measured_after
+    if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+        raise InputError(f"{path}: measured_after {steps} must be rising steps of the DiT, 1 or more")
+    plan.arms = {
+        str(name): read_fields(Arm, {} if arm is None else arm, f"{path}: arm {name!r}")
+        for name, arm in plan.arms.items()
+    }
+    for name, arm in plan.arms.items():
+        _check_arm(plan, name, arm, path)
+    for section, decided in DECIDED.items():
+        options = [getattr(plan, section), *(getattr(arm, section, {}) for arm in plan.arms.values())]
+        if wrong := sorted({key for each in options for key in each if key in decided}):
+            raise InputError(f"{path}: {section}: {', '.join(wrong)} is decided by the study; omit it")
+    return plan
+
+
+def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
+    for key, other in (("like", arm.like), ("equal_macs_to", arm.equal_macs_to)):
+        if other is not None and (other == name or other not in plan.arms):
+            others = ", ".join(each for each in plan.arms if each != name)
+            raise InputError(f"{path}: arm {name!r}: {key} {other!r} is no other arm; expected one of {others}")
+    chain, like = [name], arm.like
+    while like is not None and like in plan.arms:
+        chain.append(like)
+        if like in chain[:-1]:
+            raise InputError(f"{path}: arm {name!r} is like itself: {' -> '.join(chain)}")
+        like = plan.arms[like].like
+    if arm.equal_macs_to is None:
+        return
+    if plan.arms[arm.equal_macs_to].equal_macs_to is not None:
+        raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
+    if "max_train_steps" in arm.tokenizer:
+        raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")
