@@ -8,11 +8,22 @@ from pathlib import Path
 
 
 def command(module: str, *arguments: object, result: Path) -> None:
-    """Run a command of the package, unless its result is there."""
+    """
+    Run a command of the package, unless its result is there. Exits if that was made with other options, which are
+    noted beside it: the study would show its figures as those of these.
+    """
+    argv = ["-m", f"tcae_diffusers.{module}", *map(str, arguments)]
+    text, note = shlex.join(["python", *argv]), result.with_name(f".{result.name}.command")
+    before = note.read_text() if note.exists() else text
+    if result.exists() and before != text:
+        sys.exit(
+            f"{result} belongs to another command, {before}; choose another --output_dir, or delete {result.parent}"
+        )
     if result.exists():
         return
-    argv = ["-m", f"tcae_diffusers.{module}", *map(str, arguments)]
-    print(shlex.join(["python", *argv]), flush=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(text)
+    print(text, flush=True)
     subprocess.run([sys.executable, *argv], check=True)
     if not result.exists():
         sys.exit(f"interrupted; run the study again to go on ({result} is not there yet)")
