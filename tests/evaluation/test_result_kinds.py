@@ -56,6 +56,16 @@ def test_a_command_is_a_function_that_writes_nothing_until_its_result_is_saved(
         reconstruction.ReconstructionArguments(autoencoder="x", data="x", output=output, batch_size=0)
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [("openmoji:heldout", "held-out images"), ("x/no_heldout", "images of x/no_heldout")],
+)
+def test_a_card_calls_images_held_out_where_that_is_known(spec, words):
+    psnr = Figure(name="PSNR (dB)", value=20.0, samples=9, better="higher")
+    result = ReconstructionResult(figures=[psnr], autoencoder={}, data={"spec": spec})
+    assert result.cards()[0].note == f"on 9 {words}"
+
+
 @dataclass(kw_only=True)
 class WarmthResult(Result):
     """A kind that only this test knows."""

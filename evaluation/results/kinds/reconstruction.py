@@ -45,7 +45,8 @@ class ReconstructionResult(AutoencoderResult):
         if figure is None:
             return []
         spec = self.data["spec"]
-        what = "images it was not trained on" if "heldout" in spec else f"images of {spec}"
+        # What a path is called says nothing of what was trained on.
+        what = "held-out images" if spec == "openmoji:heldout" else f"images of {spec}"
         note = f"on {figure.samples:,} {what}"
         if figure.baseline is not None:
             note += f"; showing the mean image gives {figure.baseline.value:.1f} dB"
