@@ -12,8 +12,8 @@ from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_
 
 # Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about four minutes.
 DEFAULT_MINUTES = 10.0
-TOKENIZER_STEPS = 750
-DIT_STEPS = 850
+TOKENIZER_STEPS = 650
+DIT_STEPS = 2100
 
 
 @dataclass
@@ -49,7 +49,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     model, pipeline = tokenizer / "model", dit / "pipeline"
     sampling = ["--labels", "openmoji:train", "--num_images", str(num_samples), "--seed", str(seed)]
     sampling += ["--num_inference_steps", "25"]
-    guided = ["--pipeline", str(pipeline), "--guidance_scale", "5"]
+    guided = ["--pipeline", str(pipeline), "--guidance_scale", "3"]
 
     def steps(count: int) -> str:
         return str(max(2, round(count * scale)))

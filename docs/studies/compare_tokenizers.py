@@ -19,12 +19,13 @@ from study_commands import command, gather_grids, slug
 from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 
-# Name of a tokenizer -> its preset. The first is what the others are compared with.
+# Name of a tokenizer -> its options. The first is what the others are compared with.
+WITHOUT_SSL, WITHOUT_STC = ("--ssl", "none"), ("--autoencoder", "tc-ae-xs-f8c32-nostc")
 TOKENIZERS = {
-    "plain": "openmoji32_nostc_nossl",
-    "STC": "openmoji32_nossl",
-    "SSL": "openmoji32_nostc",
-    "SSL + STC": "openmoji32",
+    "plain": (*WITHOUT_STC, *WITHOUT_SSL),
+    "STC": WITHOUT_SSL,
+    "SSL": WITHOUT_STC,
+    "SSL + STC": (),
 }
 PICTURES = {
     "reconstructions": "original-over-reconstruction",
@@ -43,8 +44,8 @@ def train(arguments: argparse.Namespace, name: str) -> None:
     tokenizer, latents, dit = (folder / kind / slug(name) for kind in ("tokenizers", "latents", "dits"))
     command(
         "training.train_tcae",
-        *("--config", TOKENIZERS[name], "--output_dir", tokenizer, "--max_train_steps", arguments.tokenizer_steps),
-        *("--seed", arguments.seed, "--resume", "latest"),
+        *("--config", "openmoji32_adamw", *TOKENIZERS[name], "--output_dir", tokenizer),
+        *("--max_train_steps", arguments.tokenizer_steps, "--seed", arguments.seed, "--resume", "latest"),
         result=tokenizer / "model",
     )
     command(
@@ -57,7 +58,7 @@ def train(arguments: argparse.Namespace, name: str) -> None:
         "training.train_dit",
         *("--config", arguments.dit_config, "--tokenizer", tokenizer / "model", "--latents", latents),
         *("--output_dir", dit, "--max_train_steps", arguments.dit_steps, "--seed", arguments.seed),
-        *("--pipeline_steps", measured_steps(arguments.dit_steps)[0], "--resume", "latest"),
+        *("--pipeline_steps", measured_steps(arguments.dit_steps)[0], "--learning_rate", "1e-3", "--resume", "latest"),
         result=dit / "pipeline",
     )
 

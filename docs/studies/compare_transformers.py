@@ -46,7 +46,8 @@ def train_and_draw(arguments: argparse.Namespace, seed: int) -> Path:
         command(
             "training.train_dit",
             *("--config", arguments.config, "--tokenizer", arguments.tokenizer, "--latents", arguments.latents),
-            *("--output_dir", folder / slug(name), "--max_train_steps", arguments.steps, "--seed", seed, *options),
+            *("--output_dir", folder / slug(name), "--max_train_steps", arguments.steps, "--seed", seed),
+            *("--learning_rate", "1e-3", *options),
             *("--gfd_steps", max(1, arguments.steps // 4), "--gfd_reference", arguments.reference),
             *("--gfd_samples", min(256, arguments.num_samples), "--resume", "latest"),
             result=folder / slug(name) / "pipeline",

@@ -19,6 +19,7 @@ DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder"]
 LIGHT_DECODERS = ["openmoji32_light_decoder", "tc_ae_f32c128_imagenet256_light_decoder"]
 TOKENIZERS = [
     "openmoji32",
+    "openmoji32_adamw",
     "openmoji32_nossl",
     "openmoji32_nostc",
     "openmoji32_nostc_nossl",
