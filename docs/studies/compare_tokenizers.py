@@ -19,7 +19,8 @@ from study_commands import command, gather_grids, slug
 from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 
-# Name of a tokenizer -> its options. The first is what the others are compared with.
+# Preset of all tokenizers, and by name the options of each. The first is what the others are compared with.
+PRESET = "openmoji32_adamw"
 WITHOUT_SSL, WITHOUT_STC = ("--ssl", "none"), ("--autoencoder", "tc-ae-xs-f8c32-nostc")
 TOKENIZERS = {
     "plain": (*WITHOUT_STC, *WITHOUT_SSL),
@@ -44,7 +45,7 @@ def train(arguments: argparse.Namespace, name: str) -> None:
     tokenizer, latents, dit = (folder / kind / slug(name) for kind in ("tokenizers", "latents", "dits"))
     command(
         "training.train_tcae",
-        *("--config", "openmoji32_adamw", *TOKENIZERS[name], "--output_dir", tokenizer),
+        *("--config", PRESET, *TOKENIZERS[name], "--output_dir", tokenizer),
         *("--max_train_steps", arguments.tokenizer_steps, "--seed", arguments.seed, "--resume", "latest"),
         result=tokenizer / "model",
     )

@@ -70,8 +70,8 @@ def test_the_study_of_transformers_asks_for_options_that_exist(monkeypatch):
 def test_the_study_of_tokenizers_differs_in_what_it_names_alone_and_writes_a_plan_that_is_read(tmp_path, monkeypatch):
     study = load_study("compare_tokenizers", monkeypatch)
     runs = {
-        name: asdict(parse_arguments(TokenizerArguments, ["--config", preset, "--output_dir", "run"]))
-        for name, preset in study.TOKENIZERS.items()
+        name: asdict(parse_arguments(TokenizerArguments, ["--config", study.PRESET, *options, "--output_dir", "run"]))
+        for name, options in study.TOKENIZERS.items()
     }
     for name, run in runs.items():
         assert (run["ssl"] == "ibot") == ("SSL" in name)
