@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..files import sha256_of_file, sync
-from .given_up_steps import remove_steps_after
+from .given_up_steps import set_aside_steps_after
 
 logger = get_logger(__name__)
 
@@ -198,7 +198,7 @@ class CheckpointManager:
     def resume(self, resume: str | None) -> int:
         """
         Load what `--resume` names and return the number of steps done: 0 without it, or if there is no checkpoint yet.
-        Later checkpoints than one that was named are removed: the run would take them for its own.
+        Later checkpoints than one that was named are set aside: the run would take them for its own.
 
         Args:
             resume (`str`, *optional*): `"latest"` or the path of a checkpoint.
@@ -212,7 +212,7 @@ class CheckpointManager:
         manifest = self.load(Path(path))
         # Later than the latest are only damaged ones, which are written anew once the run gets there.
         if resume != "latest" and self.accelerator.is_main_process:
-            remove_steps_after(self.folder, manifest["step"])
+            set_aside_steps_after(self.folder, manifest["step"])
         logger.info(f"resumed from {path}: step {manifest['step']}, {manifest['samples_seen']} samples seen")
         return manifest["step"]
 

@@ -1,25 +1,35 @@
 """What a run saved beyond the step from which it is resumed, or started anew in the same folder."""
 
 import re
-import shutil
 from pathlib import Path
 
 from accelerate.logging import get_logger
 
 logger = get_logger(__name__)
 
+# Where it is moved to, below the folder that it was in.
+GIVEN_UP = "given_up"
 _STEP = re.compile(r"step-(\d{8,})")
 
 
-def remove_steps_after(folder: Path, step: int) -> None:
-    """Remove what `folder` holds of later steps, files and folders `step-<n>...`: they would pass for this run's."""
+def set_aside_steps_after(folder: Path, step: int) -> None:
+    """
+    Move what `folder` holds of later steps, files and folders `step-<n>...`, to its subfolder [`GIVEN_UP`]: it would
+    pass for this run's. Nothing is deleted, since it may have taken days.
+    """
     numbered = [(path, _STEP.match(path.name)) for path in sorted(folder.glob("step-*"))]
     later = [path for path, match in numbered if match and int(match[1]) > step]
     for path in later:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        path.rename(_free(folder / GIVEN_UP, path.name))
     if later:
         names = ", ".join(path.name for path in later)
-        logger.info(f"removed {names} from {folder}: this run goes on from step {step}")
+        logger.info(f"moved {names} to {folder / GIVEN_UP}: this run goes on from step {step}")
+
+
+def _free(folder: Path, name: str) -> Path:
+    """A path for `name` in `folder` that is not taken by what was given up before."""
+    folder.mkdir(exist_ok=True)
+    path, number = folder / name, 2
+    while path.exists():
+        path, number = folder / f"{number}-{name}", number + 1
+    return path

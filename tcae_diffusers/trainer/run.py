@@ -22,7 +22,7 @@ from ..files import write_json
 from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
 from .checkpoint import CheckpointManager
-from .given_up_steps import remove_steps_after
+from .given_up_steps import set_aside_steps_after
 from .nonfinite import NonFiniteGuard
 from .sharding import is_sharded, model_class, refuse_deepspeed, register_averages
 from .trackers import require_tracker, start_trackers
@@ -215,7 +215,7 @@ def begin_run(
     first_step = checkpoints.resume(arguments.resume)
     if accelerator.is_main_process:
         for saved in SAVED_BY_STEP:
-            remove_steps_after(folder / saved, first_step)
+            set_aside_steps_after(folder / saved, first_step)
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
 
 

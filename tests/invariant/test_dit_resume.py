@@ -109,9 +109,18 @@ def test_an_earlier_checkpoint_gives_up_what_the_run_saved_after_it(tmp_path):
     for run in runs.values():
         train(run, resume=run / "checkpoints" / first, learning_rate=1e-1, pipeline_steps=5)
     assert_same_training_state(*(run / "checkpoints" / last for run in runs.values()))
-    pipelines = sorted(folder.name for folder in (runs["resumed"] / "pipelines").iterdir())
+    pipelines = sorted(folder.name for folder in (runs["resumed"] / "pipelines").glob("step-*"))
     assert pipelines == ["step-00000002", "step-00000005"]
-    assert not list((runs["resumed"] / "pictures").iterdir())
+    assert not list((runs["resumed"] / "pictures").glob("step-*"))
+    # Given up, not deleted; a second time beside the first.
+    given_up = [runs["resumed"] / folder / "given_up" for folder in ("checkpoints", "pipelines", "pictures")]
+    assert [sorted(path.name for path in folder.iterdir()) for folder in given_up] == [
+        [last],
+        ["step-00000004", last],
+        ["step-00000004-samples.png"],
+    ]
+    train(runs["resumed"], resume=runs["resumed"] / "checkpoints" / first, learning_rate=1e-1, pipeline_steps=5)
+    assert sorted(path.name for path in given_up[0].iterdir()) == [f"2-{last}", last]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
