@@ -89,6 +89,17 @@ class Arguments:
         if not condition:
             raise InputError(f"--{name} {getattr(self, name)} must be {expected}.")
 
+    def _require_default(self, *names: str, unless: bool, omitted: str) -> None:
+        """
+        Raises:
+            InputError: `--name <value> must be omitted <omitted>.`, if one is not at its default, unless the condition
+                holds.
+        """
+        options = {each.name: each for each in fields(self)}
+        for name in names:
+            has_effect = unless or getattr(self, name) == default_of(options[name])
+            self._require(name, has_effect, f"omitted {omitted}")
+
 
 def program_name() -> str:
     """What the user typed: `tcae-train`, `train_tcae.py`, or `python -m tcae_diffusers.training.train_tcae`."""
@@ -160,7 +171,7 @@ def _refuse_without_effect(arguments: Arguments, typed: Iterable[str]) -> None:
     options, needs = {each.name: each for each in fields(arguments)}, _needs_by_option(type(arguments))
     for name in typed:
         value, needed = getattr(arguments, name), needs[name]
-        if needed and value not in (*_OFF, _default(options[name])) and getattr(arguments, needed) in _OFF:
+        if needed and value not in (*_OFF, default_of(options[name])) and getattr(arguments, needed) in _OFF:
             raise InputError(f"--{name} {_as_text(value)} has no effect without --{needed}; omit it or give both.")
 
 
@@ -271,7 +282,7 @@ def _add_option(group: Any, each: Field, hint: Any) -> None:
 
 
 def _help(each: Field) -> str:
-    text, default = each.metadata["help"], _default(each)
+    text, default = each.metadata["help"], default_of(each)
     if default is True:
         return f"{text} (default: true; --no_{each.name} turns it off)"
     if default is False:
@@ -292,7 +303,8 @@ def _flag(each: Field) -> str:
     return each.name if each.metadata["positional"] else f"--{each.name}"
 
 
-def _default(each: Field) -> Any:
+def default_of(each: Field) -> Any:
+    """What a field that is not required is by default."""
     return each.default if each.default_factory is MISSING else each.default_factory()
 
 

@@ -114,14 +114,12 @@ class TokenArguments(Arguments):
         super().__post_init__()
         self._require("token_resolution", (self.token_resolution or 32) >= 32, "at least 32")
         is_frozen = self.tokens not in (None, "tokenizer")
-        for name in ("token_weights", "token_resolution"):
-            self._require(
-                name, is_frozen or getattr(self, name) is None, "omitted unless --tokens is a frozen network"
-            )
+        self._require_default(
+            "token_weights", "token_resolution", unless=is_frozen, omitted="unless --tokens is a frozen network"
+        )
         is_own = self.tokens == "tokenizer"
-        self._require("token_place", is_own or self.token_place == "last", "omitted unless --tokens is tokenizer")
-        has_tokens = self.tokens is not None
-        self._require("token_dtype", has_tokens or self.token_dtype == "float16", "omitted without --tokens")
+        self._require_default("token_place", unless=is_own, omitted="unless --tokens is tokenizer")
+        self._require_default("token_dtype", unless=self.tokens is not None, omitted="without --tokens")
 
 
 @dataclass

@@ -74,8 +74,5 @@ class DecoderArguments(GeneratedLatentArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("distillation_weight", self.distillation_weight >= 0, "0 or more")
-        self._require(
-            "distillation_weight",
-            not self.distillation_weight or bool(self.new_decoder),
-            "omitted without --new_decoder",
-        )
+        has_new = bool(self.new_decoder)
+        self._require_default("distillation_weight", unless=has_new, omitted="without --new_decoder")

@@ -108,13 +108,13 @@ class ObjectiveArguments(Arguments):
         self._require("timestep_shift", self.timestep_shift > 0, "positive")
         self._require("timestep_shift_base", (self.timestep_shift_base or 1) > 0, "positive")
         self._require("direction_weight", self.direction_weight >= 0, "0 or more")
-        flow_only = {"timestep_distribution": "lognormal", "timestep_shift": 1.0, "timestep_shift_base": None}
         is_flow = self.objective == "flow_matching"
-        for name, default in {**flow_only, "direction_weight": 0.0, "flow_prediction": "velocity"}.items():
-            self._require(
-                name, is_flow or getattr(self, name) == default, "omitted unless --objective is flow_matching"
-            )
-        self._require("min_snr_gamma", not is_flow or self.min_snr_gamma is None, "omitted with flow_matching")
+        self._require_default(
+            *("timestep_distribution", "timestep_shift", "timestep_shift_base", "direction_weight", "flow_prediction"),
+            unless=is_flow,
+            omitted="unless --objective is flow_matching",
+        )
+        self._require_default("min_snr_gamma", unless=not is_flow, omitted="with flow_matching")
 
 
 @dataclass
@@ -154,12 +154,13 @@ class AlignmentArguments(Arguments):
         self._require("repa_projector_width", self.repa_projector_width >= 1, "at least 1")
         share = self.repa_spatial_normalization
         self._require("repa_spatial_normalization", share is None or 0 <= share <= 1, "between 0 and 1")
-        unset = {"repa_layer": None, "repa_projector": "mlp", "repa_spatial_normalization": None}
-        for name, default in {**unset, "repa_projector_width": 2048}.items():
-            is_used = self.repa_weight > 0 or getattr(self, name) == default
-            self._require(name, is_used, "omitted unless --repa_weight is above 0")
-        is_used = self.repa_projector == "mlp" or self.repa_projector_width == 2048
-        self._require("repa_projector_width", is_used, "omitted with --repa_projector conv")
+        self._require_default(
+            *("repa_layer", "repa_projector", "repa_spatial_normalization", "repa_projector_width"),
+            unless=self.repa_weight > 0,
+            omitted="unless --repa_weight is above 0",
+        )
+        is_mlp = self.repa_projector == "mlp"
+        self._require_default("repa_projector_width", unless=is_mlp, omitted="with --repa_projector conv")
 
 
 @dataclass

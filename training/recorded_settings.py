@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tcae_diffusers.arguments import Arguments
+from tcae_diffusers.arguments import Arguments, default_of
 from tcae_diffusers.errors import InputError
 
 
@@ -14,8 +14,7 @@ def options_set(arguments: Arguments) -> dict[str, Any]:
     """Options that are not what they are by default, whether a preset or a recipe says so, as JSON has them."""
     found = {}
     for each in fields(arguments):
-        default = each.default if each.default_factory is MISSING else each.default_factory()
-        if (value := getattr(arguments, each.name)) != default:
+        if (value := getattr(arguments, each.name)) != default_of(each):
             found[each.name] = list(value) if isinstance(value, tuple) else value
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 

@@ -62,8 +62,7 @@ class TransformerArguments(Arguments):
         for name, other in (("ema_snapshots", "ema_sigma"), ("ema_sigma", "ema_snapshots")):
             given = getattr(self, other) is not None or getattr(self, name) is None
             self._require(name, given, f"given with --{other}")
-        is_only = self.transformer is None or self.ema_snapshots is None
-        self._require("transformer", is_only, "omitted with --ema_snapshots")
+        self._require_default("transformer", unless=self.ema_snapshots is None, omitted="with --ema_snapshots")
 
 
 @dataclass
@@ -87,9 +86,8 @@ class BaselineArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
-        for name in ("data", "resolution"):
-            is_used = self.baseline == "class-mean" or getattr(self, name) is None
-            self._require(name, is_used, "omitted unless --baseline is class-mean")
+        is_mean = self.baseline == "class-mean"
+        self._require_default("data", "resolution", unless=is_mean, omitted="unless --baseline is class-mean")
 
 
 @dataclass
@@ -121,8 +119,8 @@ class GenerateArguments(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("transformer", "ema_snapshots", "guidance_transformer"):
-            self._require(name, not self.baseline or getattr(self, name) is None, "omitted with --baseline")
+        transformers = ("transformer", "ema_snapshots", "guidance_transformer")
+        self._require_default(*transformers, unless=not self.baseline, omitted="with --baseline")
         is_guided = self.guidance_transformer is None or self.guidance_scale > 1
         self._require("guidance_scale", is_guided, "above 1 with --guidance_transformer")
         if self.baseline == "class-mean" and not self.data:

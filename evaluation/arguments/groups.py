@@ -142,8 +142,8 @@ class OptionalNetworkArguments(FeatureNetworkArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_used = self.extractor != "none" or self.extractor_weights is None
-        self._require("extractor_weights", is_used, "omitted with --extractor none")
+        has_network = self.extractor != "none"
+        self._require_default("extractor_weights", unless=has_network, omitted="with --extractor none")
 
     def network_if_any(self, device: str | torch.device) -> FeatureNetwork | None:
         """The network; `None` for `--extractor none`."""

@@ -53,9 +53,9 @@ class LinearBaselineArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("baseline_images", self.baseline_images >= 2, "at least 2")
-        for name, default in {"baseline_images": 10_000, "baseline_basis": "shared"}.items():
-            is_used = self.baseline_data != "none" or getattr(self, name) == default
-            self._require(name, is_used, "omitted with --baseline_data none")
+        has_baseline = self.baseline_data != "none"
+        names = ("baseline_images", "baseline_basis")
+        self._require_default(*names, unless=has_baseline, omitted="with --baseline_data none")
 
 
 @dataclass

@@ -52,8 +52,8 @@ class GuidanceArguments(Arguments):
         super().__post_init__()
         # Pipelines take what is below 1 for 1, without a word.
         self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
-        is_guided = self.guidance_interval is None or self.guidance_scale > 1
-        self._require("guidance_interval", is_guided, "omitted unless --guidance_scale is above 1")
+        is_guided = self.guidance_scale > 1
+        self._require_default("guidance_interval", unless=is_guided, omitted="unless --guidance_scale is above 1")
 
 
 @dataclass

@@ -90,7 +90,7 @@ class OptimizerArguments(Arguments):
         self._require("lr_warmup_fraction", 0 <= self.lr_warmup_fraction <= 1, "between 0 and 1")
         self._require("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1")
         is_muon = self.optimizer == "muon"
-        self._require("muon_momentum", is_muon or self.muon_momentum == 0.95, "omitted unless --optimizer is muon")
+        self._require_default("muon_momentum", unless=is_muon, omitted="unless --optimizer is muon")
         self._require("learning_rate", self.learning_rate > 0, "positive")
 
     def peak_learning_rate(self, total_batch_size: int) -> float:
