@@ -10,7 +10,7 @@ from typing import ClassVar
 from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
 from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_stages, say
 
-# Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about four minutes.
+# Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about three minutes.
 DEFAULT_MINUTES = 10.0
 TOKENIZER_STEPS = 650
 DIT_STEPS = 2100
