@@ -36,10 +36,15 @@ def read_scalars(run_folder: str | Path) -> dict[str, Curve]:
         raise InputError(f"no TensorBoard event file (events.out.tfevents.*) below {folder}")
     points: dict[str, dict[int, float]] = {}
     logged_in: dict[str, Path] = {}
-    # Links may lead to a file twice. Their names begin with the time at which they were opened, which copying keeps.
-    for file in sorted({Path(os.path.realpath(file)) for file in files}):
+    # Links may lead to a file twice.
+    opened = []
+    for file in {Path(os.path.realpath(file)) for file in files}:
         events = EventAccumulator(str(file), size_guidance={SCALARS: 0})
         events.Reload()
+        # What was killed at once left an empty file. Names tell only the second in which a file was opened.
+        if events.file_version is not None:
+            opened.append((events.FirstEventTimestamp(), file, events))
+    for _, file, events in sorted(opened, key=lambda entry: entry[:2]):
         scalars = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
         start = min((min(values) for values in scalars.values()), default=0)
         own = {tag for tag, place in logged_in.items() if place == file.parent}

@@ -103,6 +103,11 @@ def test_curves_of_a_resumed_run_are_one_curve(tmp_path):
     steps, values = read_scalars(tmp_path)["loss"]
     assert steps == list(range(13))
     assert values == [1.0] * 5 + [2.0] * 8
+    # Within a second, names follow the process and a counter: "10" comes before "9".
+    second, first = sorted(tmp_path.iterdir(), key=lambda path: path.suffix, reverse=True)
+    first.rename(tmp_path / "events.out.tfevents.1700000000.host.1.9")
+    second.rename(tmp_path / "events.out.tfevents.1700000000.host.1.10")
+    assert read_scalars(tmp_path)["loss"] == (steps, values)
     # Copied, files may have any date.
     for date, file in enumerate(sorted(tmp_path.iterdir(), reverse=True)):
         os.utime(file, (date, date))
