@@ -163,12 +163,13 @@ def test_an_alignment_trains_with_compiled_blocks(started, monkeypatch):
     compile_module = torch.nn.Module.compile
     # As inductor does, it frees what a backward pass needs, unless it is told that there will be another.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
-    plain, compiled = aligned(started), aligned(started, compile=True)
-    compiled.student.load_state_dict(plain.student.state_dict())
-    compiled.student.train(), plain.student.train()
-    for name, gradient in gradients_of(compiled).items():
-        torch.testing.assert_close(gradient, gradients_of(plain)[name], rtol=1e-4, atol=1e-6)
+    # By torch's own patch: pytest's would delete the setting for all tests that follow.
+    with torch._functorch.config.patch(donated_buffer=True):
+        plain, compiled = aligned(started), aligned(started, compile=True)
+        compiled.student.load_state_dict(plain.student.state_dict())
+        compiled.student.train(), plain.student.train()
+        for name, gradient in gradients_of(compiled).items():
+            torch.testing.assert_close(gradient, gradients_of(plain)[name], rtol=1e-4, atol=1e-6)
     torch.compiler.reset()
 
 
