@@ -16,6 +16,7 @@ from ..report.page import build_report
 from ..results.figure_differences import comparison_table
 from ..results.kinds.comparison import PAGE, ComparisonResult
 from ..results.kinds.convergence import ConvergenceResult
+from ..results.kinds.study_unit import StudyUnitResult
 from ..results.provenance import provenance
 from ..results.reading import collect_results
 from ..results.result import Result
@@ -32,10 +33,15 @@ def run(arguments: CompareArguments) -> ComparisonResult:
     """
     if arguments.config:
         return _compare_plan(arguments, read_plan(arguments.config))
-    paths = parse_named_paths(arguments.results)
-    if len(paths) < 2:
-        raise InputError(f"a comparison needs at least two names, got {', '.join(paths)}")
-    return _comparison(arguments, {name: collect_results([path]) for name, path in paths.items()}, None, {})
+    subjects: dict[str, list[Result]] = {}
+    for name, path in parse_named_paths(arguments.results).items():
+        for result in collect_results([path]):
+            # Records of a study know whose they are.
+            subject = result.arm if isinstance(result, StudyUnitResult) else name
+            subjects.setdefault(subject, []).append(result)
+    if len(subjects) < 2:
+        raise InputError(f"a comparison needs at least two names, got {', '.join(subjects)}")
+    return _comparison(arguments, subjects, None, {})
 
 
 def _compare_plan(arguments: CompareArguments, plan: ComparisonPlan) -> ComparisonResult:
@@ -80,7 +86,7 @@ def _comparison(
     comparison = ComparisonResult(
         subjects=list(results),
         sources={name: [str(result.path) for result in parts] for name, parts in results.items()},
-        rows=comparison_table(named),
+        rows=comparison_table(named, arguments.figures),
         convergence=convergence,
         **provenance(**settings),
     )

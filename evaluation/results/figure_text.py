@@ -50,4 +50,7 @@ def describe_difference(row: dict[str, Any], pair: dict[str, Any]) -> str:
     if pair["larger"] is None:
         return f"{text}, interval unknown"
     verdict = f"{pair['better']} is better" if pair["larger"] else "not significant at 95 %"
+    if "p_holm" in pair:
+        verdict += f" ({len(pair['seeds'])} seeds, Holm's p {pair['p_holm']:.2g}; could have shown"
+        verdict += f" {format_number(pair['smallest_detectable'])})"
     return f"{text} ± {pair['interval']:.2g}, {verdict}"

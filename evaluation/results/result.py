@@ -24,6 +24,30 @@ class Card:
     note: str
 
 
+@dataclass(frozen=True)
+class FigureGroup:
+    """
+    Figures that a comparison sets beside those of other results.
+
+    Args:
+        kind (`str`): Of the result.
+        subject (`str`): What was measured, as the comparison calls it.
+        figures (`list[Figure]`): What was found.
+        data (`dict`): See [`Result.measured_on`].
+        conditions (`dict`): What has to agree besides data, features and numbers of images.
+        folder (`Path`): Where the result lies.
+        seed (`int`, *optional*): With which the subject was trained, where it was trained with several.
+    """
+
+    kind: str
+    subject: str
+    figures: Sequence[Figure]
+    data: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    folder: Path
+    seed: int | None = None
+
+
 @dataclass(kw_only=True)
 class Result:
     """
@@ -128,6 +152,13 @@ class Result:
     def compared_figures(self) -> dict[str, list[Figure]]:
         """Its figures for a comparison, by subject."""
         return {}
+
+    def figure_groups(self) -> list[FigureGroup]:
+        """Its figures for a comparison, with what has to agree."""
+        return [
+            FigureGroup(self.kind, subject, figures, self.measured_on(), self.conditions, self.folder)
+            for subject, figures in self.compared_figures().items()
+        ]
 
     def measured_on(self) -> Mapping[str, Any]:
         """`spec`, `fingerprint` and `attribution` of the images that decide what its figures can be compared with."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tcae_diffusers.metrics.figure import Figure
 
 from ..figure_text import describe_figure
-from ..result import Result, as_figures
+from ..result import FigureGroup, Result, as_figures
 
 
 @dataclass(kw_only=True)
@@ -52,6 +52,7 @@ class StudyUnitResult(Result):
 
     kind: ClassVar[str] = "study_unit"
     table_template: ClassVar[str] = "study_unit.html"
+    is_comparable: ClassVar[bool] = True
 
     study: str
     arm: str
@@ -63,6 +64,20 @@ class StudyUnitResult(Result):
 
     def __post_init__(self) -> None:
         self.parts = [MeasuredPart(**part) if isinstance(part, Mapping) else part for part in self.parts]
+
+    def figure_groups(self) -> list[FigureGroup]:
+        return [
+            FigureGroup(
+                part.measure,
+                self.arm,
+                part.figures,
+                part.data,
+                {} if part.dit_steps is None else {"DiT steps": part.dit_steps},
+                self.folder,
+                self.seed,
+            )
+            for part in self.parts
+        ]
 
     def describe(self) -> list[str]:
         return [f"{part.of}: {describe_figure(figure)}" for part in self.parts for figure in part.figures]
