@@ -9,7 +9,7 @@ from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.settings import SMALLEST_SET
 
-from .groups import Content, FeatureCacheArguments, MachineArguments
+from .groups import Content, FeatureCacheArguments, HeldoutArguments, MachineArguments
 
 
 @dataclass
@@ -53,7 +53,7 @@ class SampleSetArguments(Arguments):
 
 
 @dataclass
-class GenerationArguments(SampleSetArguments, FeatureCacheArguments, MachineArguments):
+class GenerationArguments(SampleSetArguments, HeldoutArguments, FeatureCacheArguments, MachineArguments):
     """
     How close are sets of generated images to real ones? Fréchet distance, KID, MIND, Inception score, precision,
     recall, density and coverage.
@@ -64,10 +64,14 @@ class GenerationArguments(SampleSetArguments, FeatureCacheArguments, MachineArgu
     With fewer than 50,000 real images each sample set is compared with as many of them as it has samples, drawn at
     random several times: the Fréchet distance is biased upwards for small sets, and figures and floor are comparable
     only for equal numbers. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
+
+    With --heldout, classifiers trained on the samples are tested on real images, beside classifiers trained on as many
+    images of --reference, which must have labels.
     """
 
     content: ClassVar[Mapping[str, Content]] = {
         "samples": "sample sets",
         "reference": "reference",
+        "heldout": "reference",
         "extractor_weights": "folder",
     }

@@ -131,6 +131,20 @@ class FeatureNetworkArguments(Arguments):
 
 
 @dataclass
+class HeldoutArguments(Arguments):
+    """Real images that tell how well classes were learned."""
+
+    group: ClassVar[str] = "Real images"
+
+    heldout: str | None = option(
+        None,
+        "Labelled real images that no training saw; small classifiers are trained on the samples and tested on them"
+        " (classification accuracy score). The score is omitted if unset.",
+        metavar="SOURCE",
+    )
+
+
+@dataclass
 class OptionalNetworkArguments(FeatureNetworkArguments):
     """The features in which distances are measured, where a command can do without."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.metrics.settings import SMALLEST_SET
 
-from .groups import FeatureCacheArguments, MachineArguments
+from .groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
 
 
 @dataclass
@@ -57,7 +57,7 @@ class GuidanceArguments(Arguments):
 
 
 @dataclass
-class SamplingArguments(DrawingArguments, FeatureCacheArguments, MachineArguments):
+class SamplingArguments(DrawingArguments, HeldoutArguments, FeatureCacheArguments, MachineArguments):
     """How the samples of every point are drawn and measured; one seed serves both."""
 
     group: ClassVar[str] = "Real images"

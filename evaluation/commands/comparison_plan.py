@@ -52,6 +52,7 @@ class ComparisonPlan:
         train, test: Data for fitting and judging probes; `test` also for reconstruction and latents, `train` also for
             the linear baseline of reconstructions.
         reference: Real images for the samples (default: `train`).
+        heldout: As in `generation`; `test` may serve here too.
         measures: Which of reconstruction, latents, probing, generation.
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
             commands.
@@ -63,6 +64,7 @@ class ComparisonPlan:
     train: str = "openmoji:train"
     test: str = "openmoji:heldout"
     reference: str | None = None
+    heldout: str | None = None
     measures: list[str] = field(default_factory=lambda: list(MEASURES))
     resolution: int | None = None
     max_images: int | None = None
@@ -93,6 +95,7 @@ class ComparisonPlan:
         names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "seed")
         return SamplingArguments(
             reference=self.reference or self.train,
+            heldout=self.heldout,
             feature_cache=None if self.feature_cache is None else Path(self.feature_cache),
             **{name: getattr(self, name) for name in names},
             **self.features(),

@@ -12,7 +12,7 @@ from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 
 from ..arguments.decoders import DecodersArguments
 from ..arguments.generation import GenerationArguments
-from ..arguments.groups import FeatureCacheArguments, MachineArguments
+from ..arguments.groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
 from ..arguments.named_paths import parse_named_paths
 from ..pictures.drawing import class_names_of, generate_with_decoders, load_latent_pipeline
 from ..results.kinds.generation import GenerationResult
@@ -33,6 +33,7 @@ def run(arguments: DecodersArguments) -> GenerationResult:
     """
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(arguments.reference, network=arguments.feature_network("cpu"))
+    generation.class_accuracy(arguments.heldout, arguments.reference)
     folders = draw_samples(arguments)
     measuring = GenerationArguments(
         samples=[f"{name}={folder}" for name, folder in folders.items()],
@@ -40,7 +41,7 @@ def run(arguments: DecodersArguments) -> GenerationResult:
         reference=arguments.reference,
         seed=arguments.seed,
         output=arguments.output,
-        **arguments.values_of(FeatureCacheArguments, MachineArguments),
+        **arguments.values_of(HeldoutArguments, FeatureCacheArguments, MachineArguments),
     )
     return generation.run(measuring)
 

@@ -9,7 +9,7 @@ from tcae_diffusers.metrics.reference import open_reference_content
 
 from ..arguments.generate import GenerateArguments
 from ..arguments.generation import GenerationArguments
-from ..arguments.groups import FeatureCacheArguments, MachineArguments
+from ..arguments.groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
 from ..arguments.sampling import DrawingArguments, SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
@@ -37,6 +37,7 @@ def measure_pipeline(
         raise InputError(f"{pipeline} is a pipeline: pass --reference, the real images to compare its samples with")
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(sampling.reference, network=sampling.feature_network("cpu"))
+    generation.class_accuracy(sampling.heldout, sampling.reference)
     drawing = GenerateArguments(
         pipeline=pipeline,
         guidance_scale=guidance_scale,
@@ -52,6 +53,6 @@ def measure_pipeline(
         reference=sampling.reference,
         seed=sampling.seed,
         output=folder / "results",
-        **sampling.values_of(FeatureCacheArguments, MachineArguments),
+        **sampling.values_of(HeldoutArguments, FeatureCacheArguments, MachineArguments),
     )
     return run_unless_done(generation.run, measuring, GenerationResult)

@@ -344,11 +344,14 @@ def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_fo
     assert "timestep_shift 0.0 must be above 0" in capsys.readouterr().err
 
 
-def test_plans_pass_the_shift_on(monkeypatch, tmp_path):
+def test_plans_pass_the_shift_and_the_held_out_images_on(monkeypatch, tmp_path):
     passed = []
     monkeypatch.setattr(measured_samples, "run_unless_done", lambda run, arguments, kind: passed.append(arguments))
     real = str(class_folder_set(tmp_path / "real", {"cat": 8}))
+    heldout = str(class_folder_set(tmp_path / "heldout", {"cat": 1}))
     for shift in (None, 2.5):
-        measure_pipeline("pipeline", tmp_path, "name", SamplingArguments(reference=real, timestep_shift=shift))
+        sampling = SamplingArguments(reference=real, heldout=heldout if shift else None, timestep_shift=shift)
+        measure_pipeline("pipeline", tmp_path, "name", sampling)
+    assert [arguments.heldout for arguments in passed[1::2]] == [None, heldout]
     assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]
     assert "timestep_shift" not in passed[0].sampling() and passed[2].sampling()["timestep_shift"] == 2.5

@@ -135,6 +135,14 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 3", "--reference_count '3'"),
         (GENERATION + "--samples {0}/good --reference {0}/good --reference_count 10", "there are only 9 real images"),
         (GENERATION + "--samples {0}/good --reference {0}/four", "reference {0}/four has 4 images; at least 8"),
+        (GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few", "{0}/few has no labels"),
+        (GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/good", "are the same images"),
+        (GENERATION + "--samples {0}/good --reference {0}/moments.npz --heldout {0}/good", "it holds statistics only"),
+        (GENERATION + "--samples {0}/few --reference {0}/good --heldout {0}/four", "{0}/few has no labels, without"),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/four --heldout {0}/one",
+            "{0}/four has the class 'b', which is none of {0}/one: a",
+        ),
         (
             GENERATION + "--reference {0}/good --samples " + "x" * 201 + "={0}/good",
             "a name of 201 bytes is too long for a file; give {0}/good a shorter one",
@@ -150,6 +158,10 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
             "is not FROM:TO",
         ),
         # Before anything is drawn.
+        (
+            "guidance_sweep --pipeline {0}/pipeline --reference {0}/good --output {0}/out --heldout {0}/few",
+            "{0}/few has no labels",
+        ),
         (
             "guidance_sweep --pipeline {0}/pipeline --reference {0}/nowhere --output {0}/out",
             "{0}/nowhere does not exist",
