@@ -85,8 +85,8 @@ class TrainingCostArguments(Arguments):
     preset: list[str] = option([], "ImageNet presets whose cost is counted; all of them if unset.", metavar="PRESET")
     peak_tflops: float = option(
         989.4,
-        "Peak rate of a GPU in bf16 in units of 1e12 FLOP/s, without sparsity; the default is that of an H100 SXM by"
-        " NVIDIA's data sheet.",
+        "Peak rate of a GPU in bf16 in units of 1e12 FLOP/s, without sparsity; the default is that of an H100 SXM,"
+        " half of the rate with sparsity in NVIDIA's data sheet.",
     )
     utilisation: float = option(
         0.4, "Expected fraction of the peak rate, counting the operations of the model alone.", metavar="FRACTION"

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -78,6 +78,29 @@ _UNCOUNTED = {
 FLOP_FORMULAS = {getattr(aten, name): formula for name, formula in _UNCOUNTED.items() if hasattr(aten, name)}
 
 
+class _NoModules:
+    """In place of what follows modules: all that runs is in none."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+
+class FlopCounter(FlopCounterMode):
+    """
+    PyTorch's counter with the formulas of this module, and without its table by module: to follow modules it registers
+    hooks with which `torch.autograd.grad` of a leaf fails, as an adaptive weight of several batches takes it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=FLOP_FORMULAS)
+        self.mod_tracker = cast(Any, _NoModules())
+
+
 def _kind(operator: Any) -> str:
     name = str(operator)
     return "attention" if "attention" in name else "convolution" if "conv" in name else "matmul"
@@ -96,7 +119,7 @@ def count_macs(function: Callable[..., Any], *args: Any, **kwargs: Any) -> MacCo
     Returns:
         [`MacCount`].
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         function(*args, **kwargs)
     by_operator: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():

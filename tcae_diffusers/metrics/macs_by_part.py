@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from .mac_counter import FLOP_FORMULAS
+from .mac_counter import FlopCounter
 
 
 class MacsByPart:
@@ -68,7 +67,7 @@ class MacsByPart:
             self._leave()
 
     def __enter__(self) -> MacsByPart:
-        counter = self._open.enter_context(FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS))
+        counter = self._open.enter_context(FlopCounter())
         self._open.enter_context(_Sorter(self, counter))
         return self
 
@@ -87,6 +86,11 @@ class MacsByPart:
         self._beginnings.append(torch.autograd._get_sequence_nr())
         self._parts.append(self._active[-1])
 
+    def clear(self) -> None:
+        """Forget what was counted; what is watched stays so."""
+        self.forward.clear()
+        self.backward.clear()
+
     def add(self, macs: int) -> None:
         """Count what ran just now."""
         # None outside of a backward pass, which the stubs of torch do not say.
@@ -100,7 +104,7 @@ class MacsByPart:
 class _Sorter(TorchDispatchMode):
     """Asks a counter after every operation how much it was."""
 
-    def __init__(self, macs: MacsByPart, counter: FlopCounterMode):
+    def __init__(self, macs: MacsByPart, counter: FlopCounter):
         super().__init__()
         self.macs, self.counter = macs, counter
 

@@ -14,15 +14,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # (width, layers) of the published models.
 _SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
-# Of the discriminator's default, for which no config need be downloaded to count what it costs (arXiv 2104.14294).
-PUBLISHED_SHAPES = {
+# Of those that are used where nothing else is said (arXiv 2104.14294, 2304.07193): no config need be downloaded to
+# count what they cost.
+PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
     "facebook/dino-vits8": {
+        "model_type": "vit",
         "hidden_size": 384,
         "num_hidden_layers": 12,
         "num_attention_heads": 6,
         "intermediate_size": 1536,
         "patch_size": 8,
-    }
+    },
+    "facebook/dinov2-base": {
+        "model_type": "dinov2",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 518,
+        "patch_size": 14,
+    },
 }
 _FAMILIES = {"vit": "dino", "dinov2_with_registers": "dinov2"}
 
@@ -47,7 +57,7 @@ def _network(name: str) -> Any:
     if loads_pretrained_weights():
         return AutoModel.from_pretrained(name)
     if name in PUBLISHED_SHAPES:
-        return AutoModel.from_config(AutoConfig.for_model("vit", **PUBLISHED_SHAPES[name]))
+        return AutoModel.from_config(AutoConfig.for_model(**PUBLISHED_SHAPES[name]))
     return AutoModel.from_config(AutoConfig.from_pretrained(name))
 
 

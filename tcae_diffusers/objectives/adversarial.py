@@ -154,6 +154,10 @@ class AdversarialLoss(FrozenNetworkHolder):
         """Whether the discriminator learns at this optimizer step."""
         return self.weight > 0 and step >= self.discriminator_start_step
 
+    def takes_r1(self, step: int) -> bool:
+        """Whether the discriminator's loss has its gradient penalty at this optimizer step."""
+        return self.r1_weight > 0 and step % self.r1_interval == 0
+
     def squared_gradients(
         self,
         discriminator: nn.Module,
@@ -232,7 +236,7 @@ class AdversarialLoss(FrozenNetworkHolder):
             step (`int`): optimizer step, which decides about lazy R1.
             generator (`torch.Generator` or list of them, *optional*): needed with DiffAugment.
         """
-        with_r1 = self.r1_weight > 0 and step % self.r1_interval == 0
+        with_r1 = self.takes_r1(step)
         target = target.detach().requires_grad_(with_r1)
         images = torch.cat([self._augmented(target, generator), self._augmented(sample.detach(), generator)])
         logits = discriminator(self._discriminator_input(images))

@@ -1,28 +1,29 @@
 """The cost of a step on paper against a real step of the command, counted by itself, and what follows from it."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.mac_counter import FLOP_FORMULAS
+from tcae_diffusers.metrics.mac_counter import FlopCounter
 from tcae_diffusers.metrics.macs_by_part import MacsByPart
 from tcae_diffusers.models.frozen_network import without_pretrained_weights
 from tcae_diffusers.objectives.perceptual import LPIPSLoss
-from tcae_diffusers.trainer.fit import take_step
-from tcae_diffusers.trainer.image_batches import image_loader
+from tcae_diffusers.trainer.fit import Hooks, take_step
+from tcae_diffusers.trainer.image_batches import image_loader, step_indexed_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
-from tcae_diffusers.training import bench, finetune_decoder, step_cost, train_tcae
+from tcae_diffusers.training import bench, count_steps, finetune_decoder, step_cost, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.benchmarks import training_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
 
-from ..latent_commands import home, reset_accelerate
+from ..latent_commands import CLASSES, SMALL_DIT, TOKENIZER, calibrated, home, reset_accelerate, with_tokens
 from ..tokenizer_commands import DECODER_OPTIONS, OPTIONS, TINY, trained_tokenizer, with_effect
 
 ROOT = Path(__file__).parents[2]
@@ -39,27 +40,39 @@ def words(options):
 @pytest.fixture
 def real_step(tmp_path):
     """
-    `measure(script, type of arguments, options)`: MACs per image of one step of a training command on the CPU, from
-    loaded batch to new weights, its arguments and its batch. Counted as PyTorch counts, in one sum.
+    `measure(script, type of arguments, options)`: MACs per image of a step of a training command on the CPU, from
+    loaded batch to new weights, its arguments and its batch. Counted as PyTorch counts, in one sum, over the last
+    step without an entry in the log, or as the mean over `steps`.
     """
 
-    def measure(script, arguments_type, options):
+    def measure(script, arguments_type, options, steps=None):
         options = {"train_data": home() / "images", "output_dir": tmp_path / "run", **options}
         reset_accelerate()
         arguments = parse_arguments(arguments_type, list(words(options)))
         training = script.start(arguments)
         training.side.model.train()
-        run, step = training.run, step_cost.ordinary_step(arguments)
-        batch = next(iter(image_loader(training.dataset, arguments, run.accelerator, 0)))
+        run = training.run
+        if script is train_dit:
+            hooks, sides = Hooks(training.save), [training.side]
+            loader = step_indexed_loader(training.cache, LatentCache.collate, arguments, run.accelerator, 0)
+        else:
+            hooks, sides = training.hooks(), training.sides
+            loader = image_loader(training.dataset, arguments, run.accelerator, 0)
+        batch = next(iter(loader))
         progress = TrainingProgress(run.accelerator, "test", 10, 0, run.total_batch, 10)
-        with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
-            take_step(run, iter([batch]), training.sides, training.backward, training.hooks(), progress, step)
-        return counter.get_total_flops() / 2 / len(batch["pixel_values"]), arguments, batch
+        steps = steps or [count_steps.ordinary_step(range(arguments.max_train_steps), arguments)]
+        with FlopCounter() as counter:
+            for step in steps:
+                take_step(run, itertools.repeat(batch), sides, training.backward, hooks, progress, step)
+        images = len(next(iter(batch.values()))) * arguments.gradient_accumulation_steps
+        return counter.get_total_flops() / 2 / images / len(steps), arguments, batch
 
     yield measure
     reset_accelerate()
 
 
+# Wide enough for Muon.
+WIDE = {"autoencoder_overrides": json.dumps({**TINY, "hidden_size": 64})}
 TOKENIZERS = {
     "iBOT": {},
     "local crops of the size of global ones": {"ssl_local_crop_size": 16, "ssl_global_crop_size": 16},
@@ -73,8 +86,10 @@ TOKENIZERS = {
         "discriminator_channels": 8,
         "adversarial_start_step": 0,
     },
+    "EfficientNet-Lite1": {"perceptual": "efficientnet-lite1", "ssl": "none"},
     "latents aligned with a network": {"latent_alignment": "efficientnet-lite0"},
-    "Muon": {"optimizer": "muon", "autoencoder_overrides": json.dumps({**TINY, "hidden_size": 64})},
+    "latents with noise and without their last channels": {"latent_denoising": 3, "latent_min_channels": 1},
+    "Muon": {"optimizer": "muon", **WIDE},
 }
 
 
@@ -82,14 +97,15 @@ TOKENIZERS = {
 def test_parts_of_a_tokenizer_step_sum_to_a_real_step(name, real_step):
     options = {**with_effect(OPTIONS, TOKENIZERS[name]), "max_train_steps": 6, **TOKENIZERS[name]}
     measured, arguments, batch = real_step(train_tcae, train_tcae.TokenizerArguments, options)
-    cost = step_cost.tokenizer_step_cost(arguments, batch)
+    cost = count_steps.tokenizer_step_cost(arguments, batch)
     assert cost.total == pytest.approx(measured, rel=1e-6)
-    assert cost.batch_size == len(batch["pixel_values"])
     parts = {step_cost.VIEWS, step_cost.DECODER}
     if name in ("iBOT", "Muon", "EfficientNet and PatchGAN"):
         parts |= {step_cost.LOCAL_CROPS, step_cost.HEAD, step_cost.TEACHER}
+    if name.startswith("EfficientNet"):
+        parts.add(step_cost.PERCEPTUAL)
     if name == "EfficientNet and PatchGAN":
-        parts |= {step_cost.PERCEPTUAL, step_cost.DISCRIMINATOR}
+        parts.add(step_cost.DISCRIMINATOR)
     if name == "Muon":
         parts.add(step_cost.OPTIMIZER)
     aligns = name == "latents aligned with a network"
@@ -101,6 +117,38 @@ def test_parts_of_a_tokenizer_step_sum_to_a_real_step(name, real_step):
     assert step_cost.TEACHER not in cost.backward
     assert 1.8 < cost.backward[step_cost.DECODER] / cost.forward[step_cost.DECODER] <= (4 if aligns else 2)
     assert 1.5 < cost.backward[step_cost.VIEWS] / cost.forward[step_cost.VIEWS] <= 2
+
+
+WITHOUT_METHOD = {**with_effect(OPTIONS, {"ssl": "none"}), "ssl": "none", "max_train_steps": 6}
+ADVERSARY = {"discriminator": "patchgan", "discriminator_layers": 1, "discriminator_channels": 8}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"latent_equivariance": 0.7, "latent_equivariance_min_scale": 0.5},
+        {**ADVERSARY, "discriminator_r1_weight": 1, "discriminator_r1_interval": 3, "adversarial_start_step": 2},
+    ],
+)
+def test_steps_that_differ_count_as_often_as_they_occur(options, real_step, monkeypatch):
+    begin = options.get("adversarial_start_step", 0)
+    options = {**WITHOUT_METHOD, "log_steps": 100, **options}
+    measured, arguments, batch = real_step(
+        train_tcae, train_tcae.TokenizerArguments, options, steps=list(range(begin, 6))
+    )
+    assert count_steps.tokenizer_step_cost(arguments, batch).total == pytest.approx(measured, rel=1e-6)
+    monkeypatch.setattr(count_steps, "kinds_of_steps", lambda training: {4: 1.0})
+    assert count_steps.tokenizer_step_cost(arguments, batch).total != pytest.approx(measured, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [ADVERSARY, {"latent_alignment": "efficientnet-lite0"}, {"optimizer": "muon", **WIDE}]
+)
+def test_accumulated_batches_cost_what_weighing_all_of_them_takes(options, real_step):
+    """An adaptive weight of several batches costs one more forward pass of each; Muon's step is that of all."""
+    options = {**WITHOUT_METHOD, "gradient_accumulation_steps": 2, **options}
+    measured, arguments, batch = real_step(train_tcae, train_tcae.TokenizerArguments, options)
+    assert count_steps.tokenizer_step_cost(arguments, batch).total == pytest.approx(measured, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +166,7 @@ def test_parts_of_a_decoder_step_sum_to_a_real_step(options, real_step):
         options |= {"discriminator_layers": None, "discriminator_channels": None}
     options = {**with_effect(DECODER_OPTIONS, options), **options}
     measured, arguments, batch = real_step(finetune_decoder, finetune_decoder.DecoderArguments, options)
-    cost = step_cost.decoder_step_cost(arguments, batch)
+    cost = count_steps.decoder_step_cost(arguments, batch)
     assert cost.total == pytest.approx(measured, rel=1e-6)
     assert step_cost.VIEWS not in cost.backward and step_cost.OTHER not in cost.forward
     assert (step_cost.TEACHER in cost.forward) == ("distillation_weight" in options)
@@ -176,7 +224,7 @@ def test_the_paper_preset_costs_what_its_parts_are_known_to_cost(paper_cost):
 
 def test_rates_and_days_follow_from_the_cost(paper_cost, monkeypatch):
     monkeypatch.setattr(training_cost, "loader_rate", lambda transform: 10.0)
-    cost = dataclasses.replace(paper_cost, step=step_cost.StepCost({"decoder": 100e9}, {"decoder": 150e9}, 1))
+    cost = dataclasses.replace(paper_cost, step=step_cost.StepCost({"decoder": 100e9}, {"decoder": 150e9}))
     cells = training_cost.row(cost, BenchArguments(peak_tflops=1000.0, utilisation=0.5, gpus=4))
     # 250 GMAC are 0.5e12 FLOP, and 500e12 a second are used: 1000 images/s a GPU.
     assert cells == {
@@ -190,12 +238,74 @@ def test_rates_and_days_follow_from_the_cost(paper_cost, monkeypatch):
     }
 
 
-def test_a_transformer_costs_three_of_its_forward_passes():
-    arguments = DiTArguments(latents="", tokenizer="", output_dir="", transformer="tc-dit-s")
-    cost = step_cost.transformer_step_cost(arguments, (4, 4, 4), 10)
-    assert 2.9 < cost.total / cost.forward[step_cost.TRANSFORMER] <= 3
-    with pytest.raises(InputError, match=r"--repa_weight 0\.5: its cost is not counted"):
-        step_cost.transformer_step_cost(dataclasses.replace(arguments, repa_weight=0.5), (4, 4, 4), 10)
+TRANSFORMERS = {
+    "velocity": {},
+    "clean latent": {"flow_prediction": "sample", "transformer": "tc-dit"},
+    "noise": {"objective": "epsilon"},
+    "REPA": {"repa_weight": 0.5, "repa_projector_width": 24},
+    "iREPA": {
+        "repa_weight": 0.5,
+        "repa_projector": "conv",
+        "repa_spatial_normalization": 0.6,
+        "transformer": "tc-dit",
+    },
+    "Muon": {"optimizer": "muon", "attention_head_dim": 32, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_parts_of_a_transformer_step_sum_to_a_real_step(name, real_step):
+    tokenizer, _ = calibrated()
+    sources = {"train_data": None, "latents": with_tokens(), "tokenizer": tokenizer}
+    options = {**SMALL_DIT, **sources, **TRANSFORMERS[name]}
+    measured, arguments, _ = real_step(train_dit, train_dit.DiTArguments, options)
+    cost = count_steps.transformer_step_cost(arguments, (4, 2, 2), len(CLASSES), (TOKENIZER["hidden_size"], 2, 2))
+    assert cost.total == pytest.approx(measured, rel=1e-6)
+    assert (step_cost.PROJECTOR in cost.forward) == name.endswith("REPA")
+    assert (step_cost.OPTIMIZER in cost.forward) == (name == "Muon")
+    assert step_cost.OTHER not in cost.forward
+
+
+@pytest.mark.parametrize(
+    ("options", "macs"),
+    [
+        # On each of 16 tokens of width 384: three matrices, or one of 3x3 positions.
+        ({}, 16 * (384 * 2048 + 2048 * 2048 + 2048 * 768)),
+        ({"repa_projector": "conv"}, 16 * 9 * 384 * 768),
+    ],
+)
+def test_a_transformer_costs_three_of_its_forward_passes_and_so_does_a_projector(options, macs):
+    arguments = DiTArguments(
+        latents="", tokenizer="", output_dir="", transformer="tc-dit-s", repa_weight=0.5, **options
+    )
+    cost = count_steps.transformer_step_cost(arguments, (4, 4, 4), 10, (768, 4, 4))
+    forward = {part: cost.forward[part] for part in (step_cost.TRANSFORMER, step_cost.PROJECTOR)}
+    assert (
+        2.9
+        < (forward[step_cost.TRANSFORMER] + cost.backward[step_cost.TRANSFORMER]) / forward[step_cost.TRANSFORMER]
+        <= 3
+    )
+    assert forward[step_cost.PROJECTOR] == macs and cost.backward[step_cost.PROJECTOR] == 2 * macs
+    plain = dataclasses.replace(arguments, repa_weight=0.0, repa_projector="mlp")
+    assert count_steps.transformer_step_cost(plain, (4, 4, 4), 10).forward == {
+        step_cost.TRANSFORMER: forward[step_cost.TRANSFORMER]
+    }
+    with pytest.raises(InputError, match=r"--repa_weight 0\.5 needs tokens to align with"):
+        count_steps.transformer_step_cost(arguments, (4, 4, 4), 10)
+
+
+def test_presets_that_came_after_the_paper_cost_what_they_add():
+    """DINOv2's base model on 64 tokens and a class token, and iREPA's convolution on the 64 tokens of a TC-DiT-XL."""
+    aligned = training_cost.preset_cost("tc_ae_f32c128_imagenet256_muon_nossl_aligned").step
+    tokens, width = 65, 768
+    dinov2 = 12 * (12 * tokens * width**2 + 2 * tokens**2 * width) + 64 * 3 * 14**2 * width
+    projection, cosines = 64 * 128 * width, 2 * 64**2 * width
+    assert aligned.forward[step_cost.SHAPING] == pytest.approx(dinov2 + projection + cosines, rel=1e-3)
+    assert aligned.backward[step_cost.SHAPING] < 0.01 * dinov2
+    # Muon, on the images of one of 8 GPUs, is a few percent.
+    assert 0.005 < aligned.forward[step_cost.OPTIMIZER] / aligned.total < 0.05
+    irepa = training_cost.preset_cost("imagenet256_tc_dit_xl_irepa").step
+    assert irepa.forward[step_cost.PROJECTOR] == 64 * 9 * 1152 * 768
 
 
 @pytest.mark.parametrize(
@@ -219,7 +329,7 @@ def test_the_page_has_the_table_of_the_code(tmp_path):
     page = ROOT / "docs" / "model_speed.md"
     written = tmp_path / "page.md"
     written.write_text(page.read_text())
-    presets = ["tc_ae_f32c128_imagenet256_nossl", "imagenet256_tc_dit_xl"]
+    presets = ["tc_ae_f32c128_imagenet256_nossl", "imagenet256_tc_dit_xl", "imagenet256_tc_dit_xl_irepa"]
     assert bench.main(["training_cost", "--preset", *presets, "--page", str(written)]) == 0
 
     def rows(path):

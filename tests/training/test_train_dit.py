@@ -12,8 +12,9 @@ from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.models.adapters import load_autoencoder
 from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
+from tcae_diffusers.objectives.representation_alignment import RepresentationAlignment
 from tcae_diffusers.training import train_dit
-from tcae_diffusers.training.dit_objectives import draw_step_randomness
+from tcae_diffusers.training.dit_objectives import build_alignment, build_objective, draw_step_randomness
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id, drop_labels
 
 from ..latent_commands import FOREIGN, NUM_IMAGES, cache, calibrated, home, train, weights, with_tokens
@@ -262,7 +263,10 @@ def test_sizes_come_from_the_preset_unless_they_are_given():
     assert (plain.config.num_layers, plain.config.attention_head_dim) == (28, 72)
 
 
-@pytest.mark.parametrize(("config", "millions"), [("openmoji32_tc_dit", 4.18), ("imagenet256_tc_dit_xl", 675.2)])
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [("openmoji32_tc_dit", 4.18), ("imagenet256_tc_dit_xl", 675.2), ("imagenet256_tc_dit_xl_irepa", 675.2)],
+)
 def test_presets_parse_and_build_what_they_say(config, millions):
     arguments = parse_arguments(
         train_dit.DiTArguments, ["--config", config, "--latents", "l", "--tokenizer", "t", "--output_dir", "o"]
@@ -272,6 +276,12 @@ def test_presets_parse_and_build_what_they_say(config, millions):
     with torch.device("meta"):
         model = build_transformer(arguments.transformer, shape, classes, classes, *sizes)
     assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
+    alignment = build_alignment(arguments, model.config.num_layers, shape)
+    assert (alignment is None) == ("repa" not in config)
+    if alignment is not None:
+        # REPA's and iREPA's values, and RAE's shift for latents of 8,192 values.
+        assert alignment == RepresentationAlignment(0.5, 8, "conv", spatial_normalization=0.6)
+        assert build_objective(arguments, shape).shift == pytest.approx(2**0.5)
 
 
 def test_the_saved_arguments_name_the_run_and_start_it_again(tmp_path):

@@ -1,21 +1,25 @@
 """The presets that ship: each is read by its script and fits the model it names."""
 
+import re
 from importlib import resources
 
 import pytest
 import torch
+import yaml
 
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.models.frozen_network import without_pretrained_weights
 from tcae_diffusers.models.named_models import build_named_autoencoder
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
+from tcae_diffusers.trainer.latent_shaping import build_latent_shaping
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
 from tcae_diffusers.training.train_tcae import TokenizerArguments
 
 FOLDER = resources.files("tcae_diffusers.training.configs")
-DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder"]
+DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder", "tc_ae_f32c128_imagenet256_decoder_noise"]
 LIGHT_DECODERS = ["openmoji32_light_decoder", "tc_ae_f32c128_imagenet256_light_decoder"]
 TOKENIZERS = [
     "openmoji32",
@@ -30,7 +34,18 @@ TOKENIZERS = [
     "tc_ae_f32c128_imagenet256_nostc_nossl",
     "tc_ae_f32c128_p16_imagenet256",
     "tc_ae_f32c256_imagenet256",
+    "tc_ae_f32c128_imagenet256_muon",
+    "tc_ae_f32c128_imagenet256_muon_denoising",
+    "tc_ae_f32c128_imagenet256_muon_nossl_aligned",
 ]
+# Those that take up what came after the paper, and the presets that they change.
+LATER = {
+    "tc_ae_f32c128_imagenet256_muon": "tc_ae_f32c128_imagenet256",
+    "tc_ae_f32c128_imagenet256_muon_denoising": "tc_ae_f32c128_imagenet256_muon",
+    "tc_ae_f32c128_imagenet256_muon_nossl_aligned": "tc_ae_f32c128_imagenet256_muon",
+    "tc_ae_f32c128_imagenet256_decoder_noise": "tc_ae_f32c128_imagenet256_decoder",
+    "imagenet256_tc_dit_xl_irepa": "imagenet256_tc_dit_xl",
+}
 
 
 def test_every_preset_of_a_tokenizer_is_listed_here_and_says_what_to_expect():
@@ -58,6 +73,44 @@ def test_tokenizer_presets_fit_their_models(name, tmp_path):
         assert arguments.perceptual == "lpips-vgg" and autoencoder.config.latent_channels == (
             256 if "c256" in name else 128
         )
+
+
+def values_and_sources(text):
+    """Each key of a preset, with the comment above it; keys without a line between them share one."""
+    comment, is_open, found = "", False, {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            comment = comment + line if is_open else line
+            is_open = True
+        else:
+            found[line.partition(":")[0]] = comment
+            is_open = False
+    return found
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_came_after_the_paper_changes_a_preset_in_values_that_name_their_source(name):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert "Not run here." in text
+    changed = values_and_sources(text)
+    assert f"extends: {LATER[name]}\n" in text and len(changed) > 1
+    for key in changed.keys() - {"extends"}:
+        assert re.search(r"\(arXiv \d{4}\.\d{5}\)|docs/\w+\.md", changed[key]), key
+        assert changed[key] != changed["extends"], key
+    base = yaml.safe_load((FOLDER / f"{LATER[name]}.yaml").read_text())
+    ours = yaml.safe_load(text)
+    assert all(base.get(key) != value for key, value in ours.items() if key != "extends")
+
+
+def test_alignment_sees_a_token_for_each_position_of_the_latent(tmp_path):
+    argv = ["--config", "tc_ae_f32c128_imagenet256_muon_nossl_aligned", "--output_dir", str(tmp_path)]
+    arguments = parse_arguments(TokenizerArguments, argv)
+    with torch.device("meta"), without_pretrained_weights():
+        autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+        resolve_sizes(arguments, autoencoder)
+        alignment = build_latent_shaping(arguments, adapt(autoencoder), None).shapings[0]
+    # As many tokens of 14 pixels as the latent has positions.
+    assert alignment.frozen_network.name == "dinov2-vitb14" and alignment.frozen_network.resolution == 8 * 14
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -14,8 +14,9 @@ import torch
 
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.training.bench_arguments import BenchArguments
+from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.step_cost import StepCost, part_text, tokenizer_step_cost, transformer_step_cost
+from tcae_diffusers.training.step_cost import StepCost, part_text
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"

@@ -25,18 +25,16 @@ from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.training.bench_arguments import BenchArguments
-from tcae_diffusers.training.decoder_arguments import DecoderArguments
-from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.markdown_tables import markdown_table, with_table
-from tcae_diffusers.training.step_cost import (
+from tcae_diffusers.training.count_steps import (
     META,
-    PARTS,
-    StepCost,
     decoder_step_cost,
-    part_text,
     tokenizer_step_cost,
     transformer_step_cost,
 )
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
+from tcae_diffusers.training.dit_arguments import DiTArguments
+from tcae_diffusers.training.markdown_tables import markdown_table, with_table
+from tcae_diffusers.training.step_cost import PARTS, StepCost, part_text
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 DESCRIPTION = "the ImageNet presets on paper: GMAC per image and step by part, images/s, loader cores and days"
@@ -48,13 +46,17 @@ TOKENIZERS = (
     "tc_ae_f32c128_imagenet256_nostc_nossl",
     "tc_ae_f32c128_p16_imagenet256",
     "tc_ae_f32c256_imagenet256",
+    "tc_ae_f32c128_imagenet256_muon",
+    "tc_ae_f32c128_imagenet256_muon_denoising",
+    "tc_ae_f32c128_imagenet256_muon_nossl_aligned",
 )
 # What comes after a tokenizer, and the preset of the autoencoder that it comes after.
 DECODERS = {
     "tc_ae_f32c128_imagenet256_decoder": "tc-ae-f32c128",
+    "tc_ae_f32c128_imagenet256_decoder_noise": "tc-ae-f32c128",
     "tc_ae_f32c128_imagenet256_light_decoder": "tc-ae-f32c128",
 }
-TRANSFORMERS = {"imagenet256_tc_dit_xl": "tc-ae-f32c128"}
+TRANSFORMERS = {"imagenet256_tc_dit_xl": "tc-ae-f32c128", "imagenet256_tc_dit_xl_irepa": "tc-ae-f32c128"}
 PRESETS = (*TOKENIZERS, *DECODERS, *TRANSFORMERS)
 CLASSES = 1000
 # About an image of ImageNet.
@@ -101,8 +103,11 @@ def preset_cost(name: str) -> PresetCost:
     if name in TRANSFORMERS:
         dit = parse_arguments(DiTArguments, [*options, "--latents", "unused", "--tokenizer", "unused"])
         with META:
-            channels, height, width = autoencoder_cost(build_autoencoder(TRANSFORMERS[name])).latent_shape
-        return PresetCost(dit, transformer_step_cost(dit, (channels, height, width), CLASSES), None)
+            autoencoder = build_autoencoder(TRANSFORMERS[name])
+            channels, height, width = autoencoder_cost(autoencoder).latent_shape
+        # Its own tokens, which cache_latents stores on the latent's grid.
+        tokens = (adapt(autoencoder).token_width, height, width)
+        return PresetCost(dit, transformer_step_cost(dit, (channels, height, width), CLASSES, tokens), None)
     if name in DECODERS:
         decoder = parse_arguments(DecoderArguments, [*options, "--autoencoder", DECODERS[name]])
         step = decoder_step_cost(decoder)
@@ -110,7 +115,8 @@ def preset_cost(name: str) -> PresetCost:
     tokenizer = parse_arguments(TokenizerArguments, options)
     step = tokenizer_step_cost(tokenizer)
     with META:
-        crops = build_method(tokenizer, adapt(build_autoencoder(tokenizer.autoencoder))).crops()
+        autoencoder = build_autoencoder(tokenizer.autoencoder, tokenizer.autoencoder_overrides)
+        crops = build_method(tokenizer, adapt(autoencoder)).crops()
     return PresetCost(tokenizer, step, MultiCropTransform(tokenizer.image_size, **crops))
 
 
