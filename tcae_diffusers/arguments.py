@@ -9,6 +9,7 @@ import argparse
 import difflib
 import inspect
 import json
+import operator
 import sys
 import types
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,8 @@ FieldsType = TypeVar("FieldsType")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
 # Values of an option that switch off what it stands for.
 _OFF: tuple[Any, ...] = (None, False, 0, "none", [], {})
+# What each bound of [`option`] asks of a number.
+_BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def option(
@@ -38,6 +41,7 @@ def option(
     choices: Sequence[Any] | None = None,
     repeat: bool = False,
     needs: str | None = None,
+    **bounds: float,
 ) -> Any:
     """
     A dataclass field that [`parse_arguments`] reads from the command line as `--<name of the field>`.
@@ -51,10 +55,14 @@ def option(
         repeat (`bool`, defaults to `False`): A list that grows by one item each time the option is given.
         needs (`str`, *optional*): Option without which this one has no effect: while that is unset, 0, false or none,
             this one is refused on a command line. A preset may hold it, for those who switch the other one off.
+        bounds (`float`): `at_least`, `above`, `at_most` and `below` of the number, or of each number of a list;
+            [`Arguments`] checks them, where the option is set.
     """
+    if unknown := bounds.keys() - _BOUNDS.keys():
+        raise TypeError(f"option() has no {', '.join(unknown)}; bounds are {', '.join(_BOUNDS)}")
     metadata = {
         **{"help": help, "positional": positional, "metavar": metavar, "choices": choices},
-        **{"repeat": repeat, "needs": needs},
+        **{"repeat": repeat, "needs": needs, "bounds": bounds},
     }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
@@ -66,8 +74,9 @@ class Arguments:
     """
     What each group of options derives from; a command derives from its groups.
 
-    A subclass that declares options names their `group`, and checks them in `__post_init__`, which calls `super()`'s.
-    It may name one of them as their `switch`, without which the others have no effect.
+    A subclass that declares options names their `group`. What their bounds do not say it checks in `__post_init__`,
+    which calls `super()`'s first. It may name one of them as their `switch`, without
+    which the others have no effect.
     """
 
     group: ClassVar[str] = "Options"
@@ -75,7 +84,12 @@ class Arguments:
     presets: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        pass
+        for each in fields(self):
+            value = getattr(self, each.name)
+            numbers = value if isinstance(value, list) else [] if value is None else [value]
+            for name, bound in each.metadata["bounds"].items():
+                is_within = all(_BOUNDS[name](number, bound) for number in numbers)
+                self._require(each.name, is_within, _bounds_in_words(each) + " each" * (numbers is value))
 
     def values_of(self, *groups: "type[Arguments]") -> dict[str, Any]:
         """The values of the options of some of its groups, for another command that has them too."""
@@ -99,6 +113,17 @@ class Arguments:
         for name in names:
             has_effect = unless or getattr(self, name) == default_of(options[name])
             self._require(name, has_effect, f"omitted {omitted}")
+
+
+def _bounds_in_words(each: Field) -> str:
+    bounds, in_pixels = each.metadata["bounds"], each.metadata["metavar"] == "PIXELS"
+    common = {
+        (("above", 0),): "positive",
+        (("at_least", 0),): "0 or more",
+        (("at_least", 0), ("at_most", 1)): "between 0 and 1",
+    }
+    words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
+    return common.get(tuple(bounds.items()), words + " pixel" * in_pixels)
 
 
 def program_name() -> str:

@@ -19,13 +19,9 @@ class Picture(Arguments):
 
     colour: Literal["red", "blue"] = option("red", "Colour of the picture.")
     size: tuple[int, int] = option((4, 6), "Height and width in pixels.", metavar=("H", "W"))
-    width: int | None = option(None, "Width in pixels; that of the screen if unset.")
+    width: int | None = option(None, "Width in pixels; that of the screen if unset.", metavar="PIXELS", at_least=1)
     smooth: bool = option(True, "Smooth the edges.")
     tiled: bool = option(False, "Draw in tiles.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._require("width", self.width is None or self.width >= 1, "at least 1 pixel")
 
 
 @dataclass
@@ -36,6 +32,9 @@ class Store(Arguments):
 
     output: Path = option(MISSING, "Folder of the pictures.", metavar="FOLDER")
     rate: float = option(1e-3, "Pictures per second, 50% of them kept.")
+    speed: float = option(1.0, "Pictures per minute.", above=0)
+    shares: list[float] = option([], "Share of each picture that is kept.", at_least=0, below=1)
+    batch: int = option(8, "Pictures at a time.")
     tags: list[str] = option([], "Words to find them by.")
     sets: list[list[str]] = option([], "Pictures that belong together.", repeat=True)
     extra: dict = option({}, "Further facts.")
@@ -127,6 +126,9 @@ def test_a_hyphen_is_as_good_as_an_underscore_in_names_only():
         (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
         (["--width", "0", "--output", "x"], "--width 0 must be at least 1 pixel."),
         (["--rate", "nan", "--output", "x"], "--rate nan must be a number."),
+        (["--speed", "0", "--output", "x"], "--speed 0.0 must be positive."),
+        (["--speed", "nan", "--output", "x"], "--speed nan must be positive."),
+        (["--shares", "0.5", "1", "--output", "x"], "--shares [0.5, 1.0] must be at least 0 and below 1 each."),
         (["--tiled", "perhaps"], "argument --tiled: 'perhaps' is neither true nor false"),
         (["--size", "1"], "argument --size: expected 2 arguments"),
         (["--extra", "{a: 1}"], "argument --extra: '{a: 1}' is not JSON ("),
@@ -260,7 +262,8 @@ def test_help_shows_groups_from_the_base_up_with_defaults(capsys):
         "--config FILE YAML file, or name of a preset: ",
         "Colour of the drawing. (default: blue)",
         "Height and width in pixels. (default: 4 6)",
-        "--width N Width in pixels; that of the screen if unset. --smooth",
+        "--width PIXELS Width in pixels; that of the screen if unset. --smooth",
+        "--batch N Pictures at a time. (default: 8)",
         "Smooth the edges. (default: true; --no_smooth turns it off)",
         "Draw in tiles. (default: false)",
         "Folder of the pictures. (required)",

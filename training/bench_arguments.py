@@ -19,14 +19,10 @@ class AllBenchArguments(Arguments):
         positional=True,
     )
     list: bool = option(False, "List the benchmarks and stop.")
-    seconds: float = option(60.0, "Time in seconds for each benchmark that measures a rate.")
+    seconds: float = option(60.0, "Time in seconds for each benchmark that measures a rate.", at_least=0)
     output: Path | None = option(
         None, "Folder for bench.json, or a path that ends in .json; nothing is written if unset.", metavar="PATH"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("seconds", self.seconds >= 0, "0 or more")
 
 
 @dataclass
@@ -48,14 +44,18 @@ class TimeToQualityArguments(Arguments):
         None,
         "Level of the Fréchet distance of samples down to which the time is measured, tokenizer, latents and DiT"
         " together; no DiT is trained if unset.",
+        above=0,
     )
     dit_config: str = option("openmoji32_dit", "Preset or YAML file of train_dit.", metavar="CONFIG")
-    gfd_samples: int = option(256, "Samples for each Fréchet distance.")
+    gfd_samples: int = option(256, "Samples for each Fréchet distance.", at_least=8)
     gfd_reference: str = option("openmoji:train", "Real images for the Fréchet distance.", metavar="SOURCE")
-    check_steps: int = option(50, "Training steps between two checks of quality, whose own time is not counted.")
+    check_steps: int = option(
+        50, "Training steps between two checks of quality, whose own time is not counted.", at_least=1
+    )
     processes: int = option(
         2,
         "Recipes and seeds that train at the same time, in processes of one thread each; at best one for each core.",
+        at_least=1,
     )
     records: Path = option(
         Path("runs/time_to_quality"),
@@ -70,10 +70,6 @@ class TimeToQualityArguments(Arguments):
             self._require(name, len(getattr(self, name)) > 0, "one or more")
         self._require("seeds", len(set(self.seeds)) == len(self.seeds), "all different")
         self._require("psnr", bool(self.psnr) or self.gfd is not None, "one or more levels, or omitted with --gfd")
-        self._require("gfd", self.gfd is None or self.gfd > 0, "positive")
-        self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
-        for name in ("check_steps", "processes"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass
@@ -87,22 +83,21 @@ class TrainingCostArguments(Arguments):
         989.4,
         "Peak rate of a GPU in bf16 in units of 1e12 FLOP/s, without sparsity; the default is that of an H100 SXM,"
         " half of the rate with sparsity in NVIDIA's data sheet.",
+        above=0,
     )
     utilisation: float = option(
-        0.4, "Expected fraction of the peak rate, counting the operations of the model alone.", metavar="FRACTION"
+        0.4,
+        "Expected fraction of the peak rate, counting the operations of the model alone.",
+        metavar="FRACTION",
+        above=0,
+        at_most=1,
     )
-    gpus: int = option(8, "GPUs that share the batch of a preset.")
+    gpus: int = option(8, "GPUs that share the batch of a preset.", at_least=1)
     page: Path | None = option(
         None,
         "Markdown file into which the table of training_cost is written, between the comments that name it.",
         metavar="FILE",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("peak_tflops", self.peak_tflops > 0, "positive")
-        self._require("utilisation", 0 < self.utilisation <= 1, "above 0 and at most 1")
-        self._require("gpus", self.gpus >= 1, "at least 1")
 
     def model_rate(self, macs_per_image: float) -> float:
         """Images/s of one GPU at that utilisation; a multiply-accumulate is two floating-point operations."""

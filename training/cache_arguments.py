@@ -17,7 +17,7 @@ class CacheFolderArguments(Arguments):
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Data type of the stored latents; the manifest records the rounding error."
     )
-    shard_size: int = option(4096, "Images per shard.", metavar="IMAGES")
+    shard_size: int = option(4096, "Images per shard.", metavar="IMAGES", at_least=1)
     verify: bool = option(False, "Read the finished cache back and compare every shard with its sha256.")
     write_statistics: bool | None = option(
         None,
@@ -29,10 +29,6 @@ class CacheFolderArguments(Arguments):
         "Folder to which the cache is also written as a Hugging Face dataset, to push to the Hub or to stream.",
         metavar="FOLDER",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("shard_size", self.shard_size >= 1, "at least 1")
 
 
 @dataclass
@@ -48,31 +44,30 @@ class CacheSourceArguments(Arguments):
         metavar="SOURCE",
     )
     resolution: int | None = option(
-        None, "Side in pixels of the encoded images; the autoencoder's sample_size if unset.", metavar="PIXELS"
+        None,
+        "Side in pixels of the encoded images; the autoencoder's sample_size if unset.",
+        metavar="PIXELS",
+        at_least=1,
     )
     data_resolution: int | None = option(
-        None, "Side in pixels at which vector images are drawn; twice --resolution if unset.", metavar="PIXELS"
+        None,
+        "Side in pixels at which vector images are drawn; twice --resolution if unset.",
+        metavar="PIXELS",
+        at_least=1,
     )
     flip: bool = option(True, "Store the latents of the mirrored images too.")
     augmented_passes: int = option(
-        0, "Additional latents per image, each of a different random crop, possibly mirrored."
+        0, "Additional latents per image, each of a different random crop, possibly mirrored.", at_least=0
     )
     augmented_min_scale: float = option(
         0.7,
         "Smallest fraction of the image's area that a random crop covers; the largest is 1.",
         metavar="FRACTION",
         needs="augmented_passes",
+        above=0,
+        at_most=1,
     )
-    seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("resolution", "data_resolution"):
-            value = getattr(self, name)
-            self._require(name, value is None or value >= 1, "at least 1 pixel")
-        for name in ("augmented_passes", "seed"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("augmented_min_scale", 0 < self.augmented_min_scale <= 1, "above 0 and at most 1")
+    seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.", at_least=0)
 
     @property
     def image_size(self) -> int:
@@ -107,12 +102,12 @@ class TokenArguments(Arguments):
         "Side in pixels to which images are resized for the frozen network; if unset, 224 for "
         "dinov2, 160 for efficientnet-lite2 and 128 for the smaller ones.",
         metavar="PIXELS",
+        at_least=32,
     )
     token_dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "Data type of the stored tokens.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("token_resolution", (self.token_resolution or 32) >= 32, "at least 32")
         is_frozen = self.tokens not in (None, "tokenizer")
         self._require_default(
             "token_weights", "token_resolution", unless=is_frozen, omitted="unless --tokens is a frozen network"
@@ -129,14 +124,10 @@ class EncodingArguments(Arguments):
     group: ClassVar[str] = "Speed and memory"
 
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Data type of the encoder's autocast.")
-    batch_size: int = option(64, "Images per process in one forward pass.")
+    batch_size: int = option(64, "Images per process in one forward pass.", at_least=1)
     dataloader_num_workers: int = option(
-        0, "Worker processes that decode images; with 0 the encoding process decodes them itself."
+        0, "Worker processes that decode images; with 0 the encoding process decodes them itself.", at_least=0
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
 
 
 @dataclass

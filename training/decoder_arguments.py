@@ -21,10 +21,13 @@ class GeneratedLatentArguments(AdversarialArguments):
         metavar="FOLDER",
     )
     heldout_samples: int = option(
-        256, "Number of latents to draw from --heldout_pipeline, of all classes equally.", metavar="SAMPLES"
+        256,
+        "Number of latents to draw from --heldout_pipeline, of all classes equally.",
+        metavar="SAMPLES",
+        at_least=8,
     )
     heldout_num_inference_steps: int = option(
-        50, "Denoising steps of each latent of --heldout_pipeline.", metavar="STEPS"
+        50, "Denoising steps of each latent of --heldout_pipeline.", metavar="STEPS", at_least=1
     )
     heldout_guidance_scale: float = option(
         1.0, "Scale of classifier-free guidance for the latents of --heldout_pipeline; 1 means no guidance."
@@ -32,8 +35,6 @@ class GeneratedLatentArguments(AdversarialArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("heldout_samples", self.heldout_samples >= 8, "at least 8")
-        self._require("heldout_num_inference_steps", self.heldout_num_inference_steps >= 1, "at least 1")
         # Pipelines take what is below 1 for 1, without a word.
         self._require(
             "heldout_guidance_scale", self.heldout_guidance_scale >= 1, "at least 1, which means no guidance"
@@ -62,6 +63,7 @@ class DecoderArguments(GeneratedLatentArguments):
         0.0,
         "Weight of a second reconstruction loss, to what the decoder of --autoencoder makes of the same latents, for "
         "--new_decoder; 0 trains without it.",
+        at_least=0,
     )
     latent_noise: float = option(
         0.0,
@@ -73,6 +75,5 @@ class DecoderArguments(GeneratedLatentArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("distillation_weight", self.distillation_weight >= 0, "0 or more")
         has_new = bool(self.new_decoder)
         self._require_default("distillation_weight", unless=has_new, omitted="without --new_decoder")

@@ -29,7 +29,11 @@ class LabelArguments(Arguments):
 
     unconditional: bool = option(False, "Train without labels, with all images in one class.")
     label_dropout: float = option(
-        0.1, "Fraction of the samples trained without their label, for classifier-free guidance.", metavar="FRACTION"
+        0.1,
+        "Fraction of the samples trained without their label, for classifier-free guidance.",
+        metavar="FRACTION",
+        at_least=0,
+        below=1,
     )
     null_class_id: int | None = option(
         None,
@@ -37,10 +41,6 @@ class LabelArguments(Arguments):
         "requires, and the number of classes for flow_matching.",
         metavar="ID",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("label_dropout", 0 <= self.label_dropout < 1, "at least 0 and below 1")
 
 
 @dataclass
@@ -62,12 +62,8 @@ class TransformerArguments(Arguments):
         None, "Channels per attention head; if unset, those of the named size, or 72 as in DiT-XL."
     )
     patch_size: int = option(
-        1, "Side of a token in latent positions; 1 suits deeply compressed latents (LightningDiT: 1)."
+        1, "Side of a token in latent positions; 1 suits deeply compressed latents (LightningDiT: 1).", at_least=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("patch_size", self.patch_size >= 1, "at least 1")
 
 
 @dataclass
@@ -89,15 +85,18 @@ class ObjectiveArguments(Arguments):
         "lognormal", "Distribution from which flow matching draws noise levels."
     )
     timestep_shift: float = option(
-        1.0, "Shift of flow matching's noise levels; above 1 moves them towards noise, as large latents need."
+        1.0, "Shift of flow matching's noise levels; above 1 moves them towards noise, as large latents need.", above=0
     )
     timestep_shift_base: int | None = option(
         None,
         "Multiply --timestep_shift by the square root of a latent's number of values over this (RAE: 4096); no factor"
         " if unset.",
+        above=0,
     )
     direction_weight: float = option(
-        0.0, "Weight of the cosine loss between predicted and true velocity in flow matching (LightningDiT: 1)."
+        0.0,
+        "Weight of the cosine loss between predicted and true velocity in flow matching (LightningDiT: 1).",
+        at_least=0,
     )
     min_snr_gamma: float | None = option(
         None, "Gamma of Min-SNR weighting for epsilon and v_prediction (its paper: 5); no weighting if unset."
@@ -105,9 +104,6 @@ class ObjectiveArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("timestep_shift", self.timestep_shift > 0, "positive")
-        self._require("timestep_shift_base", (self.timestep_shift_base or 1) > 0, "positive")
-        self._require("direction_weight", self.direction_weight >= 0, "0 or more")
         is_flow = self.objective == "flow_matching"
         self._require_default(
             *("timestep_distribution", "timestep_shift", "timestep_shift_base", "direction_weight", "flow_prediction"),
@@ -127,33 +123,32 @@ class AlignmentArguments(Arguments):
         0.0,
         "Weight of the alignment of an inner layer with the tokens that cache_latents --tokens stored (REPA: 0.5); 0 "
         "turns it off.",
+        at_least=0,
     )
     repa_layer: int | None = option(
         None,
         "Transformer block whose output is aligned, counted from 1; if unset, two sevenths of the way through, which "
         "is REPA's 8 of 28.",
         metavar="BLOCK",
+        at_least=1,
     )
     repa_projector: Literal["mlp", "conv"] = option(
         "mlp",
         "What maps the layer to the tokens: an MLP of three layers as in REPA, or one 3x3 convolution as in iREPA. It "
         "is trained and checkpointed with the transformer, but not saved in the pipeline.",
     )
-    repa_projector_width: int = option(2048, "Hidden width of --repa_projector mlp (REPA: 2048).")
+    repa_projector_width: int = option(2048, "Hidden width of --repa_projector mlp (REPA: 2048).", at_least=1)
     repa_spatial_normalization: float | None = option(
         None,
         "Share of an image's mean token that is subtracted from each of its tokens before they are divided by their "
         "standard deviation (iREPA: 0.6 to 0.8); tokens are left as they are if unset.",
         metavar="SHARE",
+        at_least=0,
+        at_most=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("repa_weight", self.repa_weight >= 0, "0 or more")
-        self._require("repa_layer", (self.repa_layer or 1) >= 1, "at least 1")
-        self._require("repa_projector_width", self.repa_projector_width >= 1, "at least 1")
-        share = self.repa_spatial_normalization
-        self._require("repa_spatial_normalization", share is None or 0 <= share <= 1, "between 0 and 1")
         self._require_default(
             *("repa_layer", "repa_projector", "repa_spatial_normalization", "repa_projector_width"),
             unless=self.repa_weight > 0,
@@ -167,20 +162,20 @@ class AlignmentArguments(Arguments):
 class FurtherEMAArguments(EMAArguments):
     """Weight averages in addition to the pipeline's."""
 
-    extra_ema_decays: list[float] = option([], "Decays of additional weight averages; each is saved in ema/<decay>.")
+    extra_ema_decays: list[float] = option(
+        [], "Decays of additional weight averages; each is saved in ema/<decay>.", at_least=0, below=1
+    )
     posthoc_ema_sigmas: list[float] = option(
         [],
         "Relative lengths of post-hoc averages, such as 0.05 0.1, from which an average of any length can be built"
         " after training.",
     )
     posthoc_ema_steps: int = option(
-        1000, "Steps between two snapshots of the post-hoc averages in ema_snapshots/.", needs="posthoc_ema_sigmas"
+        1000,
+        "Steps between two snapshots of the post-hoc averages in ema_snapshots/.",
+        needs="posthoc_ema_sigmas",
+        at_least=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("extra_ema_decays", all(0 <= decay < 1 for decay in self.extra_ema_decays), "below 1 each")
-        self._require("posthoc_ema_steps", self.posthoc_ema_steps >= 1, "at least 1")
 
 
 @dataclass
@@ -190,21 +185,16 @@ class SampleArguments(Arguments):
     group: ClassVar[str] = "Samples and pipelines"
 
     sample_steps: int = option(
-        1000, "Steps between two pictures of samples, which are drawn from the same noise each time."
+        1000, "Steps between two pictures of samples, which are drawn from the same noise each time.", at_least=1
     )
-    samples_per_class: int = option(2, "Images per class in the picture of samples.")
-    sample_num_inference_steps: int = option(30, "Denoising steps for the picture of samples.")
+    samples_per_class: int = option(2, "Images per class in the picture of samples.", at_least=1)
+    sample_num_inference_steps: int = option(30, "Denoising steps for the picture of samples.", at_least=1)
     sample_guidance_scale: float = option(2.0, "Guidance scale for the picture of samples.")
     pipeline_steps: int = option(
         0,
         "Steps between two pipelines in pipelines/step-<n>, for `evaluation convergence`; 0 saves only the last.",
+        at_least=0,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("sample_steps", "samples_per_class", "sample_num_inference_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("pipeline_steps", self.pipeline_steps >= 0, "0 or more")
 
 
 @dataclass
@@ -215,10 +205,14 @@ class OnlineFrechetArguments(Arguments):
     switch: ClassVar[str] = "gfd_steps"
 
     gfd_steps: int = option(
-        0, "Steps between two Fréchet distances of a small set of samples, which show only a trend; 0 turns them off."
+        0,
+        "Steps between two Fréchet distances of a small set of samples, which show only a trend; 0 turns them off.",
+        at_least=0,
     )
     gfd_samples: int = option(
-        256, "Samples for the Fréchet distance, drawn without guidance and labelled in the proportions of the latents."
+        256,
+        "Samples for the Fréchet distance, drawn without guidance and labelled in the proportions of the latents.",
+        at_least=8,
     )
     gfd_reference: str | None = option(
         None, "Real images for the Fréchet distance: a data source such as openmoji:train.", metavar="SOURCE"
@@ -227,8 +221,6 @@ class OnlineFrechetArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("gfd_steps", self.gfd_steps >= 0, "0 or more")
-        self._require("gfd_samples", self.gfd_samples >= 8, "at least 8")
         self._require("gfd_reference", not self.gfd_steps or bool(self.gfd_reference), "given with --gfd_steps")
 
 

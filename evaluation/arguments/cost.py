@@ -44,12 +44,8 @@ class LatencyArguments(Arguments):
     latency: bool = option(
         False, "Time encoding and decoding on this machine; models given by name get random weights."
     )
-    batch_size: int = option(1, "Images in each timed forward pass.")
+    batch_size: int = option(1, "Images in each timed forward pass.", at_least=1)
     device: str = option("cpu", "Device on which models are timed.", metavar="DEVICE")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
 
 
 @dataclass

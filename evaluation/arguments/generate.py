@@ -81,11 +81,11 @@ class BaselineArguments(Arguments):
         None,
         "Side in pixels of the images of --baseline class-mean; that of the first image if unset.",
         metavar="PIXELS",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
         is_mean = self.baseline == "class-mean"
         self._require_default("data", "resolution", unless=is_mean, omitted="unless --baseline is class-mean")
 

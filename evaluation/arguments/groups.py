@@ -41,14 +41,10 @@ class MachineArguments(Arguments):
 
     group: ClassVar[str] = "Speed and memory"
 
-    batch_size: int = option(32, "Images in one forward pass; figures do not depend on it.")
+    batch_size: int = option(32, "Images in one forward pass; figures do not depend on it.", at_least=1)
     device: str | None = option(
         None, "Device to run on, such as cpu or cuda; chosen by accelerate if unset.", metavar="DEVICE"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
 
     def process_state(self) -> PartialState:
         """The ranks of this process, on the CPU if that is the device."""
@@ -86,16 +82,14 @@ class ImageArguments(AutoencoderArguments):
         metavar="SOURCE",
     )
     resolution: int | None = option(
-        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
+        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS", at_least=1
     )
     max_images: int | None = option(
-        None, "Number of images to use, evenly spaced in the source; all of them if unset.", metavar="IMAGES"
+        None,
+        "Number of images to use, evenly spaced in the source; all of them if unset.",
+        metavar="IMAGES",
+        at_least=2,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
-        self._require("max_images", self.max_images is None or self.max_images >= 2, "at least 2")
 
     def open_images(self, model: nn.Module) -> ImageSet:
         """The images, of the size that the model is made for unless another was asked for."""

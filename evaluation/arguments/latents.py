@@ -18,14 +18,10 @@ class LatentSpaceArguments(Arguments):
     group: ClassVar[str] = "Latent space"
 
     noise_levels: list[float] = option(
-        list(NOISE_LEVELS), "Sizes of the noise, in units of each channel's standard deviation."
+        list(NOISE_LEVELS), "Sizes of the noise, in units of each channel's standard deviation.", at_least=0
     )
     seed: int = option(0, "Seed of the noise.")
     output: Path = option(MISSING, "Folder for latents.json and a picture.", metavar="FOLDER")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("noise_levels", min(self.noise_levels) >= 0, "0 or more each")
 
 
 @dataclass

@@ -19,7 +19,7 @@ class ProbeArguments(Arguments):
     train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
     test: str = option("openmoji:heldout", "Labelled images that the probes are evaluated on.", metavar="SOURCE")
     resolution: int | None = option(
-        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS"
+        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS", at_least=1
     )
     token_module: str | None = option(
         None,
@@ -27,14 +27,9 @@ class ProbeArguments(Arguments):
         metavar="NAME",
     )
     tsne: bool = option(False, "Also draw a t-SNE picture of each depth; needs scikit-learn.")
-    epochs: int = option(50, "Passes of the linear probe over the training images.")
+    epochs: int = option(50, "Passes of the linear probe over the training images.", at_least=1)
     seed: int = option(0, "Seed of the linear probe and of t-SNE.")
     output: Path = option(MISSING, "Folder for probing.json.", metavar="FOLDER")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("resolution", self.resolution is None or self.resolution >= 1, "at least 1 pixel")
-        self._require("epochs", self.epochs >= 1, "at least 1")
 
 
 @dataclass

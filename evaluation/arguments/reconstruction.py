@@ -42,7 +42,9 @@ class LinearBaselineArguments(Arguments):
         metavar="SOURCE",
     )
     baseline_images: int = option(
-        10_000, "Most images that the linear baseline is fitted to; they are evenly spaced in their source."
+        10_000,
+        "Most images that the linear baseline is fitted to; they are evenly spaced in their source.",
+        at_least=2,
     )
     baseline_basis: Literal["shared", "per_position"] = option(
         "shared",
@@ -52,7 +54,6 @@ class LinearBaselineArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("baseline_images", self.baseline_images >= 2, "at least 2")
         has_baseline = self.baseline_data != "none"
         names = ("baseline_images", "baseline_basis")
         self._require_default(*names, unless=has_baseline, omitted="with --baseline_data none")

@@ -15,8 +15,10 @@ class DrawingArguments(Arguments):
 
     group: ClassVar[str] = "Samples"
 
-    num_images: int = option(50_000, "Number of images of a set; FID is defined for 50,000.", metavar="IMAGES")
-    num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS")
+    num_images: int = option(
+        50_000, "Number of images of a set; FID is defined for 50,000.", metavar="IMAGES", at_least=1
+    )
+    num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS", at_least=1)
     timestep_shift: float | None = option(
         None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
     )
@@ -26,13 +28,7 @@ class DrawingArguments(Arguments):
         "used, matched by name.",
         metavar="balanced|SOURCE",
     )
-    seed: int = option(0, "Seed of all random numbers; image i of a set is a function of the seed and i.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_images", "num_inference_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("seed", self.seed >= 0, "at least 0")
+    seed: int = option(0, "Seed of all random numbers; image i of a set is a function of the seed and i.", at_least=0)
 
 
 @dataclass

@@ -53,7 +53,7 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
     ssl_local_crop_size: int | None = option(
         None, "Side in pixels of the local crops; half of --resolution if unset.", metavar="PIXELS"
     )
-    ssl_num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).")
+    ssl_num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).", at_least=0)
     ssl_global_crop_min_scale: float = option(
         0.25,
         "Smallest fraction of the image's area that a global crop covers; the largest is 1.",
@@ -64,7 +64,9 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
         "Smallest fraction of the image's area that a local crop covers; the largest is --ssl_global_crop_min_scale.",
         metavar="FRACTION",
     )
-    ssl_mask_probability: float = option(0.5, "Fraction of the global crops that are masked.", metavar="FRACTION")
+    ssl_mask_probability: float = option(
+        0.5, "Fraction of the global crops that are masked.", metavar="FRACTION", at_least=0, at_most=1
+    )
     ssl_mask_ratio_min: float = option(
         0.1, "Smallest fraction of the token groups hidden in a masked crop.", metavar="FRACTION"
     )
@@ -76,8 +78,10 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
         "Arrangement of the hidden token groups: at random, or in rectangular blocks, as in iBOT's published runs.",
     )
     ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.")
-    ssl_teacher_temperature_start: float = option(0.04, "Softmax temperature of the teacher at the first step.")
-    ssl_teacher_temperature: float = option(0.07, "Softmax temperature of the teacher after its warm-up.")
+    ssl_teacher_temperature_start: float = option(
+        0.04, "Softmax temperature of the teacher at the first step.", above=0
+    )
+    ssl_teacher_temperature: float = option(0.07, "Softmax temperature of the teacher after its warm-up.", above=0)
     ssl_teacher_temperature_warmup_fraction: float = option(
         0.3, "Fraction of the steps during which the teacher's temperature changes linearly.", metavar="FRACTION"
     )
@@ -85,13 +89,18 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
         None,
         "Softmax temperature of the teacher's patch tokens at the first step; --ssl_teacher_temperature_start if"
         " unset.",
+        above=0,
     )
     ssl_patch_teacher_temperature: float | None = option(
         None,
         "Softmax temperature of the teacher's patch tokens after the warm-up; --ssl_teacher_temperature if unset.",
+        above=0,
     )
     ssl_teacher_momentum: float = option(
-        0.996, "Momentum of the teacher at the first step, which rises to 1; 0.9995 suits batches below 512 images."
+        0.996,
+        "Momentum of the teacher at the first step, which rises to 1; 0.9995 suits batches below 512 images.",
+        at_least=0,
+        at_most=1,
     )
     ssl_center_momentum: float = option(0.9, "Momentum of the centre of the teacher's class tokens.")
     ssl_patch_center_momentum: float | None = option(
@@ -106,21 +115,16 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
         0, "Steps at the start during which the head's last layer is not trained."
     )
     ssl_drop_path: float = option(
-        0.0, "Stochastic depth rate of the student's last encoder block; earlier blocks have lower rates (iBOT: 0.1)."
+        0.0,
+        "Stochastic depth rate of the student's last encoder block; earlier blocks have lower rates (iBOT: 0.1).",
+        at_least=0,
+        below=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("ssl_num_local_crops", self.ssl_num_local_crops >= 0, "0 or more")
-        self._require("ssl_mask_probability", 0 <= self.ssl_mask_probability <= 1, "between 0 and 1")
         self._require(
             "ssl_mask_ratio_max",
             0 < self.ssl_mask_ratio_min <= self.ssl_mask_ratio_max < 1,
             "below 1 and at least --ssl_mask_ratio_min, which must be above 0",
         )
-        self._require("ssl_drop_path", 0 <= self.ssl_drop_path < 1, "at least 0 and below 1")
-        self._require("ssl_teacher_momentum", 0 <= self.ssl_teacher_momentum <= 1, "between 0 and 1")
-        for kind in ("ssl_teacher_temperature", "ssl_patch_teacher_temperature"):
-            for name in (kind, f"{kind}_start"):
-                value = getattr(self, name)
-                self._require(name, value is None or value > 0, "above 0")

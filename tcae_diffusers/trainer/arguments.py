@@ -21,17 +21,13 @@ class RunFolderArguments(Arguments):
         " new run if there is none.",
         metavar="FOLDER",
     )
-    seed: int = option(0, "Seed of all random numbers, which depend only on it, the step and the sample.")
-    checkpointing_steps: int = option(1000, "Steps between two checkpoints.")
-    checkpoints_total_limit: int = option(
-        2, "Number of checkpoints to keep; older ones are deleted once a newer one is complete."
+    seed: int = option(
+        0, "Seed of all random numbers, which depend only on it, the step and the sample.", at_least=0, below=2**32
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
-        for name in ("checkpointing_steps", "checkpoints_total_limit"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+    checkpointing_steps: int = option(1000, "Steps between two checkpoints.", at_least=1)
+    checkpoints_total_limit: int = option(
+        2, "Number of checkpoints to keep; older ones are deleted once a newer one is complete.", at_least=1
+    )
 
 
 @dataclass
@@ -40,18 +36,14 @@ class StepArguments(Arguments):
 
     group: ClassVar[str] = "Steps and batches"
 
-    max_train_steps: int = option(100_000, "Optimiser steps of the whole run.")
-    train_batch_size: int = option(16, "Images per process in one forward pass.")
-    gradient_accumulation_steps: int = option(1, "Forward passes per optimiser step.")
+    max_train_steps: int = option(100_000, "Optimiser steps of the whole run.", at_least=1)
+    train_batch_size: int = option(16, "Images per process in one forward pass.", at_least=1)
+    gradient_accumulation_steps: int = option(1, "Forward passes per optimiser step.", at_least=1)
     max_nonfinite_steps: int = option(
         20,
         "Stop the run after this many steps in a row whose loss or gradient is not finite; each is skipped.",
+        at_least=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "max_nonfinite_steps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass
@@ -65,10 +57,16 @@ class OptimizerArguments(Arguments):
         "Optimiser: AdamW, or Muon for the matrices between the first and the last layer and AdamW for the rest "
         "(discriminators keep AdamW).",
     )
-    learning_rate: float = option(5e-4, "Peak learning rate; with --scale_lr, that of a total batch of 256 images.")
+    learning_rate: float = option(
+        5e-4, "Peak learning rate; with --scale_lr, that of a total batch of 256 images.", above=0
+    )
     scale_lr: bool = option(False, "Multiply the peak learning rate by the total batch size divided by 256.")
     lr_warmup_fraction: float = option(
-        0.1, "Fraction of the steps during which the learning rate rises linearly from 0.", metavar="FRACTION"
+        0.1,
+        "Fraction of the steps during which the learning rate rises linearly from 0.",
+        metavar="FRACTION",
+        at_least=0,
+        at_most=1,
     )
     final_learning_rate: float = option(
         1e-6, "Learning rate at the last step, where the cosine schedule that follows the warm-up ends."
@@ -76,7 +74,7 @@ class OptimizerArguments(Arguments):
     adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.")
     adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.")
     adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.")
-    muon_momentum: float = option(0.95, "Momentum of Muon.")
+    muon_momentum: float = option(0.95, "Momentum of Muon.", at_least=0, below=1)
     weight_decay: float = option(0.0, "Weight decay of the optimizer.")
     max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
     grad_clipping: Literal["norm", "per_tensor"] = option(
@@ -87,11 +85,8 @@ class OptimizerArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("lr_warmup_fraction", 0 <= self.lr_warmup_fraction <= 1, "between 0 and 1")
-        self._require("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1")
         is_muon = self.optimizer == "muon"
         self._require_default("muon_momentum", unless=is_muon, omitted="unless --optimizer is muon")
-        self._require("learning_rate", self.learning_rate > 0, "positive")
 
     def peak_learning_rate(self, total_batch_size: int) -> float:
         return self.learning_rate * total_batch_size / 256 if self.scale_lr else self.learning_rate
@@ -104,12 +99,11 @@ class EMAArguments(Arguments):
     group: ClassVar[str] = "Averaged weights"
 
     ema_decay: float = option(
-        0.9999, "Decay of the averaged weights that are saved at the end; step n uses min(decay, (1 + n) / (10 + n))."
+        0.9999,
+        "Decay of the averaged weights that are saved at the end; step n uses min(decay, (1 + n) / (10 + n)).",
+        at_least=0,
+        below=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
 
 
 @dataclass
@@ -129,12 +123,8 @@ class ComputeArguments(Arguments):
         "Compile the repeated blocks with torch.compile; takes minutes at the start, but speeds up steps on GPUs.",
     )
     dataloader_num_workers: int = option(
-        0, "Worker processes that load data; with 0 the training process loads it itself."
+        0, "Worker processes that load data; with 0 the training process loads it itself.", at_least=0
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("dataloader_num_workers", self.dataloader_num_workers >= 0, "0 or more")
 
 
 @dataclass
@@ -143,16 +133,12 @@ class LoggingArguments(Arguments):
 
     group: ClassVar[str] = "Logging"
 
-    log_steps: int = option(20, "Steps between log lines, which also go to the tracker.")
+    log_steps: int = option(20, "Steps between log lines, which also go to the tracker.", at_least=1)
     report_to: str = option(
         "tensorboard",
         "Tracker: tensorboard, wandb, trackio or another that accelerate knows; or none.",
         metavar="NAME",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("log_steps", self.log_steps >= 1, "at least 1")
 
 
 @dataclass

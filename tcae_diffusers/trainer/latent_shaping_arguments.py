@@ -19,17 +19,22 @@ class LatentShapingArguments(AdversarialArguments):
         "Fraction of the steps in which latents are scaled down and rotated before they are decoded, to be compared "
         "with images treated alike (EQ-VAE: 0.5); 0 trains without.",
         metavar="FRACTION",
+        at_least=0,
+        at_most=1,
     )
     latent_equivariance_min_scale: float = option(
         0.25,
         "Smallest side of latents that --latent_equivariance scales down, as a fraction of their own; 1 only rotates.",
         metavar="FRACTION",
         needs="latent_equivariance",
+        above=0,
+        at_most=1,
     )
     latent_denoising: float = option(
         0.0,
         "Strength of the noise that latents are mixed with, in any proportion, before they are decoded, as a multiple"
         " of each latent's own root mean square (l-DeTok: 3); 0 trains without.",
+        at_least=0,
     )
     latent_min_channels: int | None = option(
         None,
@@ -54,25 +59,19 @@ class LatentShapingArguments(AdversarialArguments):
         "Weight of --latent_alignment: how large its gradient at the latent is, relative to that of the reconstruction"
         " loss.",
         needs="latent_alignment",
+        above=0,
     )
     latent_alignment_cosine_margin: float = option(
         0.5,
         "Distance, as one minus the cosine, up to which --latent_alignment leaves latent and token of a position.",
         needs="latent_alignment",
+        at_least=0,
+        at_most=1,
     )
     latent_alignment_distance_margin: float = option(
         0.25,
         "Difference up to which --latent_alignment leaves the cosines between positions of latent and tokens.",
         needs="latent_alignment",
+        at_least=0,
+        at_most=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("latent_equivariance", 0 <= self.latent_equivariance <= 1, "between 0 and 1")
-        self._require(
-            "latent_equivariance_min_scale", 0 < self.latent_equivariance_min_scale <= 1, "above 0 and at most 1"
-        )
-        self._require("latent_denoising", self.latent_denoising >= 0, "0 or more")
-        self._require("latent_alignment_weight", self.latent_alignment_weight > 0, "positive")
-        for name in ("latent_alignment_cosine_margin", "latent_alignment_distance_margin"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")

@@ -29,22 +29,21 @@ class DataArguments(Arguments):
         metavar="SOURCE",
     )
     data_resolution: int | None = option(
-        None, "Side in pixels at which vector images are drawn; twice --resolution if unset.", metavar="PIXELS"
+        None,
+        "Side in pixels at which vector images are drawn; twice --resolution if unset.",
+        metavar="PIXELS",
+        at_least=1,
     )
     resolution: int | None = option(
-        None, "Side in pixels of the reconstructed images; the model's sample_size if unset.", metavar="PIXELS"
+        None,
+        "Side in pixels of the reconstructed images; the model's sample_size if unset.",
+        metavar="PIXELS",
+        at_least=1,
     )
     horizontal_flip: bool = option(True, "Mirror half of the training images at random.")
     max_broken_images: int = option(
-        100, "Stop the run when more images than this cannot be decoded; each is reported in the log."
+        100, "Stop the run when more images than this cannot be decoded; each is reported in the log.", at_least=0
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("resolution", "data_resolution"):
-            value = getattr(self, name)
-            self._require(name, value is None or value >= 1, "at least 1 pixel")
-        self._require("max_broken_images", self.max_broken_images >= 0, "0 or more")
 
     @property
     def image_size(self) -> int:
@@ -90,19 +89,14 @@ class HeldoutArguments(Arguments):
         "streams. If unset, nothing is held out.",
         metavar="SOURCE",
     )
-    heldout_steps: int = option(500, "Steps between two evaluations on held-out images.")
-    heldout_images: int = option(256, "Number of held-out images for PSNR and SSIM.")
+    heldout_steps: int = option(500, "Steps between two evaluations on held-out images.", at_least=1)
+    heldout_images: int = option(256, "Number of held-out images for PSNR and SSIM.", at_least=1)
     heldout_rfd: str | None = option(
         None,
         "Feature network of a Fréchet distance on held-out images, such as efficientnet-lite0, which works offline;"
         " no distance if unset.",
         metavar="NETWORK",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("heldout_steps", "heldout_images"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass
@@ -132,7 +126,7 @@ class AdversarialArguments(ReconstructionArguments):
         3, "Layers of stride 2 in a PatchGAN; images below 24 pixels need fewer than 3."
     )
     discriminator_channels: int = option(64, "Channels of a PatchGAN's first layer.")
-    discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.")
+    discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.", above=0)
     discriminator_beta1: float = option(
         0.5, "Decay rate of the first moment of the discriminator's AdamW (VQGAN: 0.5)."
     )
@@ -141,10 +135,13 @@ class AdversarialArguments(ReconstructionArguments):
     )
     discriminator_weight_decay: float = option(0.0, "Weight decay of the discriminator's AdamW.")
     discriminator_ema_decay: float = option(
-        0.999, "Decay of the discriminator's averaged weights, which are saved in OUTPUT_DIR/discriminator."
+        0.999,
+        "Decay of the discriminator's averaged weights, which are saved in OUTPUT_DIR/discriminator.",
+        at_least=0,
+        below=1,
     )
     discriminator_start_step: int | None = option(
-        None, "Step at which the discriminator starts to train; --adversarial_start_step if unset."
+        None, "Step at which the discriminator starts to train; --adversarial_start_step if unset.", at_least=0
     )
     discriminator_diff_augment: list[str] = option(
         [], "DiffAugment of the discriminator's inputs: any of color, translation, cutout.", metavar="NAME"
@@ -160,7 +157,9 @@ class AdversarialArguments(ReconstructionArguments):
     adversarial_weight: float = option(
         0.75, "Weight of the adversarial loss, lambda_q in the paper (RAE: 0.75); 0 trains without it."
     )
-    adversarial_start_step: int = option(0, "Step at which the adversarial loss starts to train the decoder.")
+    adversarial_start_step: int = option(
+        0, "Step at which the adversarial loss starts to train the decoder.", at_least=0
+    )
     adversarial_adaptive_weight: bool = option(
         True, "Balance the gradients of the adversarial and the reconstruction loss (VQGAN)."
     )
@@ -169,13 +168,6 @@ class AdversarialArguments(ReconstructionArguments):
         "Largest factor by which --adversarial_adaptive_weight multiplies the adversarial loss.",
         needs="adversarial_adaptive_weight",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("discriminator_learning_rate", self.discriminator_learning_rate > 0, "positive")
-        self._require("discriminator_ema_decay", 0 <= self.discriminator_ema_decay < 1, "at least 0 and below 1")
-        for name in ("adversarial_start_step", "discriminator_start_step"):
-            self._require(name, (getattr(self, name) or 0) >= 0, "0 or more")
 
     @property
     def has_discriminator(self) -> bool:

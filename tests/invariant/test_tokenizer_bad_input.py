@@ -176,7 +176,7 @@ CASES = {
     "temperature of zero": (lambda t: {"ssl_student_temperature": 0}, ["student_temperature is 0"]),
     "teacher temperature of zero": (
         lambda t: {"ssl_patch_teacher_temperature": 0},
-        ["--ssl_patch_teacher_temperature 0", "above 0"],
+        ["--ssl_patch_teacher_temperature 0", "positive"],
     ),
     "momentum of a centre out of range": (
         lambda t: {"ssl_patch_center_momentum": 1.5},

@@ -56,7 +56,7 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be omitted with flow_matching"),
         ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),
         ({"objective": "epsilon", "flow_prediction": "sample"}, "--flow_prediction sample must be omitted unless"),
-        ({"extra_ema_decays": [0.5, 1.5]}, "must be below 1 each"),
+        ({"extra_ema_decays": [0.5, 1.5]}, "must be at least 0 and below 1 each"),
         ({"repa_weight": 0.5}, f"latent cache {latents} has no tokens; cache the latents anew"),
         (
             {"latents": with_tokens(), "repa_weight": 0.5, "repa_layer": 2},
