@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.metrics.latency import time_in_turns
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
@@ -21,7 +21,6 @@ from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"
 
-_LEAST_ROUNDS = 3
 _CLASSES = 1000
 TOKENIZER_STEP = "tokenizer step with iBOT"
 
@@ -66,16 +65,8 @@ def measure(
             TOKENIZER_STEP: tokenizer_step_cost(training),
             f"{transformer} step": _transformer_cost(tokenizer, transformer),
         }
-        times: dict[str, list[float]] = {name: [] for name in parts}
-        deadline, rounds = float("inf"), 0
-        while rounds <= _LEAST_ROUNDS or time.perf_counter() < deadline:
-            for name, part in parts.items():
-                times[name].append(_seconds(part, device))
-            if rounds == 0:
-                # It paid for allocation, compilation and the choice of kernels.
-                deadline = time.perf_counter() + arguments.seconds
-            rounds += 1
-    table = _table({name: values[1:] for name, values in times.items()}, device, batch_size)
+        times = time_in_turns(parts, device, arguments.seconds)
+    table = _table(times, device, batch_size)
     return table | _against_the_model(table, costs, arguments)
 
 
@@ -91,16 +82,6 @@ def _against_the_model(table: dict[str, Any], costs: dict[str, StepCost], argume
         found[f"{name}: measured / model"] = measured / expected
         found[f"{name}: share of {arguments.peak_tflops:g} TFLOP/s"] = arguments.utilisation * measured / expected
     return found
-
-
-def _seconds(part: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    part()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _table(times: dict[str, list[float]], device: torch.device, batch_size: int) -> dict[str, Any]:
@@ -178,28 +159,11 @@ def _tokenizer_arguments(folder: Path, tokenizer: str, batch_size: int) -> Token
 
 def _tokenizer_step(arguments: TokenizerArguments) -> Callable[[], Any]:
     """`train_tcae`'s whole step, from uint8 batches in pinned memory to weights, average and teacher."""
-    from accelerate.state import AcceleratorState, GradientState
+    from tcae_diffusers.training.single_steps import SteppedTraining
 
-    from tcae_diffusers.trainer.fit import take_step
-    from tcae_diffusers.trainer.image_batches import image_loader
-    from tcae_diffusers.trainer.progress import TrainingProgress
-    from tcae_diffusers.training import train_tcae
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    training = train_tcae.start(arguments)
-    training.side.model.train()
-    run, hooks = training.run, training.hooks()
-    progress = TrainingProgress(run.accelerator, "bench", 10**6, 0, run.total_batch, 10**6)
-    progress.bar.disable = True
-    batch = next(iter(image_loader(training.dataset, training.arguments, run.accelerator, 0)))
-
-    def step() -> None:
-        training.schedule(0)
-        skipped = take_step(run, iter([batch]), training.sides, training.backward, hooks, progress, 0)
-        training.after_step(0, skipped)
-
-    return step
+    stepped = SteppedTraining(arguments)
+    batch = next(stepped.batches)
+    return lambda: stepped.step(0, iter([batch]))
 
 
 def _latent_shape(tokenizer: str) -> tuple[int, int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +18,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from tcae_diffusers.metrics.latency import time_in_turns
 from tcae_diffusers.metrics.mac_counter import count_macs
 from tcae_diffusers.training.bench_arguments import BenchArguments
-
-if TYPE_CHECKING:
-    from tcae_diffusers.data.latents.cache import LatentCache
 
 DESCRIPTION = "caching latents against the bare encoder; DiT steps from the cache against a tensor in memory"
 
 _BATCH, _BATCHES_PER_SHARD, _SHARDS = 32, 8, 2
-_TRAIN_BATCH, _LATENT, _CLASSES = 64, (32, 4, 4), 9
+_TRAIN_BATCH = 64
 
 
 class _ImagesInMemory:
@@ -49,105 +49,61 @@ class _ImagesInMemory:
         return self.images[index], int(self.labels[index])
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _matmul_rate(device: torch.device, size: int) -> float:
     """Multiply-accumulates per second of a square fp32 matrix product, the machine's own yardstick."""
     a, b = torch.randn(2, size, size, device=device)
-    a @ b
-    _synchronize(device)
-    started = time.perf_counter()
-    for _ in range(10):
-        a @ b
-    _synchronize(device)
-    return 10 * size**3 / (time.perf_counter() - started)
+    times = time_in_turns({"matmul": lambda: a @ b}, device, least_rounds=10)["matmul"]
+    return size**3 / statistics.fmean(times)
 
 
-def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
-    """Rounds of: encode batches that are ready on the device; cache the same number of images with the command."""
+def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> tuple[dict[str, Any], Path]:
+    """
+    Rounds of: encode batches that are ready on the device; cache the same number of images with the command. Returns
+    the table and one of the caches.
+    """
     from tcae_diffusers import AutoencoderTC
     from tcae_diffusers.data.images.multi_crop import to_uint8
-    from tcae_diffusers.data.latents.writer import LatentShardWriter
-    from tcae_diffusers.models.fingerprint import TokenizerFingerprint
     from tcae_diffusers.trainer.signals import StopSignal
     from tcae_diffusers.training import cache_latents
 
-    on_gpu = accelerator.device.type == "cuda"
-    preset, resolution, batch = ("tc-ae-f32c128", 256, 256) if on_gpu else ("tc-ae-xs-f8c32", 32, _BATCH)
-    model = AutoencoderTC.from_preset(preset).eval().to(accelerator.device)
+    device = accelerator.device
+    preset, resolution, batch = (
+        ("tc-ae-f32c128", 256, 256) if device.type == "cuda" else ("tc-ae-xs-f8c32", 32, _BATCH)
+    )
+    model = AutoencoderTC.from_preset(preset).eval().to(device)
     source = _ImagesInMemory(batch * _BATCHES_PER_SHARD * _SHARDS, resolution)
-    arguments = cache_latents.CacheArguments(tokenizer="", output_dir="", resolution=resolution, batch_size=batch)
-    arguments.dataloader_num_workers = 8 if on_gpu else 0
-    ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(accelerator.device)
-    encode, _ = cache_latents.build_encode(model, arguments, accelerator.device)
-    with torch.no_grad():
-        _, channels, height, width = cache_latents.encode_views(encode, ready[:1], arguments)["latents"].shape
-    fingerprint = TokenizerFingerprint.of(model)
+    arguments = cache_latents.CacheArguments(
+        tokenizer="",
+        output_dir=str(folder),
+        resolution=resolution,
+        batch_size=batch,
+        shard_size=batch * _BATCHES_PER_SHARD,
+        dataloader_num_workers=8 if device.type == "cuda" else 0,
+    )
+    ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(device)
+    encode, _ = cache_latents.build_encode(model, arguments, device)
 
-    bare: list[float] = []
-    cached: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(bare) < 3 or time.perf_counter() < deadline:
-        started = time.perf_counter()
-        with torch.no_grad():
-            for _ in range(_BATCHES_PER_SHARD * _SHARDS):
-                cache_latents.encode_views(encode, ready, arguments)
-        _synchronize(accelerator.device)
-        bare.append(time.perf_counter() - started)
+    @torch.no_grad()
+    def encode_alone() -> None:
+        for _ in range(_BATCHES_PER_SHARD * _SHARDS):
+            cache_latents.encode_views(encode, ready, arguments)
 
-        started = time.perf_counter()
-        writer = LatentShardWriter(
-            folder / str(len(cached)),
-            num_samples=len(source),
-            latent_shape=(channels, height, width),
-            tokenizer=fingerprint,
-            id2label=dict(enumerate(source.classes)),
-            data_fingerprint=source.fingerprint,
-            transform={},
-            views=arguments.views,
-            shard_size=batch * _BATCHES_PER_SHARD,
-        )
+    def cache() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        writer = cache_latents.open_writer(arguments, model, source, device, None)
         with StopSignal() as stop, tqdm(disable=True) as bar:
             shards = writer.pending_shards()
             cache_latents.encode_shards(encode, source, writer, shards, arguments, accelerator, stop, bar)
         writer.finalize()
-        cached.append(time.perf_counter() - started)
-    # The first round pays for allocation and kernel selection.
-    ratios = [first / second for first, second in zip(bare[1:], cached[1:], strict=True)]
+
+    times = time_in_turns({"bare": encode_alone, "cached": cache}, device, seconds, least_rounds=2)
+    ratios = [first / second for first, second in zip(times["bare"], times["cached"], strict=True)]
     return {
         "caching: model": f"{preset} at {resolution}, batch {batch}, two views",
-        "caching: images/s of the bare encoder": len(source) / statistics.median(bare[1:]),
-        "caching: images/s of the command": len(source) / statistics.median(cached[1:]),
+        "caching: images/s of the bare encoder": len(source) / statistics.median(times["bare"]),
+        "caching: images/s of the command": len(source) / statistics.median(times["cached"]),
         "caching: share of the bare encoder (goal 0.95)": statistics.median(ratios),
-    }
-
-
-def _synthetic_cache(folder: Path, count: int) -> LatentCache:
-    from tcae_diffusers.data.latents.cache import LatentCache
-    from tcae_diffusers.data.latents.writer import LatentShardWriter
-    from tcae_diffusers.models.fingerprint import TokenizerFingerprint
-
-    writer = LatentShardWriter(
-        folder,
-        num_samples=count,
-        latent_shape=_LATENT,
-        tokenizer=TokenizerFingerprint("AutoencoderTC", "0" * 64, "0" * 64),
-        id2label={label: str(label) for label in range(_CLASSES)},
-        data_fingerprint="0" * 64,
-        transform={},
-        views=("latents", "latents_flip"),
-    )
-    generator = torch.Generator().manual_seed(0)
-    for shard in writer.shards:
-        size = shard.stop - shard.start
-        with writer.open_shard(shard) as out:
-            latents = {view: torch.randn(size, *_LATENT, generator=generator) for view in ("latents", "latents_flip")}
-            out.add(range(shard.start, shard.stop), latents, torch.arange(size) % _CLASSES)
-    writer.finalize()
-    return LatentCache(folder).normalize_with(torch.zeros(_LATENT[0]), torch.ones(_LATENT[0]))
+    }, folder
 
 
 def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, Any]:
@@ -158,9 +114,10 @@ def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, A
     from tcae_diffusers.training.dit_objectives import compute_losses, draw_step_randomness
     from tcae_diffusers.training.dit_transformers import build_transformer, set_training_mode
 
-    count, block = 8192, 5
-    cache = _synthetic_cache(folder, count)
-    model = build_transformer("dit", _LATENT, _CLASSES, _CLASSES, 6, 6, 32).to(device)
+    block, cache = 5, LatentCache(folder)
+    cache.normalize_with(cache.latent_mean, cache.latent_std)
+    count, shape, classes = len(cache), cache.latent_shape, len(cache.id2label)
+    model = build_transformer("dit", shape, classes, classes, 6, 6, 32).to(device)
     set_training_mode(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective = FlowMatchingObjective()
@@ -175,42 +132,34 @@ def _training(seconds: float, device: torch.device, folder: Path) -> dict[str, A
                 part = slice(start, start + _TRAIN_BATCH)
                 yield {"latents": latents[part], "labels": labels[part]}
 
-    waited = 0.0
+    waits: dict[str, list[float]] = {"cache": [], "memory": []}
 
-    def steps(batches: Iterator, first_step: int) -> float:
-        nonlocal waited
+    def take_steps(name: str, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         waited = 0.0
-        _synchronize(device)
-        started = time.perf_counter()
-        for step in range(first_step, first_step + block):
+        for step in range(block):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            randomness = draw_step_randomness(0, step, _TRAIN_BATCH, _LATENT, objective, 0.1, device)
-            seen, classes = (batch[name].to(device, non_blocking=True) for name in ("latents", "labels"))
-            compute_losses(model, objective, seen, classes, _CLASSES, randomness)["loss"].backward()
+            randomness = draw_step_randomness(0, step, _TRAIN_BATCH, shape, objective, 0.1, device)
+            seen, given = (batch[name].to(device, non_blocking=True) for name in ("latents", "labels"))
+            compute_losses(model, objective, seen, given, classes, randomness)["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
-        _synchronize(device)
-        return time.perf_counter() - started
+        waits[name].append(waited)
 
-    cached_batches, memory_batches = iter(loader), from_memory()
-    times: dict[str, list[float]] = {"cache": [], "memory": []}
-    shares: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(shares) < 3 or time.perf_counter() < deadline:
-        times["cache"].append(steps(cached_batches, len(shares) * block))
-        shares.append(waited / times["cache"][-1])
-        times["memory"].append(steps(memory_batches, len(shares) * block))
-    ratios = [first / second for first, second in zip(times["cache"][1:], times["memory"][1:], strict=True)]
-    step_seconds = statistics.median(times["cache"][1:]) / block
+    sources = {"cache": iter(loader), "memory": from_memory()}
+    parts = {name: functools.partial(take_steps, name, batches) for name, batches in sources.items()}
+    times = time_in_turns(parts, device, seconds, least_rounds=2)
+    ratios = [first / second for first, second in zip(times["cache"], times["memory"], strict=True)]
+    shares = [wait / whole for wait, whole in zip(waits["cache"][1:], times["cache"], strict=True)]
+    step_seconds = statistics.median(times["cache"]) / block
     sample = (latents[:1], torch.zeros(1, device=device), labels[:1])
     macs = count_macs(model.eval(), *sample).total
     rate = _matmul_rate(device, 8192 if device.type == "cuda" else 1024)
     return {
-        "training: model": f"{model.num_parameters() / 1e6:.1f} M DiT on {_LATENT} latents, batch {_TRAIN_BATCH}",
+        "training: model": f"{model.num_parameters() / 1e6:.1f} M DiT on {shape} latents, batch {_TRAIN_BATCH}",
         "training: images/s from the cache": _TRAIN_BATCH / step_seconds,
-        "training: share of a step spent in the loader (goal below 0.02)": statistics.median(shares[1:]),
+        "training: share of a step spent in the loader (goal below 0.02)": statistics.median(shares),
         "training: step time over that of a tensor in memory (goal below 1.1)": statistics.median(ratios),
         # Backward costs two forwards.
         "training: MFU, of a measured fp32 matrix product": 3 * macs * _TRAIN_BATCH / step_seconds / rate,
@@ -222,5 +171,5 @@ def run(arguments: BenchArguments) -> dict[str, Any]:
     accelerator = Accelerator()
     table: dict[str, Any] = {"device": str(accelerator.device), "threads": float(torch.get_num_threads())}
     with tempfile.TemporaryDirectory() as folder:
-        table |= _caching(arguments.seconds / 2, accelerator, Path(folder) / "caches")
-        return table | _training(arguments.seconds / 2, accelerator.device, Path(folder) / "latents")
+        caching, cache = _caching(arguments.seconds / 2, accelerator, Path(folder) / "cache")
+        return table | caching | _training(arguments.seconds / 2, accelerator.device, cache)

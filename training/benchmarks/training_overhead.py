@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +20,6 @@ if TYPE_CHECKING:
 DESCRIPTION = "tokenizer training on the CPU preset: data, logging, averages and checkpoints against the bare step"
 
 PRESET = "openmoji32"
-
-
-class _Clock:
-    """Seconds of each call, by part. Medians, since a shared machine gives single calls any length."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name].append(time.perf_counter() - started)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.seconds[name])
 
 
 def _bare_step(training: TokenizerTraining, batch: dict[str, torch.Tensor], step: int) -> None:
@@ -55,73 +37,64 @@ def run(bench: BenchArguments) -> dict[str, Any]:
     import torch
 
     from tcae_diffusers.arguments import parse_arguments
-    from tcae_diffusers.trainer.fit import take_step
-    from tcae_diffusers.trainer.image_batches import image_loader
-    from tcae_diffusers.trainer.progress import TrainingProgress
-    from tcae_diffusers.trainer.run import reset_accelerate
+    from tcae_diffusers.metrics.latency import time_in_turns
     from tcae_diffusers.trainer.trackers import start_trackers
-    from tcae_diffusers.training import train_tcae
+    from tcae_diffusers.training.single_steps import SteppedTraining
+    from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
-    reset_accelerate()
     with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
         argv = ["--config", PRESET, "--output_dir", f"{folder}/run", "--max_train_steps", "100000"]
-        training = train_tcae.start(parse_arguments(train_tcae.TokenizerArguments, argv))
+        arguments = parse_arguments(TokenizerArguments, argv)
+        stepped = SteppedTraining(arguments)
+        training, progress, batches = stepped.training, stepped.progress, stepped.batches
+        run, accelerator = training.run, training.run.accelerator
         logging.getLogger("tcae_diffusers").setLevel(logging.WARNING)
-        arguments, run, hooks = training.arguments, training.run, training.hooks()
-        accelerator, first_side = run.accelerator, [training.side]
         start_trackers(accelerator, arguments, "train_tcae", 0)
-        progress = TrainingProgress(
-            accelerator, "bench", arguments.max_train_steps, 0, run.total_batch, arguments.log_steps
-        )
-        progress.bar.disable = True
-        training.side.model.train()
-        batches = iter(image_loader(training.dataset, arguments, accelerator, 0))
         in_memory = [next(batches) for _ in range(4)]
-        clock = _Clock()
-        deadline, step, warm = time.perf_counter() + 0.9 * bench.seconds, 0, 2
-        while step < warm + 2 or time.perf_counter() < deadline:
-            if step == warm:
-                clock = _Clock()
-            with clock.part("script"):
-                training.schedule(step)
-                skipped = take_step(run, batches, first_side, training.backward, hooks, progress, step)
-                training.after_step(step, skipped)
-                progress.step(step + 1, {"train/learning_rate": arguments.learning_rate})
-            with clock.part("bare"):
-                _bare_step(training, in_memory[step % 4], step)
-            step += 1
-        steps = step - warm
+        done, rates = itertools.count(), {"train/learning_rate": arguments.learning_rate}
 
+        def script_step() -> None:
+            step = next(done)
+            stepped.step(step)
+            progress.step(step + 1, rates)
+
+        bare_done = itertools.count()
+
+        def bare_step() -> None:
+            step = next(bare_done)
+            _bare_step(training, in_memory[step % 4], step)
+
+        times = time_in_turns({"script": script_step, "bare": bare_step}, accelerator.device, 0.9 * bench.seconds)
+        steps = len(times["script"])
+        script, bare = (statistics.median(times[name]) for name in ("script", "bare"))
         # The parts, each on its own: their sum is what the script adds to a step.
-        bare = clock.median("bare")
-        parts = _Clock()
-        loss, metrics = training.compute_loss(training.forward(in_memory[0], 0, 0), 0)
+        _, metrics = training.compute_loss(training.forward(in_memory[0], 0, 0), 0)
         metrics = {name: value.detach() for name, value in metrics.items()}
+        logged = itertools.count(1)
+
+        def log() -> None:
+            progress.add(metrics)
+            progress.step(next(logged), {})
+
+        parts = {
+            "data": lambda: next(batches),
+            "EMA": lambda: training.ema.step(training.autoencoder.parameters()),
+            "teacher": lambda: training.after_step(steps, torch.zeros(())),
+            "logging": log,
+        }
         # As many as from one log entry to the next.
-        for number in range(arguments.log_steps):
-            with parts.part("data"):
-                next(batches)
-            with parts.part("EMA"):
-                training.ema.step(training.autoencoder.parameters())
-            with parts.part("teacher"):
-                training.after_step(step, skipped)
-            with parts.part("logging"):
-                progress.add(metrics)
-                progress.step(number + 1, {})
-        with parts.part("checkpoint"):
-            run.save_checkpoint(step)
+        of_parts = time_in_turns(parts, accelerator.device, least_rounds=arguments.log_steps)
+        started = time.perf_counter()
+        run.save_checkpoint(steps)
+        checkpoint = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(folder).glob("run/checkpoints/step-*/*"))
         accelerator.end_training()
-        del loss
 
-    def per_step(name: str) -> float:
-        return parts.median(name) / bare
-
-    share = {name: per_step(name) for name in ("data", "EMA", "teacher")}
+    share = {name: statistics.median(of_parts[name]) / bare for name in ("data", "EMA", "teacher")}
     # Rare and expensive, so the cost is spread over the steps in between.
-    share["logging"] = sum(parts.seconds["logging"]) / arguments.log_steps / bare
-    share["checkpoints"] = per_step("checkpoint") / arguments.checkpointing_steps
-    script = clock.median("script") + bare * (share["logging"] + share["checkpoints"])
+    share["logging"] = statistics.fmean(of_parts["logging"]) / bare
+    share["checkpoints"] = checkpoint / bare / arguments.checkpointing_steps
+    script += bare * (share["logging"] + share["checkpoints"])
     table: dict[str, Any] = {"threads": float(torch.get_num_threads()), "steps": float(steps)}
     table["bare step (s)"] = bare
     table["script's step (s)"] = script
@@ -129,7 +102,7 @@ def run(bench: BenchArguments) -> dict[str, Any]:
     table["data + logging + EMA + checkpoints / bare step (goal: below 0.05)"] = sum(
         share[name] for name in ("data", "logging", "EMA", "checkpoints")
     )
-    table["one checkpoint (s)"] = parts.median("checkpoint")
+    table["one checkpoint (s)"] = checkpoint
     table["one checkpoint (MB)"] = size / 1e6
     table["images/s of the script"] = run.total_batch / script
     table["images/s of a bare loop over tensors in memory"] = run.total_batch / bare

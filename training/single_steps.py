@@ -1,0 +1,53 @@
+"""`train_tcae` one optimizer step at a time, for benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tcae_diffusers.trainer.fit import take_step
+from tcae_diffusers.trainer.image_batches import image_loader
+from tcae_diffusers.trainer.progress import TrainingProgress
+from tcae_diffusers.trainer.run import reset_accelerate
+from tcae_diffusers.training import train_tcae
+from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
+
+
+class SteppedTraining:
+    """
+    A run of `train_tcae`, started and without a progress bar.
+
+    Args:
+        arguments (`TokenizerArguments`): Those of the command.
+    """
+
+    def __init__(self, arguments: TokenizerArguments):
+        reset_accelerate()
+        self.training = train_tcae.start(arguments)
+        self.training.side.model.train()
+        run = self.training.run
+        self.progress = TrainingProgress(
+            run.accelerator, "bench", arguments.max_train_steps, 0, run.total_batch, arguments.log_steps
+        )
+        self.progress.bar.disable = True
+        self.batches = iter(image_loader(self.training.dataset, arguments, run.accelerator, 0))
+
+    def step(self, step: int, batches: Iterator[dict[str, torch.Tensor]] | None = None) -> torch.Tensor:
+        """
+        The whole optimizer step after `step` others, on `batches` or on the next of the run: weights, average and
+        teacher. Returns 1.0 where it was not finite.
+        """
+        training = self.training
+        training.schedule(step)
+        skipped = take_step(
+            training.run,
+            batches or self.batches,
+            training.sides,
+            training.backward,
+            training.hooks(),
+            self.progress,
+            step,
+        )
+        training.after_step(step, skipped)
+        return skipped
