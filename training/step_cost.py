@@ -57,7 +57,10 @@ class StepCost:
         for weight, cost in weighted:
             forward.update({part: weight * macs for part, macs in cost.forward.items()})
             backward.update({part: weight * macs for part, macs in cost.backward.items()})
-        return cls(*({part: macs[part] for part in PARTS if macs[part]} for macs in (forward, backward)))
+        passes: list[dict[str, float]] = [
+            {part: macs[part] for part in PARTS if macs[part]} for macs in (forward, backward)
+        ]
+        return cls(passes[0], passes[1])
 
 
 def part_text(cost: StepCost, part: str) -> str:

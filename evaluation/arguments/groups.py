@@ -128,7 +128,7 @@ class FeatureNetworkArguments(Arguments):
 class HeldoutArguments(Arguments):
     """Real images that tell how well classes were learned."""
 
-    group: ClassVar[str] = "Real images"
+    group: ClassVar[str] = "Held-out images"
 
     heldout: str | None = option(
         None,

@@ -232,7 +232,7 @@ def comparison_table(results: Sequence[Result], names: Sequence[str] = ()) -> li
     known = dict.fromkeys(row.name for row in aligned)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"no figure {unknown[0]!r}; expected one of {', '.join(known)}")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": row.name,
             "better": row.better,

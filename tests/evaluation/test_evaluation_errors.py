@@ -252,7 +252,7 @@ def test_options_are_shown_in_groups(capsys):
         main(["generation", "--help"])
     page = capsys.readouterr().out
     groups = {part.split(":\n")[0]: part for part in page.split("\n\n") if ":\n  --" in part}
-    assert list(groups) == ["Sample sets and real images", "Feature network", "Speed and memory"]
+    assert list(groups) == ["Sample sets and real images", "Held-out images", "Feature network", "Speed and memory"]
     assert "--extractor " in groups["Feature network"] and "--batch_size " in groups["Speed and memory"]
     assert "--samples " in groups["Sample sets and real images"]
 

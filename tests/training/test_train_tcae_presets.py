@@ -15,6 +15,7 @@ from tcae_diffusers.models.named_models import build_named_autoencoder
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
 from tcae_diffusers.trainer.latent_shaping import build_latent_shaping
+from tcae_diffusers.training.count_steps import counting_accelerator
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
 from tcae_diffusers.training.train_tcae import TokenizerArguments
 
@@ -108,7 +109,7 @@ def test_alignment_sees_a_token_for_each_position_of_the_latent(tmp_path):
     with torch.device("meta"), without_pretrained_weights():
         autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
         resolve_sizes(arguments, autoencoder)
-        alignment = build_latent_shaping(arguments, adapt(autoencoder), None).shapings[0]
+        alignment = build_latent_shaping(arguments, adapt(autoencoder), counting_accelerator()).shapings[0]
     # As many tokens of 14 pixels as the latent has positions.
     assert alignment.frozen_network.name == "dinov2-vitb14" and alignment.frozen_network.resolution == 8 * 14
 

@@ -23,10 +23,10 @@ from tcae_diffusers.evaluation.results.reading import collect_results, read_resu
 from tcae_diffusers.evaluation.results.resumption import source_content
 from tcae_diffusers.files import write_json, write_text
 from tcae_diffusers.training.cache_arguments import CacheArguments
+from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.recorded_settings import options_set, require_same_settings
 from tcae_diffusers.training.stages import Stage, run_stages
-from tcae_diffusers.training.step_cost import tokenizer_step_cost, transformer_step_cost
 from tcae_diffusers.training.study.plan import StudyPlan
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
