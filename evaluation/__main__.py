@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[type[Arguments], str]] = {
     ),
     "probing": (
         ProbingArguments,
-        "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1",
+        "linear probe and k-NN on tokens (A1) and latent (A2), structure loss 1 - A2/A1, spatial structure",
     ),
     "latents": (
         LatentsArguments,

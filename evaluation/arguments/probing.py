@@ -40,6 +40,9 @@ class ProbingArguments(AutoencoderArguments, ProbeArguments, MachineArguments):
     A1 is the accuracy of a linear probe on the tokens before the final bottleneck, A2 on the latent; 1 - A2 / A1 is
     what the paper calls structure loss. Any diffusers autoencoder has a latent; tokens are known for AutoencoderTC,
     and for others if --token_module gives their module.
+
+    The spatial structure of tokens and latent, which a probe of their average cannot see, is measured too: how similar
+    near and distant positions are (LDS), how fast similarity falls with distance (CDS), how far tokens differ (RMSC).
     """
 
     content: ClassVar[Mapping[str, Content]] = {

@@ -40,6 +40,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
         pictures=found.pictures,
         labels=found.labels,
         classes=found.classes,
+        not_measured=found.not_measured,
         **provenance(
             train=arguments.train,
             test=arguments.test,

@@ -169,6 +169,14 @@ def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_pa
     names = [figure["name"] for figure in probing["figures"]]
     assert {"linear probe, tokens", "linear probe, latent", "structure loss 1 - A2/A1"} <= set(names)
     assert len(probing["pictures"]["latent"]["points"]) == 30
+    assert {"LDS, tokens 8x8", "CDS, latent 4x4", "RMSC, first stage 16x16"} <= set(names)
+    assert evaluate("report", "--results", str(tmp_path), "--output", str(tmp_path / "report.html")) == 0
+    assert "LDS, tokens 8x8 ↑" in (tmp_path / "report.html").read_text().split("All figures")[1]
+    results = [f"{name}={tmp_path / 'probing.json'}" for name in ("one", "two")]
+    assert evaluate("compare", "--results", *results, "--output", str(tmp_path / "compared")) == 0
+    rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["name"] == "CDS, latent 4x4"]
+    assert row["better"] == "higher" and row["differences"][0]["difference"] == 0
     assert evaluate("latents", *common, "--data", str(image_folder), "--extractor", "none") == 0
     latents = json.loads((tmp_path / "latents.json").read_text())
     assert latents["channels"]["channels"] == 4
@@ -188,6 +196,9 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
     arguments = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
     arguments += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--token_module"]
     assert evaluate(*arguments, "encoder.mid_block") == 0
+    names = [figure["name"] for figure in json.loads((tmp_path / "probing.json").read_text())["figures"]]
+    structure = [f"{name}, {depth} 16x16" for depth in ("tokens", "latent") for name in ("LDS", "CDS", "RMSC")]
+    assert names[-6:] == structure
     assert evaluate(*arguments, "encoder.nothing") == 2
     assert "has no module 'encoder.nothing'" in capsys.readouterr().err
     assert evaluate(*arguments, "decoder.mid_block") == 2

@@ -1,5 +1,5 @@
-"""The small models of the evaluation's tests."""
+"""The small models and images of the evaluation's tests."""
 
-from ..evaluation.conftest import one_thread, tiny_autoencoder
+from ..evaluation.conftest import image_folder, one_thread, tiny_autoencoder
 
-__all__ = ["one_thread", "tiny_autoencoder"]
+__all__ = ["image_folder", "one_thread", "tiny_autoencoder"]

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.component_colours import feature_maps
-from tcae_diffusers.metrics.probing import representations
+from tcae_diffusers.metrics.encoded_images import hidden_states
 from tcae_diffusers.models.adapters import ADAPTERS, AutoencoderAdapter, adapt
 
 from ..latent_commands import FOREIGN
@@ -111,5 +111,5 @@ def test_an_adapter_with_tokens_is_all_that_probes_and_pictures_and_dino_need(tm
     folder = train(tmp_path / "run", **options, ssl="dino", resolution=16, max_train_steps=2)
     model = AutoencoderKL.from_pretrained(folder / "model").eval()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert list(representations(model, images)) == ["tokens", "class token", "latent"]
+    assert list(hidden_states(model, images)) == ["tokens", "class token", "latent"]
     assert list(feature_maps(model, images)) == ["last tokens", "latent"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ...report.charts import scatter_chart
@@ -17,7 +17,7 @@ class ProbingResult(AutoencoderResult):
     """Result of `probing`.
 
     Args:
-        pictures, labels, classes: See [`ProbingFigures`].
+        pictures, labels, classes, not_measured: See [`ProbingFigures`].
     """
 
     kind: ClassVar[str] = "probing"
@@ -26,13 +26,14 @@ class ProbingResult(AutoencoderResult):
     pictures: dict[str, dict[str, Any]]
     labels: list[int]
     classes: list[str]
+    not_measured: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
         lines = []
         for figure in self.figures:
             rate = figure.details.get("learning_rate")
             lines.append(describe_figure(figure) + (f", learning rate {rate:g}" if rate else ""))
-        return lines
+        return lines + [f"{name}: not measured, {why}" for name, why in self.not_measured.items()]
 
     def shown(self) -> dict[str, Any]:
         pictured = {name: picture for name, picture in self.pictures.items() if name in _PICTURED}
