@@ -66,12 +66,15 @@ class GenerationArguments(SampleSetArguments, HeldoutArguments, FeatureCacheArgu
     only for equal numbers. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
 
     With --heldout, classifiers trained on the samples are tested on real images, beside classifiers trained on as many
-    images of --reference, which must have labels.
+    images of --reference, which must have labels. With --fdr_networks too, the distance of the samples to all images
+    of --reference is divided by that of as many held-out images, in each of the networks, and the ratios are averaged
+    (FDr): 1 is what real images score.
     """
 
     content: ClassVar[Mapping[str, Content]] = {
         "samples": "sample sets",
         "reference": "reference",
         "heldout": "reference",
+        "fdr_networks": "networks",
         "extractor_weights": "folder",
     }

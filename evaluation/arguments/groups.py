@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tcae_diffusers.metrics.features import FeatureNetwork
 
 # What an argument names that has content, see [`results.resumption`].
-Content = Literal["folder", "source", "labels", "reference", "sample sets"]
+Content = Literal["folder", "source", "labels", "reference", "sample sets", "networks"]
 
 
 class MeasuringArguments(Protocol):
@@ -126,7 +126,7 @@ class FeatureNetworkArguments(Arguments):
 
 @dataclass
 class HeldoutArguments(Arguments):
-    """Real images that tell how well classes were learned."""
+    """Real images that no training saw, beside which samples are judged."""
 
     group: ClassVar[str] = "Held-out images"
 
@@ -136,6 +136,27 @@ class HeldoutArguments(Arguments):
         " (classification accuracy score). The score is omitted if unset.",
         metavar="SOURCE",
     )
+    fdr_networks: list[str] = option(
+        [],
+        "Feature networks of FDr, the Fréchet distance of the samples to --reference over that of --heldout, averaged "
+        f"over these networks: {', '.join(EXTRACTOR_NAMES)}, each optionally with its weights. FDr is omitted if"
+        " unset; if set, images may lack labels, and classification accuracy is omitted where they do.",
+        metavar="NAME[=WEIGHTS]",
+        needs="heldout",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for given in self.fdr_networks:
+            known = given.partition("=")[0] in EXTRACTOR_NAMES
+            self._require("fdr_networks", known, f"some of {', '.join(EXTRACTOR_NAMES)}")
+
+    def opened_fdr_networks(self, device: str | torch.device) -> list[FeatureNetwork]:
+        """The networks of `fdr_networks`, in order."""
+        from tcae_diffusers.metrics.features import FeatureNetwork
+
+        parts = [given.partition("=") for given in self.fdr_networks]
+        return [FeatureNetwork(name, Path(weights) if weights else None, device) for name, _, weights in parts]
 
 
 @dataclass

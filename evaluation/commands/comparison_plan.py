@@ -53,6 +53,7 @@ class ComparisonPlan:
             the linear baseline of reconstructions.
         reference: Real images for the samples (default: `train`).
         heldout: As in `generation`; `test` may serve here too.
+        fdr_networks: As in `generation`, where FDr is to be measured; they need `heldout`.
         measures: Which of reconstruction, latents, probing, generation.
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
             commands.
@@ -65,6 +66,7 @@ class ComparisonPlan:
     test: str = "openmoji:heldout"
     reference: str | None = None
     heldout: str | None = None
+    fdr_networks: list[str] = field(default_factory=list)
     measures: list[str] = field(default_factory=lambda: list(MEASURES))
     resolution: int | None = None
     max_images: int | None = None
@@ -92,10 +94,9 @@ class ComparisonPlan:
         return {"extractor": self.extractor, "extractor_weights": weights}
 
     def sampling(self) -> SamplingArguments:
-        names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "seed")
+        names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "heldout", "fdr_networks", "seed")
         return SamplingArguments(
             reference=self.reference or self.train,
-            heldout=self.heldout,
             feature_cache=None if self.feature_cache is None else Path(self.feature_cache),
             **{name: getattr(self, name) for name in names},
             **self.features(),
@@ -137,9 +138,12 @@ def read_plan(path: str | Path) -> ComparisonPlan:
     wrong = [measure for measure in plan.measures if measure not in MEASURES]
     if wrong:
         raise InputError(f"{path}: unknown measure {', '.join(wrong)}; expected one of {', '.join(MEASURES)}")
+    if plan.fdr_networks and plan.heldout is None:
+        raise InputError(f"{path}: fdr_networks {plan.fdr_networks} have no effect without heldout; name both")
     # What cannot be drawn should not be found out after everything else was measured.
     try:
         GuidanceArguments(guidance_scale=plan.guidance_scale, guidance_interval=plan.guidance_interval)
+        plan.sampling()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return plan

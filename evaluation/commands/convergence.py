@@ -60,6 +60,7 @@ def _conditions(figure: Figure, result: GenerationResult) -> dict[str, Any]:
         "reference images": figure.reference_images,
         "reference": result.reference.get("fingerprint") or result.reference["spec"],
         "feature weights": (figure.extractor or {}).get("weights_sha256"),
+        "held-out images": figure.details.get("heldout_fingerprint"),
     }
 
 

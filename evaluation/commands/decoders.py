@@ -18,6 +18,7 @@ from ..pictures.drawing import class_names_of, generate_with_decoders, load_late
 from ..results.kinds.generation import GenerationResult
 from . import generation
 from .generate import begin_store, drawn_settings, samples_result
+from .heldout_measures import heldout_measures
 
 # What the set of the pipeline's own decoder is called.
 OWN = "pipeline"
@@ -33,7 +34,7 @@ def run(arguments: DecodersArguments) -> GenerationResult:
     """
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(arguments.reference, network=arguments.feature_network("cpu"))
-    generation.class_accuracy(arguments.heldout, arguments.reference)
+    heldout_measures(arguments, arguments.reference)
     folders = draw_samples(arguments)
     measuring = GenerationArguments(
         samples=[f"{name}={folder}" for name, folder in folders.items()],

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from tcae_diffusers.data.images.image_sets import ImageSet, open_image_set
 from tcae_diffusers.data.images.sample_manifest import recorded_seed
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.classification_accuracy import ClassificationAccuracy
 from tcae_diffusers.metrics.confidence import JACKKNIFE
 from tcae_diffusers.metrics.figure import Figure
 from tcae_diffusers.metrics.frechet_interval import paired_frechet_interval
 from tcae_diffusers.metrics.generation import compared_count, generation_figures, sample_features
-from tcae_diffusers.metrics.reference import open_reference, open_reference_content
+from tcae_diffusers.metrics.reference import open_reference
 
 from ..arguments.generation import GenerationArguments
 from ..arguments.named_paths import parse_named_paths
@@ -24,6 +20,7 @@ from ..pictures.sample_sheet import sample_sheet
 from ..results.figure_differences import described_pair
 from ..results.kinds.generation import GenerationResult, SampleSet, distance_figure
 from ..results.provenance import provenance
+from .heldout_measures import heldout_measures
 
 
 def run(arguments: GenerationArguments) -> GenerationResult:
@@ -43,8 +40,15 @@ def run(arguments: GenerationArguments) -> GenerationResult:
         raise InputError(f"sample sets differ in size: {listed}; compare sets of the same size")
     network, cache = arguments.feature_network(arguments.chosen_device()), arguments.cache_folder()
     size = next(iter(sizes.values()))
-    accuracy = class_accuracy(
-        arguments.heldout, arguments.reference, size, arguments.chosen_device(), arguments.seed, list(opened.values())
+    on_heldout = heldout_measures(
+        arguments,
+        arguments.reference,
+        size,
+        list(opened.values()),
+        network.device,
+        arguments.batch_size,
+        cache,
+        arguments.seed,
     )
     reference, description = open_reference(
         arguments.reference, size, network, arguments.batch_size, cache, arguments.seed
@@ -58,8 +62,7 @@ def run(arguments: GenerationArguments) -> GenerationResult:
         if arguments.paired:
             count = compared_count(len(features), reference, arguments.reference_count)
             paired[name] = distance_figure(figures), reference.leave_out_distances(features.features, count)
-        if accuracy is not None:
-            figures.append(accuracy.figure(images))
+        figures += [measure.figure(images) for measure in on_heldout]
         sets.append(
             SampleSet(
                 name=name,
@@ -81,39 +84,11 @@ def run(arguments: GenerationArguments) -> GenerationResult:
         **provenance(
             reference_count=arguments.reference_count,
             heldout=arguments.heldout,
+            fdr_networks=arguments.fdr_networks,
             seed=arguments.seed,
             ranks=state.num_processes,
         ),
     )
-
-
-def class_accuracy(
-    heldout: str | None,
-    reference: str,
-    size: int | tuple[int, int] | None = None,
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    sets: Sequence[ImageSet] = (),
-) -> ClassificationAccuracy | None:
-    """
-    What measures classification accuracy on the images `heldout`; `None` without them.
-
-    Args:
-        heldout, reference: Real images, see [`open_image_set`].
-        size: Of the samples, if they exist.
-        device, seed: Of the classifiers.
-        sets: Samples that will be measured.
-
-    Raises:
-        InputError: If labels are missing or do not fit together.
-    """
-    if heldout is None:
-        return None
-    real, _ = open_reference_content(reference, size)
-    accuracy = ClassificationAccuracy(open_image_set(heldout, size), real, device, seed)
-    for images in sets:
-        accuracy.labels_of(images)
-    return accuracy
 
 
 def require_pairs(sets: dict[str, ImageSet]) -> None:

@@ -15,6 +15,7 @@ from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
 from ..results.resumption import run_unless_done
 from . import generate, generation
+from .heldout_measures import heldout_measures
 
 
 def measure_pipeline(
@@ -37,7 +38,7 @@ def measure_pipeline(
         raise InputError(f"{pipeline} is a pipeline: pass --reference, the real images to compare its samples with")
     # What cannot be measured should not be found out after hours of drawing.
     open_reference_content(sampling.reference, network=sampling.feature_network("cpu"))
-    generation.class_accuracy(sampling.heldout, sampling.reference)
+    heldout_measures(sampling, sampling.reference)
     drawing = GenerateArguments(
         pipeline=pipeline,
         guidance_scale=guidance_scale,

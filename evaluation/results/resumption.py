@@ -58,12 +58,18 @@ def sample_sets_content(samples: list[str]) -> str:
     return " ".join(open_image_set(path).fingerprint for path in parse_named_paths(samples).values())
 
 
-CONTENT: dict[Content, Callable[[Any], str]] = {
+def networks_content(networks: list[str]) -> list[str]:
+    """Of the weights of feature networks that are given with any, as in `dinov2=weights/dinov2`."""
+    return [folder_content(weights) for _, _, weights in (given.partition("=") for given in networks) if weights]
+
+
+CONTENT: dict[Content, Callable[[Any], str | list[str]]] = {
     "folder": folder_content,
     "source": source_content,
     "labels": labels_content,
     "reference": reference_content,
     "sample sets": sample_sets_content,
+    "networks": networks_content,
 }
 
 
@@ -73,7 +79,7 @@ def inputs_of(arguments: MeasuringArguments) -> dict[str, Any]:
     content = {
         name: CONTENT[kind](value)
         for name, kind in arguments.content.items()
-        if (value := getattr(arguments, name)) is not None
+        if (value := getattr(arguments, name)) not in (None, [])
     }
     return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
 

@@ -237,6 +237,14 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
         ),
         ("tokenizers: {a: {autoencoder: x}}\nmeasures: latents", "measures: 'latents' is a str, expected a list"),
         ("tokenizers: {a: {autoencoder: x}}\nmeasures: [fid]", "unknown measure fid"),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nfdr_networks: [dinov2]",
+            "plan.yaml: fdr_networks ['dinov2'] have no effect without heldout; name both",
+        ),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nheldout: y\nfdr_networks: [vgg]",
+            "plan.yaml: --fdr_networks ['vgg'] must be some of inception, efficientnet-lite0",
+        ),
         ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),
         ("a: [", "cannot read comparison"),
         ("- 1", "expected keys and values"),

@@ -348,10 +348,12 @@ def test_plans_pass_the_shift_and_the_held_out_images_on(monkeypatch, tmp_path):
     passed = []
     monkeypatch.setattr(measured_samples, "run_unless_done", lambda run, arguments, kind: passed.append(arguments))
     real = str(class_folder_set(tmp_path / "real", {"cat": 8}))
-    heldout = str(class_folder_set(tmp_path / "heldout", {"cat": 1}))
+    heldout = str(class_folder_set(tmp_path / "heldout", {"cat": 9}))
     for shift in (None, 2.5):
-        sampling = SamplingArguments(reference=real, heldout=heldout if shift else None, timestep_shift=shift)
+        on_heldout = {"heldout": heldout, "fdr_networks": ["efficientnet-lite0"]} if shift else {}
+        sampling = SamplingArguments(reference=real, timestep_shift=shift, **on_heldout)
         measure_pipeline("pipeline", tmp_path, "name", sampling)
     assert [arguments.heldout for arguments in passed[1::2]] == [None, heldout]
+    assert [arguments.fdr_networks for arguments in passed[1::2]] == [[], ["efficientnet-lite0"]]
     assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]
     assert "timestep_shift" not in passed[0].sampling() and passed[2].sampling()["timestep_shift"] == 2.5

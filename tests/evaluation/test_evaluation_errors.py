@@ -144,6 +144,32 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
             "{0}/four has the class 'b', which is none of {0}/one: a",
         ),
         (
+            GENERATION + "--samples {0}/good --reference {0}/good --fdr_networks inception",
+            "--fdr_networks inception has no effect without --heldout",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few --fdr_networks vgg=a",
+            "--fdr_networks ['vgg=a'] must be some of inception, efficientnet-lite0",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few --fdr_networks efficientnet-lite0",
+            "{0}/few has 1 images; FDr needs at least 8",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/moments.npz --heldout {0}/good"
+            " --fdr_networks efficientnet-lite0",
+            "--fdr_networks efficientnet-lite0 needs real images as --reference",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few"
+            " --fdr_networks efficientnet-lite0 efficientnet-lite0",
+            "names efficientnet-lite0 twice",
+        ),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few --fdr_networks dinov2={0}/nowhere",
+            "weights of feature network dinov2: {0}/nowhere does not exist",
+        ),
+        (
             GENERATION + "--reference {0}/good --samples " + "x" * 201 + "={0}/good",
             "a name of 201 bytes is too long for a file; give {0}/good a shorter one",
         ),

@@ -42,7 +42,8 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, t
             *("--baseline_data", str(training)),
         ]
         yield ["generation", "--samples", str(image_folder), "--reference", str(image_folder), "--device", "cpu"] + [
-            *("--no_feature_cache", "--output", str(output), "--heldout", str(training))
+            *("--no_feature_cache", "--output", str(output), "--heldout", str(training)),
+            *("--fdr_networks", "efficientnet-lite0"),
         ]
         yield ["decoders", "--pipeline", str(pipeline_folder), "--decoders", f"same={pipeline_folder}"] + [
             *("--reference", str(image_folder), "--num_images", "9", "--num_inference_steps", "2"),

@@ -100,6 +100,26 @@ def test_sample_sets_are_known_by_their_content_whatever_they_are_called(tmp_pat
     assert not set(inputs("another").values()) & set(before.values())
 
 
+def test_networks_are_known_by_the_content_of_their_weights(tmp_path):
+    def inputs(*networks):
+        arguments = GenerationArguments(
+            samples=[str(tmp_path / "a")],
+            reference=str(tmp_path),
+            heldout=str(tmp_path),
+            fdr_networks=list(networks),
+            output=tmp_path,
+        )
+        return inputs_of(arguments)["content"].get("fdr_networks")
+
+    write_bitmaps(tmp_path / "a", 0)
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    assert inputs() is None and inputs("inception") == []
+    (before,) = inputs("inception", f"dinov2={weights}")
+    weights.write_bytes(b"two")
+    assert inputs("inception", f"dinov2={weights}") != [before]
+
+
 def test_a_linked_model_is_measured_again_when_its_weights_change(measure, tiny_autoencoder, tmp_path):
     write_bitmaps(tmp_path / "data" / "a", 0)
     model = tmp_path / "linked"
