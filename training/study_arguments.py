@@ -22,6 +22,9 @@ class StudyArguments(Arguments):
     plan: Path = option(MISSING, "YAML file of the study; see docs/studies.md.", positional=True)
     only: list[str] = option([], "Arms to run, by their names; all of them if unset.", metavar="ARM")
     seeds: list[int] = option([], "Seeds to run, of those in the plan; all of them if unset.", metavar="SEED")
+    page: bool = option(
+        False, "Run nothing, and write results.md and its charts beside the plan, from the records that are there."
+    )
     processes: int = option(2, "Arms and seeds that run at the same time, in processes of one thread each.")
     work: Path | None = option(
         None,
@@ -32,3 +35,4 @@ class StudyArguments(Arguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("processes", self.processes >= 1, "at least 1")
+        self._require_default("only", "seeds", "processes", "work", unless=not self.page, omitted="with --page")

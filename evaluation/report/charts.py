@@ -60,7 +60,7 @@ _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 
 
 @contextmanager
-def _chart_style() -> Iterator[None]:
+def chart_style() -> Iterator[None]:
     """matplotlib's defaults and `_STYLE`, whatever the user's matplotlibrc says; afterwards as it was."""
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         # Letters are measured in a font that may lack them; the reader's browser has them.
@@ -172,7 +172,7 @@ def line_chart(
     xs = np.concatenate([points[:, 0] for points in curves.values()])
     room = 0.5 if xs.min() == xs.max() else 0
     limits = _value_range(np.concatenate(list(curves.values())))
-    with _chart_style():
+    with chart_style():
         figure, axes = _new_figure(460, 230)
         lines = [_draw_curve(axes, name, curves[name], limits, is_measured=intervals is not None) for name in curves]
         axes.set(xlim=(xs.min() - room, xs.max() + room), ylim=limits)
@@ -225,7 +225,7 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None)
     """Horizontal bars with their values; `marker` is a named dashed line, such as the floor."""
     texts = [f"{value:.4g}" for value in values.values()]
     description = "Bars: " + ", ".join(map(" ".join, zip(values, texts, strict=True)))
-    with _chart_style():
+    with chart_style():
         figure, axes = _new_rows(list(values), 30, 24 if marker else 4)
         colors = [PALETTE[0], *[(SOFT, 0.45)] * (len(values) - 1)]
         axes.bar_label(axes.barh(range(len(values)), list(values.values()), 0.68, color=colors), texts, padding=6)
@@ -241,7 +241,7 @@ def bar_chart(values: dict[str, float], marker: tuple[str, float] | None = None)
 def interval_chart(values: dict[str, tuple[float, float | None]]) -> str:
     """One dot per name on a common axis, with its interval as a bar where it has one."""
     texts = []
-    with _chart_style():
+    with chart_style():
         figure, axes = _new_rows(list(values), 26, 24)
         axes.set_xlim(_value_range(np.array([(0, *pair) for pair in values.values()], dtype=float)))
         for row, ((name, (value, spread)), color) in enumerate(
@@ -262,7 +262,7 @@ def scatter_chart(points: Sequence[Sequence[float]], labels: Sequence[int], clas
     step = -(-len(points) // 1500)
     shown, shown_labels = np.asarray(points, dtype=float)[::step], np.asarray(labels[: len(points)])[::step]
     colors = [_class_color(index, len(classes)) for index in range(len(classes))]
-    with _chart_style():
+    with chart_style():
         figure, axes = _new_figure(460, 320)
         for label in np.unique(shown_labels):
             xs, ys = shown[shown_labels == label].T

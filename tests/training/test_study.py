@@ -23,6 +23,12 @@ from ..tokenizer_commands import OPTIONS, TINY
 
 DECIDED = ("heldout_steps", "heldout_images", "report_to", "checkpointing_steps", "autoencoder_overrides")
 
+STUDIES = Path(__file__).parents[2] / "docs" / "studies"
+CLAIM = {
+    **{"paper": "0.92 to 0.69", "arm": "SSL + STC", "than": "plain"},
+    **{"measure": "structure loss 1 - A2/A1", "direction": "lower"},
+}
+
 
 def tiny_plan() -> dict:
     tokenizer = {name: value for name, value in OPTIONS.items() if name not in DECIDED}
@@ -61,6 +67,11 @@ def write_plan(folder, content):
         ({"arms": {"a": None, "b": {"equal_macs_to": "a"}, "c": {"equal_macs_to": "b"}}}, "'b', which has it too"),
         ({"arms": {"a": {"tokenizer": {"seed": 1}}}}, "tokenizer: seed is decided by the study"),
         ({"dit": {"max_train_steps": 1}}, "dit: max_train_steps is decided by the study"),
+        ({"claims": {"c": {**CLAIM, "arm": "STC"}}}, "claim 'c': arm 'STC' is no arm; expected one of plain, SSL"),
+        ({"claims": {"c": {**CLAIM, "than": "SSL + STC"}}}, "is compared with itself"),
+        ({"claims": {"c": {**CLAIM, "after": 3}}}, r"after 3 is not measured; expected one of \[2, 4\]"),
+        ({"claims": {"c": {**CLAIM, "direction": "better"}}}, "'better' is unknown; expected one of lower, higher"),
+        ({"arms": {"a b": None, "a-b": None}}, "two arms would share a folder"),
         (
             {"arms": {"a": None, "b": {"equal_macs_to": "a", "tokenizer": {"max_train_steps": 3}}}},
             "max_train_steps and equal_macs_to",
@@ -121,8 +132,28 @@ def test_stages_note_what_they_cost_and_go_on_where_they_stopped(tmp_path, capsy
     assert ran[3:] == ["first", "second"] and again["second"] < seconds["second"]
 
 
+@pytest.mark.parametrize("name", ["tokenizers", "transformers"])
+def test_plans_of_openmoji_differ_in_what_they_name_alone(tmp_path, name):
+    plan = read_study_plan(STUDIES / name / "plan.yaml")
+    options = {arm: Unit(plan, arm, 0, tmp_path, tmp_path / "work").options() for arm in plan.arms}
+    first = next(iter(options.values()))
+    differing = {
+        (command, option)
+        for each in options.values()
+        for command in ("tokenizer", "latents", "dit")
+        for option in each[command].keys() | first[command].keys()
+        if each[command].get(option) != first[command].get(option)
+    }
+    expected = {"tokenizers": {("tokenizer", "ssl"), ("tokenizer", "autoencoder")}}
+    assert differing == expected.get(name, {("dit", "transformer")})
+    if name == "tokenizers":
+        for arm, each in options.items():
+            assert (each["tokenizer"].get("ssl") != "none") == ("SSL" in arm)
+            assert each["tokenizer"]["autoencoder"].endswith("-nostc") == ("STC" not in arm)
+
+
 def test_the_plan_of_fashion_mnist_is_accepted(tmp_path):
-    plan = read_study_plan(Path(__file__).parents[2] / "docs" / "studies" / "fashion_mnist" / "plan.yaml")
+    plan = read_study_plan(STUDIES / "fashion_mnist" / "plan.yaml")
     steps = {}
     for arm in plan.arms:
         unit = Unit(plan, arm, 0, tmp_path, tmp_path / "work")
@@ -134,7 +165,8 @@ def test_the_plan_of_fashion_mnist_is_accepted(tmp_path):
 
 def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TCAE_CACHE", str(tmp_path / "cache"))
-    content = tiny_plan()
+    claims = {"STC keeps structure": CLAIM}
+    content = {**tiny_plan(), "claims": claims}
     plan = write_plan(tmp_path / "study", content)
     options = [str(plan), "--work", str(tmp_path / "work")]
     main(options)
@@ -159,6 +191,14 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     assert not (tmp_path / "work" / "plain-seed3" / "latents").exists()
     main(options)
     assert "2 of 2 done" in capsys.readouterr().out
+    # What a plan claims changes no record, and the figures that the plan of Fashion-MNIST claims about are measured.
+    fashion = read_study_plan(STUDIES / "fashion_mnist" / "plan.yaml")
+    assert {claim.measure for claim in fashion.claims.values()} <= names
+    write_plan(tmp_path / "study", {**content, "claims": {**claims, "again": CLAIM}})
+    main([str(plan), "--page"])
+    assert "2 of 2 units" in capsys.readouterr().out
+    page = (tmp_path / "study" / "results.md").read_text()
+    assert "| again | undecided |" in page and "Not measured: CAS." in page
     # A record stands for its settings: neither other options nor other images are taken for the same.
     write_plan(tmp_path / "study", {**content, "measured_after": [2]})
     with pytest.raises(SystemExit):

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: StudyArguments) -> None:
     """
-    Run what has no record yet.
+    Run what has no record yet, or write the page of those that are there.
 
     Raises:
         InputError: A bad plan, an arm or seed that is not in it, a record that was measured with other settings, or a
@@ -38,6 +38,12 @@ def run(arguments: StudyArguments) -> None:
     """
     from tcae_diffusers.training.side_by_side import Job, run_side_by_side
 
+    if arguments.page:
+        from tcae_diffusers.training.study.page import write_page
+
+        for line in write_page(arguments.plan):
+            print(line)
+        return
     units = chosen_units(arguments)
     missing = units_without_record(units)
     print(f"{len(units) - len(missing)} of {len(units)} done", flush=True)
@@ -55,7 +61,6 @@ def run(arguments: StudyArguments) -> None:
 
 def chosen_units(arguments: StudyArguments) -> list[Unit]:
     """Arms and seeds of the plan, seed by seed, so that those that are compared run at about the same time."""
-    from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
     from tcae_diffusers.training.study.plan import read_study_plan
     from tcae_diffusers.training.study.unit import Unit
 
@@ -66,8 +71,6 @@ def chosen_units(arguments: StudyArguments) -> list[Unit]:
             raise InputError(
                 f"--{name} {wrong[0]} is not in {arguments.plan}; expected one of {', '.join(map(str, values))}"
             )
-    if len({folder_name(arm) for arm in plan.arms}) < len(plan.arms):
-        raise InputError(f"{arguments.plan}: two arms would share a folder; choose clearer names")
     folder = arguments.plan.resolve().parent
     work = arguments.work or Path("runs") / folder.name
     return [
@@ -84,14 +87,13 @@ def units_without_record(units: Sequence[Unit]) -> list[Unit]:
         InputError: A unit cannot be run, or its record was measured with other settings.
     """
     from tcae_diffusers.training.recorded_settings import require_same_settings
-    from tcae_diffusers.training.study.unit import read_unit
+    from tcae_diffusers.training.study.unit import REMEDY, read_unit
 
     missing = []
     for unit in units:
         settings = unit.settings()
         if unit.record.exists():
-            remedy = "delete the record to run it again, or change the plan back"
-            require_same_settings(unit.record, read_unit(unit.record).settings, settings, remedy)
+            require_same_settings(unit.record, read_unit(unit.record).settings, settings, REMEDY)
         else:
             missing.append(unit)
     return missing

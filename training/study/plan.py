@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from tcae_diffusers.arguments import read_fields
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
 
 # The study decides these for all arms alike.
 DECIDED = {
@@ -39,6 +40,27 @@ class Arm:
 
 
 @dataclass
+class Claim:
+    """
+    What the study is to decide: that `arm` has a lower or a higher `measure` than another.
+
+    Args:
+        paper (`str`): Where the paper says so, with its figures.
+        arm, than (`str`): The arms.
+        measure (`str`): Name of a figure in the records.
+        direction (`str`): `"lower"` or `"higher"`.
+        after (`int`, *optional*): Steps of the DiT whose samples are meant; omitted for figures of the tokenizer.
+    """
+
+    paper: str
+    arm: str
+    than: str
+    measure: str
+    direction: Literal["lower", "higher"]
+    after: int | None = None
+
+
+@dataclass
 class StudyPlan:
     """
     The content of a plan file.
@@ -52,6 +74,7 @@ class StudyPlan:
             `extends`, as in any configuration.
         measures: Keys of a comparison file, see `evaluation compare`; `train` fits the probes and the linear baseline.
         arms: `{name: Arm}`; the first is what the others are compared with.
+        claims: `{statement: Claim}`, the family that is judged together, see [`claims`].
     """
 
     title: str
@@ -64,6 +87,7 @@ class StudyPlan:
     latents: dict = field(default_factory=dict)
     dit: dict = field(default_factory=dict)
     measures: dict = field(default_factory=dict)
+    claims: dict[str, Any] = field(default_factory=dict)
 
     def arm(self, name: str) -> Arm:
         """The arm with what it takes from the one that it is `like`."""
@@ -95,6 +119,14 @@ def read_study_plan(path: Path) -> StudyPlan:
     }
     for name, arm in plan.arms.items():
         _check_arm(plan, name, arm, path)
+    if len({folder_name(arm) for arm in plan.arms}) < len(plan.arms):
+        raise InputError(f"{path}: two arms would share a folder; choose clearer names")
+    plan.claims = {
+        str(statement): read_fields(Claim, claim, f"{path}: claim {statement!r}")
+        for statement, claim in plan.claims.items()
+    }
+    for statement, claim in plan.claims.items():
+        _check_claim(plan, statement, claim, path)
     for section, decided in DECIDED.items():
         options = [getattr(plan, section), *(getattr(arm, section, {}) for arm in plan.arms.values())]
         if wrong := sorted({key for each in options for key in each if key in decided}):
@@ -119,3 +151,16 @@ def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
         raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
     if "max_train_steps" in arm.tokenizer:
         raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")
+
+
+def _check_claim(plan: StudyPlan, statement: str, claim: Claim, path: Path) -> None:
+    where = f"{path}: claim {statement!r}"
+    for key in ("arm", "than"):
+        if getattr(claim, key) not in plan.arms:
+            raise InputError(
+                f"{where}: {key} {getattr(claim, key)!r} is no arm; expected one of {', '.join(plan.arms)}"
+            )
+    if claim.arm == claim.than:
+        raise InputError(f"{where}: arm {claim.arm!r} is compared with itself; name another in `than`")
+    if claim.after is not None and claim.after not in plan.measured_after:
+        raise InputError(f"{where}: after {claim.after} is not measured; expected one of {plan.measured_after}")

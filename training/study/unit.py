@@ -30,6 +30,8 @@ from tcae_diffusers.training.stages import Stage, run_stages
 from tcae_diffusers.training.study.plan import StudyPlan
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
+# What a user can do about a record of other settings.
+REMEDY = "delete the record to run it again, or change the plan back"
 # Points of a training curve that a record keeps, and the curves.
 _POINTS = 16
 _CURVES = ("heldout/", "latent/", "train/loss")
@@ -101,12 +103,12 @@ class Unit:
     def _config(self, name: str) -> Path:
         return self.folder / f"{name}.yaml"
 
-    def settings(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """
-        What a record must agree with to stand for this unit. Images count by their content, not by their names.
+        What it is trained and measured with, except images, as a record holds it.
 
         Raises:
-            InputError: Images cannot be read, or `measures` is no comparison.
+            InputError: `measures` is no comparison.
         """
         read_plan(self.write_comparison())
         named = ("output_dir", "train_data", "heldout_data", "data", "tokenizer", "latents", "resume")
@@ -116,9 +118,17 @@ class Unit:
             for command, arguments in commands.items()
         }
         settings |= {"measured_after": self.plan.measured_after, "measures": self.plan.measures}
+        return json.loads(json.dumps(settings))
+
+    def settings(self) -> dict[str, Any]:
+        """
+        What a record must agree with to stand for this unit. Images count by their content, not by their names.
+
+        Raises:
+            InputError: Images cannot be read, or `measures` is no comparison.
+        """
         content = {"train": source_content(self.plan.train), "test": source_content(self.plan.test)}
-        # As a record holds them.
-        return json.loads(json.dumps({**settings, "content": content}))
+        return {**self.options(), "content": json.loads(json.dumps(content))}
 
     def write_comparison(self) -> Path:
         """The comparison file of this unit alone, for `evaluation compare`."""
