@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import AutoGuidance, BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 from diffusers.models.embeddings import LabelEmbedding
@@ -23,6 +24,16 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import is_compiled_module, randn_tensor
 
 from .class_names import ClassNames
+from .guidance import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    check_guider,
+    combined,
+    guider_of_call,
+    pass_name,
+    weakened,
+    weakens_layers,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +67,13 @@ class TCDiTPipeline(DiffusionPipeline):
         scheduler ([`~diffusers.SchedulerMixin`]):
             Any scheduler whose prediction type is the transformer's.
         guidance_transformer (same type as `transformer`, *optional*):
-            A weaker transformer (smaller, or an earlier checkpoint) for autoguidance (Karras et al., 2024).
+            A weaker transformer (smaller, or an earlier checkpoint) for autoguidance (Karras et al., 2024): its
+            prediction replaces that for the null class, whatever the guider.
+        guider ([`~diffusers.guiders.BaseGuidance`], *optional*):
+            How predictions are combined: any of `diffusers.guiders` that needs no more than predictions with and
+            without a label, and those that weaken layers where they find layers that they know. By default
+            classifier-free guidance. [`~diffusers.guiders.AutoGuidance`] weakens the transformer at the class asked
+            for, as in its paper, and needs no null class.
         id2label (`dict[int, str]`, *optional*):
             Class names. A value may list synonyms: `"tench, Tinca tinca"`. Kept in `model_index.json`.
         prediction_type (`str`, *optional*):
@@ -71,7 +88,7 @@ class TCDiTPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vae"
     # Autoguidance calls both transformers in every step: moving them in turns would cost more than it saves.
     _exclude_from_cpu_offload = ["guidance_transformer"]  # noqa: RUF012 - diffusers' own form
-    _optional_components = ["guidance_transformer"]  # noqa: RUF012
+    _optional_components = ["guidance_transformer", "guider"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents", "class_labels", "model_output"]  # noqa: RUF012
 
     def __init__(
@@ -80,12 +97,17 @@ class TCDiTPipeline(DiffusionPipeline):
         transformer: ModelMixin,
         scheduler: SchedulerMixin,
         guidance_transformer: ModelMixin | None = None,
+        guider: BaseGuidance | None = None,
         id2label: dict | None = None,
         prediction_type: str | None = None,
     ):
         super().__init__()
         self.register_modules(
-            vae=vae, transformer=transformer, scheduler=scheduler, guidance_transformer=guidance_transformer
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+            guidance_transformer=guidance_transformer,
+            guider=guider,
         )
         prediction_type = prediction_type or transformer.config.get("prediction_type")
         prediction_type = prediction_type or scheduler_prediction_type(scheduler)
@@ -174,9 +196,14 @@ class TCDiTPipeline(DiffusionPipeline):
         return self.config.prediction_type in (FLOW, FLOW_SAMPLE)
 
     @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the running call."""
-        return self._guidance_scale
+    def current_guider(self) -> BaseGuidance:
+        """Guider of the running call; a callback may switch it off for the rest of it, with `disable()`."""
+        return self._current_guider
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance scale of the running call; `None` for a guider that has several."""
+        return self._current_guider.config.get("guidance_scale")
 
     @property
     def num_timesteps(self) -> int:
@@ -236,8 +263,7 @@ class TCDiTPipeline(DiffusionPipeline):
         batch_size: int,
         height: int,
         width: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
+        guidance_interval: tuple[float, float] | None,
         generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
@@ -270,12 +296,7 @@ class TCDiTPipeline(DiffusionPipeline):
                 f"DiTTransformer2DModel generates square images only, got height {height} and width {width}."
             )
 
-        if guidance_scale > 1 and self.guidance_transformer is None and self.null_class_id is None:
-            raise ValueError(
-                f"guidance_scale={guidance_scale} needs a null class, and this transformer was trained without one; "
-                "pass guidance_scale=1, or give the pipeline a guidance_transformer."
-            )
-        start, end = guidance_interval
+        start, end = guidance_interval or (0.0, 1.0)
         if not 0 <= start <= end <= 1:
             raise ValueError(
                 f"guidance_interval {guidance_interval} must be (start, end) with 0 <= start <= end <= 1."
@@ -355,26 +376,49 @@ class TCDiTPipeline(DiffusionPipeline):
         return output.float()
 
     def _guided_prediction(
-        self, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, guidance_scale: float
+        self, guider: BaseGuidance, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, sigma: float | None
     ) -> torch.Tensor:
-        """The transformer's output `(B, C or 2C, h, w)`, moved away from the guiding prediction by
-        `guidance_scale`."""
-        if guidance_scale <= 1:
-            return self._predict(self.transformer, latents, t, ids)
-
-        if self.guidance_transformer is not None:
-            conditional = self._predict(self.transformer, latents, t, ids)
-            guiding = self._predict(self.guidance_transformer, latents, t, ids)
-        else:
-            null_class_id = self.null_class_id
-            assert null_class_id is not None, "check_inputs refuses guidance without a null class"
-            null = torch.full_like(ids, null_class_id)
-            both = self._predict(self.transformer, torch.cat([latents, latents]), t, torch.cat([ids, null]))
-            conditional, guiding = both.chunk(2)
+        """
+        What the guider makes of the predictions that it asks for, `(B, C or 2C, h, w)`. `sigma` is the noise level
+        where the transformer predicts the clean latent: guiders see the velocity, as the scheduler does.
+        """
+        batches = guider.prepare_inputs({})
+        for batch in batches:
+            batch.class_labels = self._labels_of_pass(guider, pass_name(guider, batch), ids)
+        predictions = self._predict_passes(guider, batches, latents, t)
+        if sigma is not None:
+            predictions = [(latents - each[:, : latents.shape[1]]) / sigma for each in predictions]
         # A learned variance, if any, fills the channels after the first C and is not guided (as in DiT).
         channels = latents.shape[1]
-        guided = guiding[:, :channels] + guidance_scale * (conditional[:, :channels] - guiding[:, :channels])
-        return torch.cat([guided, conditional[:, channels:]], dim=1)
+        for batch, prediction in zip(batches, predictions, strict=True):
+            batch.noise_pred = prediction[:, :channels]
+        return torch.cat([combined(guider, batches), predictions[0][:, channels:]], dim=1)
+
+    def _labels_of_pass(self, guider: BaseGuidance, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """The null class where the guider asks for a prediction without a label and nothing else is weaker."""
+        has_weaker = isinstance(guider, AutoGuidance) or self.guidance_transformer is not None
+        if name != UNCONDITIONAL or has_weaker:
+            return ids
+        null_class_id = self.null_class_id
+        assert null_class_id is not None, "check_guider refuses guidance without a null class"
+        return torch.full_like(ids, null_class_id)
+
+    def _predict_passes(
+        self, guider: BaseGuidance, batches: list[Any], latents: torch.Tensor, t: torch.Tensor
+    ) -> list[torch.Tensor]:
+        names = [pass_name(guider, batch) for batch in batches]
+        is_one_model = not weakens_layers(guider) and set(names) <= {CONDITIONAL, UNCONDITIONAL}
+        if is_one_model and self.guidance_transformer is None:
+            labels = torch.cat([batch.class_labels for batch in batches])
+            together = self._predict(self.transformer, torch.cat([latents] * len(batches)), t, labels)
+            return list(together.chunk(len(batches)))
+        predictions = []
+        for name, batch in zip(names, batches, strict=True):
+            is_guide = name == UNCONDITIONAL and self.guidance_transformer is not None
+            transformer = self.guidance_transformer if is_guide else self.transformer
+            with weakened(guider, transformer, name):
+                predictions.append(self._predict(transformer, latents, t, batch.class_labels))
+        return predictions
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor, output_type: str = "pil", vae: ModelMixin | None = None) -> Any:
@@ -407,8 +451,8 @@ class TCDiTPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 4.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         timestep_shift: float | None = None,
         num_images_per_label: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -429,12 +473,14 @@ class TCDiTPipeline(DiffusionPipeline):
                 Size in pixels, multiples of the compression ratio times the patch size. Default: the size trained on.
             num_inference_steps (`int`, defaults to 50):
                 Denoising steps. Heun calls the transformer twice in all but the last.
-            guidance_scale (`float`, defaults to 4.0):
-                1 or less: no guidance. Above 1: classifier-free guidance against the null class (Ho and Salimans,
-                2022), or autoguidance when the pipeline has a `guidance_transformer`.
-            guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`):
+            guidance_scale (`float`, *optional*):
+                1 or less: no guidance. Above 1: guidance by the pipeline's guider with this scale instead of its own;
+                without a guider, classifier-free guidance against the null class (Ho and Salimans, 2022), or
+                autoguidance when the pipeline has a `guidance_transformer`. Unset: the scale of the guider, or 4.
+            guidance_interval (`tuple[float, float]`, *optional*):
                 Guide only where `start <= t <= end`, with `t = timestep / 1000` the noise level: 1 is pure noise, 0 is
-                clean (Kynkäänniemi et al., 2024). For flow matching `t` is sigma. Outside, a step costs half.
+                clean (Kynkäänniemi et al., 2024). For flow matching `t` is sigma. Outside, a step costs half. Unset:
+                where the guider says, or everywhere.
             timestep_shift (`float`, *optional*):
                 Flow matching only: draw with this shift of the noise levels instead of the scheduler's, `sigma =
                 shift * t / (1 + (shift - 1) * t)`. Above 1 more steps go to noise (SD3, section 5.3.2). The scheduler
@@ -463,7 +509,8 @@ class TCDiTPipeline(DiffusionPipeline):
         Raises:
             ValueError:
                 for an unknown or ambiguous class, a size, latent or number of generators that does not fit, guidance
-                without a null class, a scheduler of another prediction type, or a shift that it does not have.
+                without a null class or by a guider that cannot guide this transformer, a scheduler of another
+                prediction type, or a shift that it does not have.
 
         Examples:
 
@@ -496,14 +543,12 @@ class TCDiTPipeline(DiffusionPipeline):
             len(class_ids),
             height,
             width,
-            guidance_scale,
             guidance_interval,
             generator,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
         scheduler = self._scheduler_with_shift(timestep_shift)
-        self._guidance_scale = guidance_scale
         self._interrupt = False
 
         # 2. Prepare timesteps, labels and noise
@@ -519,6 +564,9 @@ class TCDiTPipeline(DiffusionPipeline):
 
         # Read once: asking for each timestep inside the loop would wait for the device at every step.
         noise_levels = (timesteps.float() / scheduler.config.num_train_timesteps).tolist()
+        guider = guider_of_call(self.guider, guidance_scale, guidance_interval, noise_levels)
+        check_guider(guider, self.transformer, self.guidance_transformer, self.null_class_id is not None)
+        self._current_guider = guider
 
         # 3. Denoise
         self._num_timesteps = len(timesteps)
@@ -526,17 +574,15 @@ class TCDiTPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                guided_here = guidance_interval[0] <= noise_levels[i] <= guidance_interval[1]
                 model_input = latents
                 if hasattr(scheduler, "scale_model_input"):
                     model_input = scheduler.scale_model_input(latents, t)
-                scale = self.guidance_scale if guided_here else 1.0
-                model_output = self._guided_prediction(model_input, t, ids, scale)
+                guider.set_state(i, len(timesteps), t)
+                # The scheduler's noise level, and not the timestep's, which some schedulers round.
+                sigma = scheduler.sigmas[i].item() if self.config.prediction_type == FLOW_SAMPLE else None
+                model_output = self._guided_prediction(guider, model_input, t, ids, sigma)
                 if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
                     model_output = model_output.chunk(2, dim=1)[0]
-                if self.config.prediction_type == FLOW_SAMPLE:
-                    # The scheduler's noise level, and not the timestep's, which some schedulers round.
-                    model_output = (latents - model_output) / scheduler.sigmas[i].item()
                 latents = scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 
-from .sampling import SamplingArguments
+from .sampling import GuidanceArguments, SamplingArguments
 
 
 @dataclass
@@ -28,9 +28,6 @@ class CurveArguments(Arguments):
     figure: str | None = option(
         None, "Name of the figure to compare; the gFD or gFID of the results if unset.", metavar="NAME"
     )
-    guidance_scale: float = option(
-        1.0, "Scale of classifier-free guidance for generated samples; 1 means no guidance."
-    )
     output: Path = option(MISSING, "Folder for convergence.json, a page and the generated samples.", metavar="FOLDER")
 
     def curves(self) -> dict[str, dict[int, str]]:
@@ -45,7 +42,7 @@ class CurveArguments(Arguments):
 
 
 @dataclass
-class ConvergenceArguments(CurveArguments, SamplingArguments):
+class ConvergenceArguments(CurveArguments, GuidanceArguments, SamplingArguments):
     """
     How many DiT steps does each tokenizer need for the same quality? gFD against steps, and the speed-up between
     curves.

@@ -121,15 +121,16 @@ class GenerateArguments(
         super().__post_init__()
         transformers = ("transformer", "ema_snapshots", "guidance_transformer")
         self._require_default(*transformers, unless=not self.baseline, omitted="with --baseline")
-        is_guided = self.guidance_transformer is None or self.guidance_scale > 1
-        self._require("guidance_scale", is_guided, "above 1 with --guidance_transformer")
+        is_drawn = self.baseline != "class-mean"
+        self._require_default("guider", unless=is_drawn, omitted="with --baseline class-mean")
+        unguided = "unless --guidance_scale is above 1 or --guider is given"
+        self._require_default("guidance_transformer", unless=self.is_guided, omitted=unguided)
         if self.baseline == "class-mean" and not self.data:
             raise InputError("--baseline class-mean needs --data, the images to average")
         if self.baseline != "class-mean" and not self.pipeline:
             raise InputError("--pipeline is missing; pass the folder of a saved pipeline")
 
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self, has_guider: bool) -> dict[str, Any]:
         """What the pipeline is called with; options that are unset are left out, for pipelines that know none."""
-        optional = {"guidance_interval": self.guidance_interval, "timestep_shift": self.timestep_shift}
-        given = {name: value for name, value in optional.items() if value is not None}
-        return {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps, **given}
+        shift = {} if self.timestep_shift is None else {"timestep_shift": self.timestep_shift}
+        return {**self.guidance(has_guider), "num_inference_steps": self.num_inference_steps, **shift}

@@ -2,12 +2,12 @@
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
 from tcae_diffusers.errors import InputError
 
-from .sampling import SamplingArguments
+from .sampling import GUIDERS, GuidanceArguments, SamplingArguments
 
 WHOLE = (0.0, 1.0)
 
@@ -24,6 +24,10 @@ class SweepArguments(Arguments):
         "Weaker transformer that the scales lead away from (autoguidance), as in generate.",
         metavar="FOLDER",
     )
+    guider: str | None = option(
+        None, "Class of diffusers.guiders that guides at every point, as in generate.", choices=GUIDERS
+    )
+    guider_options: dict[str, Any] = option({}, "Arguments of --guider as JSON, as in generate.", needs="guider")
     scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 means no guidance.")
     intervals: list[str] = option(
         ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
@@ -38,7 +42,7 @@ class SweepArguments(Arguments):
 @dataclass
 class GuidanceSweepArguments(SweepArguments, SamplingArguments):
     """
-    How do samples change with classifier-free guidance? Generates and measures samples at every scale and interval of
+    How do samples change with guidance? Generates and measures samples at every scale and interval of
     a grid.
 
     An interrupted sweep resumes: images already generated and points already measured are kept. The best point of a
@@ -52,11 +56,24 @@ class GuidanceSweepArguments(SweepArguments, SamplingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.points()
+        for scale, interval in self.points():
+            self.guidance_at(scale, interval)
 
     def points(self) -> list[tuple[float, tuple[float, float]]]:
         """Every `(scale, interval)` to measure."""
         return sweep_points(self.scales, [parse_interval(text) for text in self.intervals])
+
+    def guidance_at(self, scale: float, interval: tuple[float, float]) -> GuidanceArguments:
+        """How the samples of one point are guided."""
+        if scale == 1:
+            return GuidanceArguments(guidance_scale=1.0)
+        return GuidanceArguments(
+            guidance_scale=scale,
+            # Without an interval, pipelines that know none (diffusers' DiTPipeline) can be swept too.
+            guidance_interval=None if interval == WHOLE else interval,
+            guider=self.guider,
+            guider_options=self.guider_options,
+        )
 
 
 def sweep_points(scales: list[float], intervals: list[tuple[float, float]]) -> list[tuple[float, tuple[float, float]]]:

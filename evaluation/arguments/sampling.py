@@ -1,12 +1,27 @@
 """Options of the commands that draw samples, and of those that draw and measure them at many points."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.settings import SMALLEST_SET
 
 from .groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
+
+# Of diffusers.guiders, those that work with a class-conditional transformer. Importing it would import torch.
+GUIDERS = (
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "AutoGuidance",
+    "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "FrequencyDecoupledGuidance",
+    "MagnitudeAwareGuidance",
+    "PerturbedAttentionGuidance",
+    "SkipLayerGuidance",
+    "TangentialClassifierFreeGuidance",
+)
 
 
 @dataclass
@@ -37,19 +52,53 @@ class GuidanceArguments(Arguments):
 
     group: ClassVar[str] = "Samples"
 
-    guidance_scale: float = option(1.0, "Scale of classifier-free guidance; 1 means no guidance.")
+    guidance_scale: float | None = option(
+        None,
+        "Scale of guidance; 1 means no guidance. If unset, that of --guider, or of the guider saved with the "
+        "pipeline; without either, no guidance.",
+    )
     guidance_interval: tuple[float, float] | None = option(
         None,
         "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
         metavar=("FROM", "TO"),
     )
+    guider: str | None = option(
+        None,
+        "Class of diffusers.guiders that guides; the pipeline's own if unset, or classifier-free guidance.",
+        choices=GUIDERS,
+    )
+    guider_options: dict[str, Any] = option({}, "Arguments of --guider as JSON, such as '{\"eta\": 0.5}'.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Pipelines take what is below 1 for 1, without a word.
-        self._require("guidance_scale", self.guidance_scale >= 1, "at least 1, which means no guidance")
-        is_guided = self.guidance_scale > 1
-        self._require_default("guidance_interval", unless=is_guided, omitted="unless --guidance_scale is above 1")
+        is_scale = self.guidance_scale is None or self.guidance_scale >= 1
+        self._require("guidance_scale", is_scale, "at least 1, which means no guidance")
+        unguided = "unless --guidance_scale is above 1 or --guider is given"
+        self._require_default("guidance_interval", unless=self.is_guided, omitted=unguided)
+        self._require_default("guider", unless=self.guidance_scale != 1, omitted="with --guidance_scale 1")
+        self._require_default("guider_options", unless=self.guider is not None, omitted="without --guider")
+        for name, same in (
+            ("guidance_scale", "guidance_scale"),
+            ("start", "guidance_interval"),
+            ("stop", "guidance_interval"),
+        ):
+            if name in self.guider_options and getattr(self, same) is not None:
+                raise InputError(f"--guider_options has {name!r}, which --{same} says too; omit one of them")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether these options guide, whatever the pipeline has by itself."""
+        return self.guider is not None if self.guidance_scale is None else self.guidance_scale > 1
+
+    def guidance(self, has_guider: bool) -> dict[str, Any]:
+        """
+        What a pipeline is called with, where `has_guider` says whether it has one; what is unset is left out, for
+        pipelines that know none.
+        """
+        scale = self.guidance_scale if has_guider or self.guidance_scale is not None else 1.0
+        given = {"guidance_scale": scale, "guidance_interval": self.guidance_interval}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tcae_diffusers.errors import InputError
 from ..arguments.latents import LatentsArguments
 from ..arguments.probing import ProbingArguments
 from ..arguments.reconstruction import ReconstructionArguments
-from ..arguments.sampling import GuidanceArguments, SamplingArguments
+from ..arguments.sampling import GUIDERS, GuidanceArguments, SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.latents import LatentsResult
 from ..results.kinds.probing import ProbingResult
@@ -58,7 +58,8 @@ class ComparisonPlan:
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
             commands.
         epochs: Of the linear probe.
-        num_images, num_inference_steps, guidance_scale, guidance_interval, timestep_shift, labels: As in `generate`.
+        num_images, num_inference_steps, guidance_scale, guidance_interval, guider, guider_options, timestep_shift,
+            labels: As in `generate`.
     """
 
     tokenizers: dict[str, TokenizerEntry]
@@ -79,8 +80,10 @@ class ComparisonPlan:
     epochs: int = 50
     num_images: int = 50_000
     num_inference_steps: int = 50
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    guider: str | None = None
+    guider_options: dict[str, Any] = field(default_factory=dict)
     timestep_shift: float | None = None
     labels: str = "balanced"
 
@@ -92,6 +95,17 @@ class ComparisonPlan:
         """Arguments of commands that measure distances."""
         weights = None if self.extractor_weights is None else Path(self.extractor_weights)
         return {"extractor": self.extractor, "extractor_weights": weights}
+
+    def guidance(self) -> GuidanceArguments:
+        """How samples are guided.
+
+        Raises:
+            InputError: If that makes no sense.
+        """
+        if self.guider not in (None, *GUIDERS):
+            raise InputError(f"guider {self.guider!r} is unknown; expected one of {', '.join(GUIDERS)}")
+        names = ("guidance_scale", "guidance_interval", "guider", "guider_options")
+        return GuidanceArguments(**{name: getattr(self, name) for name in names})
 
     def sampling(self) -> SamplingArguments:
         names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "heldout", "fdr_networks", "seed")
@@ -142,7 +156,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         raise InputError(f"{path}: fdr_networks {plan.fdr_networks} have no effect without heldout; name both")
     # What cannot be drawn should not be found out after everything else was measured.
     try:
-        GuidanceArguments(guidance_scale=plan.guidance_scale, guidance_interval=plan.guidance_interval)
+        plan.guidance()
         plan.sampling()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -207,7 +221,6 @@ def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, f
                 folder / "generation" / str(steps),
                 f"{name} after {steps} steps",
                 plan.sampling(),
-                plan.guidance_scale,
-                plan.guidance_interval,
+                plan.guidance(),
             )
     return measured

@@ -72,7 +72,7 @@ def resolve_point(path: str, folder: Path, name: str, arguments: ConvergenceArgu
             return read_result(candidate, GenerationResult)
     if not (given / "model_index.json").is_file():
         raise InputError(f"{path} is neither a generation.json nor a pipeline folder (no model_index.json)")
-    return measure_pipeline(path, folder, name, arguments, arguments.guidance_scale)
+    return measure_pipeline(path, folder, name, arguments, arguments)
 
 
 def run(arguments: ConvergenceArguments) -> ConvergenceResult:

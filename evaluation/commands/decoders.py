@@ -15,6 +15,7 @@ from ..arguments.generation import GenerationArguments
 from ..arguments.groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
 from ..arguments.named_paths import parse_named_paths
 from ..pictures.drawing import class_names_of, generate_with_decoders, load_latent_pipeline
+from ..pictures.guiders import set_guider
 from ..results.kinds.generation import GenerationResult
 from . import generation
 from .generate import begin_store, drawn_settings, samples_result
@@ -51,6 +52,7 @@ def draw_samples(arguments: DecodersArguments) -> dict[str, str]:
     """The set of each decoder, drawn and complete: its folder by its name."""
     state = arguments.process_state()
     pipeline = load_latent_pipeline(arguments.pipeline, arguments.chosen_device(), torch.float32)
+    set_guider(pipeline, arguments)
     class_names = class_names_of(pipeline)
     decoders = {OWN: pipeline.vae, **load_decoders(arguments, pipeline.vae)}
     drawings = {name: arguments.drawing(name) for name in decoders}
@@ -61,7 +63,7 @@ def draw_samples(arguments: DecodersArguments) -> dict[str, str]:
     unfinished = [name for name, store in stores.items() if not store.is_complete]
     if unfinished:
         sets = [(decoders[name], stores[name]) for name in unfinished]
-        sampling = drawings[OWN].sampling()
+        sampling = drawings[OWN].sampling(pipeline.guider is not None)
         generate_with_decoders(pipeline, sets, arguments.seed, arguments.batch_size, **sampling)
     if state.is_main_process:
         for name in unfinished:

@@ -21,6 +21,7 @@ from ..pictures.drawing import (
     load_pipeline,
     reset_transformer,
 )
+from ..pictures.guiders import guider_of, recorded_guider, set_guider
 from ..pictures.other_transformers import add_guidance_transformer, replace_transformer, replace_weights
 from ..pictures.sample_store import SampleStore
 from ..results.kinds.samples import SamplesResult
@@ -51,13 +52,20 @@ def run(arguments: GenerateArguments) -> SamplesResult:
             replace_weights(pipeline, arguments.ema_snapshots, arguments.ema_sigma)
         if arguments.guidance_transformer is not None:
             add_guidance_transformer(pipeline, arguments.guidance_transformer)
+        set_guider(pipeline, arguments)
         class_names = class_names_of(pipeline)
         settings = drawn_settings(arguments, pipeline, pipeline.vae)
 
     store = begin_store(arguments, class_names, settings)
     is_new = not store.is_complete
     if is_new and pipeline is not None:
-        generate(pipeline, store, arguments.seed, arguments.batch_size, **arguments.sampling())
+        generate(
+            pipeline,
+            store,
+            arguments.seed,
+            arguments.batch_size,
+            **arguments.sampling(guider_of(pipeline) is not None),
+        )
     elif is_new and means is not None:
         for index in store.missing(rank_range(len(store.labels), state.process_index, state.num_processes)):
             store.write(index, means[store.labels[index]])
@@ -71,12 +79,13 @@ def _shared_settings(arguments: GenerateArguments) -> dict[str, Any]:
 
 def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, vae: ModelMixin) -> dict[str, Any]:
     """What the pixels depend on, where `vae` decodes what `pipeline` draws."""
-    guide = getattr(pipeline, "guidance_transformer", None)
+    guide, guider = getattr(pipeline, "guidance_transformer", None), guider_of(pipeline)
     return {
         **_shared_settings(arguments),
         **{"guidance_interval": None, "timestep_shift": None},
+        "guider": None if guider is None else recorded_guider(guider),
         "guidance_transformer": None if guide is None else model_fingerprint(guide),
-        **arguments.sampling(),
+        **arguments.sampling(guider is not None),
         "dtype": arguments.dtype,
         "prediction_type": pipeline.config.get("prediction_type"),
         "transformer": model_fingerprint(pipeline.transformer),

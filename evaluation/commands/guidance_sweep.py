@@ -1,8 +1,8 @@
-"""How do samples change with classifier-free guidance?"""
+"""How do samples change with guidance?"""
 
 from __future__ import annotations
 
-from ..arguments.guidance_sweep import WHOLE, GuidanceSweepArguments
+from ..arguments.guidance_sweep import GuidanceSweepArguments
 from ..report.page import build_report
 from ..results.kinds.generation import distance_figure
 from ..results.kinds.guidance_sweep import GuidanceSweepResult, SweepPoint
@@ -21,10 +21,9 @@ def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:
     points = []
     for scale, interval in arguments.points():
         name = f"scale-{scale:g}_interval-{interval[0]:g}-{interval[1]:g}"
-        # Without an interval, pipelines that know none (diffusers' DiTPipeline) can be swept too.
-        guided = None if interval == WHOLE else interval
+        guidance = arguments.guidance_at(scale, interval)
         weaker = arguments.guidance_transformer if scale > 1 else None
-        found = measure_pipeline(arguments.pipeline, arguments.output / name, name, arguments, scale, guided, weaker)
+        found = measure_pipeline(arguments.pipeline, arguments.output / name, name, arguments, guidance, weaker)
         figures = found.sets[0].figures
         points.append(SweepPoint(guidance_scale=scale, guidance_interval=interval, figures=figures, folder=name))
     best = min(points, key=lambda point: distance_figure(point.figures).value)
@@ -32,6 +31,7 @@ def run(arguments: GuidanceSweepArguments) -> GuidanceSweepResult:
         pipeline=arguments.pipeline,
         points=points,
         best={"guidance_scale": best.guidance_scale, "guidance_interval": best.guidance_interval},
+        guider=None if arguments.guider is None else {"name": arguments.guider, **arguments.guider_options},
         reference={"spec": arguments.reference},
         **provenance(num_images=arguments.num_images, steps=arguments.num_inference_steps, seed=arguments.seed),
     )

@@ -10,7 +10,7 @@ from tcae_diffusers.metrics.reference import open_reference_content
 from ..arguments.generate import GenerateArguments
 from ..arguments.generation import GenerationArguments
 from ..arguments.groups import FeatureCacheArguments, HeldoutArguments, MachineArguments
-from ..arguments.sampling import DrawingArguments, SamplingArguments
+from ..arguments.sampling import DrawingArguments, GuidanceArguments, SamplingArguments
 from ..results.kinds.generation import GenerationResult
 from ..results.kinds.samples import SamplesResult
 from ..results.resumption import run_unless_done
@@ -23,8 +23,7 @@ def measure_pipeline(
     folder: Path,
     name: str,
     sampling: SamplingArguments,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
+    guidance: GuidanceArguments,
     guidance_transformer: str | None = None,
 ) -> GenerationResult:
     """Samples of `pipeline` in `folder/samples`, and what they score, in `folder/results`.
@@ -41,10 +40,9 @@ def measure_pipeline(
     heldout_measures(sampling, sampling.reference)
     drawing = GenerateArguments(
         pipeline=pipeline,
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval,
         guidance_transformer=guidance_transformer,
         output=folder / "samples",
+        **guidance.values_of(GuidanceArguments),
         **sampling.values_of(DrawingArguments, MachineArguments),
     )
     run_unless_done(generate.run, drawing, SamplesResult)

@@ -51,6 +51,7 @@ class AxialAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = AxialAttnProcessor
     _available_processors = (AxialAttnProcessor,)
     use_bias = True
+    is_cross_attention = False
     # Of the mixin: a type checker finds `nn.Module.__getattr__` first.
     set_processor: Callable[[AxialAttnProcessor], None]
     processor: AxialAttnProcessor

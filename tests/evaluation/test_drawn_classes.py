@@ -11,7 +11,7 @@ from tcae_diffusers.data.images.folder import ImageFolderSource
 from tcae_diffusers.data.images.image_sets import open_image_set
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.commands import measured_samples
-from tcae_diffusers.evaluation.commands.measured_samples import SamplingArguments, measure_pipeline
+from tcae_diffusers.evaluation.commands.measured_samples import GuidanceArguments, SamplingArguments, measure_pipeline
 from tcae_diffusers.evaluation.pictures.class_folders import class_folders
 from tcae_diffusers.evaluation.pictures.drawing import class_names_of, load_pipeline
 
@@ -352,8 +352,8 @@ def test_plans_pass_the_shift_and_the_held_out_images_on(monkeypatch, tmp_path):
     for shift in (None, 2.5):
         on_heldout = {"heldout": heldout, "fdr_networks": ["efficientnet-lite0"]} if shift else {}
         sampling = SamplingArguments(reference=real, timestep_shift=shift, **on_heldout)
-        measure_pipeline("pipeline", tmp_path, "name", sampling)
+        measure_pipeline("pipeline", tmp_path, "name", sampling, GuidanceArguments())
     assert [arguments.heldout for arguments in passed[1::2]] == [None, heldout]
     assert [arguments.fdr_networks for arguments in passed[1::2]] == [[], ["efficientnet-lite0"]]
     assert [arguments.timestep_shift for arguments in passed[::2]] == [None, 2.5]
-    assert "timestep_shift" not in passed[0].sampling() and passed[2].sampling()["timestep_shift"] == 2.5
+    assert "timestep_shift" not in passed[0].sampling(False) and passed[2].sampling(False)["timestep_shift"] == 2.5

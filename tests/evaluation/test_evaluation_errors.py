@@ -102,7 +102,23 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATE + "--labels {0}/good", "has the class 'a', which matches none of the 2 classes"),
         (GENERATE + "--baseline class-mean", "--baseline class-mean needs --data"),
         (GENERATE + "--guidance_scale 2 --guidance_interval 0.9 0.1", "guidance_interval (0.9, 0.1)"),
-        (GENERATE + "--guidance_interval 0.1 0.9", "must be omitted unless --guidance_scale is above 1"),
+        (GENERATE + "--guidance_interval 0.1 0.9", "must be omitted unless --guidance_scale is above 1 or"),
+        (GENERATE + "--guider CFG", "invalid choice: 'CFG'"),
+        (GENERATE + "--guider ClassifierFreeGuidance --guidance_scale 1", "must be omitted with --guidance_scale 1"),
+        (
+            GENERATE + '--guider_options {{}} --guidance_scale 2 --guider_options {{"eta":1}}',
+            "omitted without --guider",
+        ),
+        (GENERATE + '--guider AdaptiveProjectedGuidance --guider_options {{"etc":1}}', "has no 'etc'; it has"),
+        (
+            GENERATE + '--guider ClassifierFreeGuidance --guidance_scale 2 --guider_options {{"guidance_scale":3}}',
+            "--guider_options has 'guidance_scale', which --guidance_scale says too",
+        ),
+        (GENERATE + "--guider AutoGuidance", "--guider AutoGuidance: Either `auto_guidance_layers` or"),
+        (
+            GENERATE + '--guider AutoGuidance --guider_options {{"auto_guidance_layers":[99],"dropout":1}}',
+            "indices [99]",
+        ),
         (GENERATE + "--resolution 64", "--resolution 64 must be omitted unless --baseline is class-mean"),
         (GENERATE + "--data {0}/good", "--data {0}/good must be omitted unless --baseline is class-mean"),
         (

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_drawn(runs, save_pipeline, tm
         (["--ema_sigma", 0.1], "--ema_sigma 0.1 must be given with --ema_snapshots"),
         ([*snapshots, "--ema_sigma", 0.5], "sigma_rel 0.5 must be above 0 and below 0.28"),
         (["--ema_snapshots", tmp_path, "--ema_sigma", 0.1], "no snapshots"),
-        ([*guided[2:], runs / "pipeline"], "--guidance_scale 1.0 must be above 1 with --guidance_transformer"),
+        ([*guided[2:], runs / "pipeline"], "must be omitted unless --guidance_scale is above 1 or --guider"),
         ([*guided, tmp_path / "none"], "is neither a transformer nor a pipeline"),
         ([*guided, other], "has num_embeds_ada_norm 3, and the pipeline's transformer 2"),
         *(

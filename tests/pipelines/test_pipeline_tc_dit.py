@@ -339,22 +339,6 @@ def test_guidance_moves_away_from_the_null_class_within_the_interval_only(make_p
     assert [labels for _, labels in transformer.calls] == [[0, 1], [0, 1, 3, 3], [0, 1, 3, 3], [0, 1]]
 
 
-def test_guided_prediction_follows_its_formula(make_pipeline, tiny_transformer):
-    weaker = make_transformer(seed=1, num_layers=1)
-    x, t, ids = torch.randn(2, 4, 2, 2), torch.tensor(500.0), torch.tensor([0, 2])
-    timestep = t.expand(2)
-    with torch.no_grad():
-        conditional = tiny_transformer(x, timestep, ids).sample
-        unconditional = tiny_transformer(x, timestep, torch.tensor([3, 3])).sample
-        weak = weaker(x, timestep, ids).sample
-        for guiding, pipeline in (
-            (unconditional, make_pipeline()),
-            (weak, make_pipeline(guidance_transformer=weaker)),
-        ):
-            guided = pipeline._guided_prediction(x, t, ids, 2.5)
-            torch.testing.assert_close(guided, 2.5 * conditional - 1.5 * guiding, rtol=1e-4, atol=1e-5)
-
-
 def test_learned_variance_reaches_the_scheduler_that_uses_it_and_no_other(make_pipeline):
     transformer = make_transformer(out_channels=8)
     settings = {"num_inference_steps": 3, "output_type": "latent"}

@@ -1,4 +1,4 @@
-"""How samples change with classifier-free guidance."""
+"""How samples change with guidance."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class GuidanceSweepResult(Result):
         points (`list[SweepPoint]`): In the order of drawing.
         best (`dict`): Scale and interval of the lowest distance.
         reference (`dict`): The real images.
+        guider (`dict`, *optional*): Name and options of the guider; `None` if it is the pipeline's own.
     """
 
     kind: ClassVar[str] = "guidance_sweep"
@@ -53,6 +54,7 @@ class GuidanceSweepResult(Result):
     points: list[SweepPoint]
     best: dict[str, Any]
     reference: dict[str, Any]
+    guider: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.points = [SweepPoint(**point) if isinstance(point, Mapping) else point for point in self.points]

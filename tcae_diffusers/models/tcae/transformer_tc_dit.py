@@ -10,13 +10,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..axial_attention import AxialAttention
+from ..axial_attention import AxialAttention, AxialAttnProcessor
 from ..rotary_embedding import axial_rotary_embedding
 
 # Sizes of DiT (Peebles and Xie, 2023, table 1), which LightningDiT keeps.
@@ -90,6 +96,19 @@ class TCDiTBlock(nn.Module):
         hidden_states = hidden_states + gate_attn[:, None] * attended
         fed = self.ff(modulate(self.norm2(hidden_states), shift_ff, scale_ff))
         return hidden_states + gate_ff[:, None] * fed
+
+
+def _make_known_to_hooks() -> None:
+    """Tell the hooks of diffusers that skip blocks or attention, for guiders and caches, how those here are called."""
+    block = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
+    block._cls = TCDiTBlock
+    attention = AttentionProcessorMetadata(skip_processor_output_fn=lambda module, hidden_states, *_: hidden_states)
+    # Their `register` would import every model of diffusers.
+    TransformerBlockRegistry._registry[TCDiTBlock] = block
+    AttentionProcessorRegistry._registry[AxialAttnProcessor] = attention
+
+
+_make_known_to_hooks()
 
 
 class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
