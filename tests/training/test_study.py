@@ -227,3 +227,12 @@ def test_arms_and_seeds_are_chosen_by_name(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([str(plan), *options])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "reference", "heldout"])
+def test_what_is_measured_on_is_looked_at_before_anything_is_trained(tmp_path, name):
+    plan = tiny_plan()
+    plan["measures"][name] = str(tmp_path / "gone")
+    arguments = StudyArguments(plan=write_plan(tmp_path / "study", plan), work=tmp_path / "work")
+    with pytest.raises(InputError, match="gone"):
+        chosen_units(arguments)[0].settings()

@@ -127,7 +127,12 @@ class Unit:
         Raises:
             InputError: Images cannot be read, or `measures` is no comparison.
         """
-        content = {"train": source_content(self.plan.train), "test": source_content(self.plan.test)}
+        measures = read_plan(self.write_comparison())
+        # What is measured on too: a source that cannot be read shall not wait until everything is trained.
+        named = ("train", "test", "reference", "heldout")
+        sources = {"train": self.plan.train, "test": self.plan.test}
+        sources |= {f"measures.{name}": getattr(measures, name) for name in named if getattr(measures, name)}
+        content = {name: source_content(source) for name, source in sources.items()}
         return {**self.options(), "content": json.loads(json.dumps(content))}
 
     def write_comparison(self) -> Path:

@@ -161,7 +161,7 @@ def _find(
     if spec.is_tar:
         return _tar_shards(spec, {"train": spec.location}, cache_dir=cache_dir)
     if _is_saved(spec):
-        return _open_saved(spec)
+        return _open_saved(spec, sliceable)
     builder = _find_builder(spec, cache_dir)
     _check_split(spec, _splits_of(builder), sliceable)
     if isinstance(builder, WebDataset):
@@ -191,16 +191,28 @@ def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str
     return builder
 
 
-def _open_saved(spec: DatasetSpec) -> datasets.Dataset:
+def _open_saved(spec: DatasetSpec, sliceable: bool) -> datasets.Dataset:
     if spec.config:
         raise InputError(f"{spec.location} was written by save_to_disk, which has no configurations; omit name=")
     saved = datasets.load_from_disk(spec.location)
     if isinstance(saved, datasets.DatasetDict):
-        _check_split(spec, list(saved), sliceable=False)
-        return saved[spec.split or "train"]
+        _check_split(spec, list(saved), sliceable)
+        return _slice(saved, spec)
     if spec.split not in (None, str(saved.split)):
         raise InputError(f"{spec.location} is a single dataset without splits; omit :{spec.split}")
     return saved
+
+
+def _slice(saved: datasets.DatasetDict, spec: DatasetSpec) -> datasets.Dataset:
+    split = spec.split or "train"
+    if split in saved:
+        return saved[split]
+    split = "+".join(saved) if split == "all" else split
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(saved[name]) for name in saved})
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{spec.location}:{spec.split} cannot be read: {error}") from error
+    return datasets.concatenate_datasets([saved[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
 def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:

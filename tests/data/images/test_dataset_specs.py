@@ -72,6 +72,22 @@ def test_configurations_and_splits_are_chosen_by_name(configured, saved):
     assert len(open_dataset(DatasetSpec.parse(f"{configured}:train+test?name=small"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("split", "rows"), [("train[:2]", [0, 1]), ("train[4:]+test", [4, 5, 0]), ("train[-50%:]", [3, 4, 5])]
+)
+def test_a_saved_dataset_is_sliced_as_any_other(saved, split, rows):
+    source, whole = (build_image_source(f"datasets:{saved}/splits:{part}") for part in (split, "all"))
+    assert [source.image(i).tobytes() for i in range(len(source))] == [whole.image(row).tobytes() for row in rows]
+    assert len({build_image_source(f"datasets:{saved}/splits:train{part}").fingerprint for part in ("", "[:2]")}) == 2
+
+
+def test_a_slice_that_is_none_is_refused(saved):
+    with pytest.raises(InputError, match=r"splits:train\[:x\] cannot be read: Unrecognized instruction format"):
+        open_dataset(DatasetSpec.parse(f"{saved}/splits:train[:x]"))
+    with pytest.raises(InputError, match=r"supports complete splits only, not 'train\[:1\]'; expected train, test"):
+        open_stream(DatasetSpec.parse(f"{saved}/splits:train[:1]"))
+
+
 @pytest.mark.parametrize("use", [open_dataset, open_stream])
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -80,7 +96,6 @@ def test_configurations_and_splits_are_chosen_by_name(configured, saved):
         ("{configured}?name=huge", "has no configuration 'huge'; expected name= one of small, large"),
         ("{configured}:val?name=small", "has no split 'val'; expected one of train, test"),
         ("{saved}/splits:val", "has no split 'val'; expected one of train, test"),
-        ("{saved}/splits:train[:1]", r"supports complete splits only, not 'train\[:1\]'; expected train, test"),
         ("{saved}/single:val", "is a single dataset without splits; omit :val"),
         ("{saved}/single?name=small", "which has no configurations; omit name="),
         ("{saved}/empty", "empty cannot be read: "),
