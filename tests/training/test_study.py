@@ -209,12 +209,12 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     write_plan(tmp_path / "study", {**content, "train": str(tmp_path / "images")})
     with pytest.raises(SystemExit):
         main(options)
-    assert "was measured with content.train" in capsys.readouterr().err
+    assert "was measured with content.measures.train" in capsys.readouterr().err
     # So does the folder of a unit that has been begun.
     (tmp_path / "study" / "results" / "plain-seed3.json").unlink()
     with pytest.raises(SystemExit):
         main([*options, "--only", "plain"])
-    assert "plain-seed3 was measured with content.train" in capsys.readouterr().err
+    assert "plain-seed3 was measured with content.measures.train" in capsys.readouterr().err
 
 
 def test_arms_and_seeds_are_chosen_by_name(tmp_path, capsys):
