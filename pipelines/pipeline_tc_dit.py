@@ -14,7 +14,6 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import AutoGuidance, BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -34,6 +33,7 @@ from .guidance import (
     weakened,
     weakens_layers,
 )
+from .latents import decode_latents, spatial_ratio_of
 
 logger = logging.get_logger(__name__)
 
@@ -152,11 +152,7 @@ class TCDiTPipeline(DiffusionPipeline):
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent position along one side."""
-        if isinstance(self.vae, AutoencoderRAE):
-            # Its encoder sees a resized image; what an image has per latent position is the decoder's patch.
-            return self.vae.config.patch_size
-        ratio = getattr(self.vae, "spatial_compression_ratio", None)
-        return ratio or 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return spatial_ratio_of(self.vae)
 
     @property
     def num_classes(self) -> int | None:
@@ -316,6 +312,34 @@ class TCDiTPipeline(DiffusionPipeline):
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
+    def resolve_request(
+        self,
+        class_labels: Any,
+        num_images_per_label: int,
+        height: int | None,
+        width: int | None,
+        latents: torch.Tensor | None,
+    ) -> tuple[list[int], int, int]:
+        """
+        The class id of every image, and height and width in pixels: those asked for, of `latents`, or trained on.
+
+        Raises:
+            ValueError: for an unknown or ambiguous class, and for less than one image of each.
+        """
+        ratio = self.spatial_compression_ratio
+        trained_size = self.transformer.config.sample_size * ratio
+        if latents is not None and latents.ndim == 4:
+            height, width = height or latents.shape[2] * ratio, width or latents.shape[3] * ratio
+        if num_images_per_label < 1:
+            raise ValueError(f"num_images_per_label {num_images_per_label} must be at least 1.")
+        class_ids = [i for i in self._prepare_class_labels(class_labels) for _ in range(num_images_per_label)]
+        return class_ids, height or trained_size, width or trained_size
+
+    def latent_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """`(B, C, h, w)` of the latents of images of `height` times `width` pixels."""
+        ratio = self.spatial_compression_ratio
+        return batch_size, self.transformer.config.in_channels, height // ratio, width // ratio
+
     def prepare_latents(
         self,
         shape: tuple[int, int, int, int],
@@ -354,19 +378,70 @@ class TCDiTPipeline(DiffusionPipeline):
             raise ValueError(f"timestep_shift {timestep_shift} must be above 0; 1 means no shift.")
         return type(self.scheduler).from_config(config, **{key: timestep_shift})
 
-    @staticmethod
     def _set_timesteps(
-        scheduler: SchedulerMixin, num_inference_steps: int, num_tokens: int, device: torch.device
+        self,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int,
+        latent_shape: tuple[int, int, int, int],
+        device: torch.device,
     ) -> torch.Tensor:
         config, kwargs = scheduler.config, {}
         if config.get("use_dynamic_shifting"):
             # Resolution-dependent shift: linear in the number of tokens, as in the Flux and SD3 pipelines.
+            num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             kwargs["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
         scheduler.set_timesteps(num_inference_steps, device=device, **kwargs)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         return scheduler.timesteps
+
+    def _begin_guidance(
+        self,
+        scheduler: SchedulerMixin,
+        timesteps: torch.Tensor,
+        guidance_scale: float | None,
+        guidance_interval: tuple[float, float] | None,
+    ) -> BaseGuidance:
+        # Read once: asking for each timestep inside the loop would wait for the device at every step.
+        noise_levels = (timesteps.float() / scheduler.config.num_train_timesteps).tolist()
+        guider = guider_of_call(self.guider, guidance_scale, guidance_interval, noise_levels)
+        check_guider(guider, self.transformer, self.guidance_transformer, self.null_class_id is not None)
+        self._current_guider = guider
+        return guider
+
+    def _predict_step(
+        self,
+        scheduler: SchedulerMixin,
+        guider: BaseGuidance,
+        latents: torch.Tensor,
+        i: int,
+        t: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the scheduler gets at step `i`: `(B, C, h, w)`, or `(B, 2C, h, w)` if it uses a learned variance."""
+        model_input = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+        guider.set_state(i, len(scheduler.timesteps), t)
+        # The scheduler's noise level, and not the timestep's, which some schedulers round.
+        sigma = scheduler.sigmas[i].item() if self.config.prediction_type == FLOW_SAMPLE else None
+        model_output = self._guided_prediction(guider, model_input, t, ids, sigma)
+        learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
+        if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
+            model_output = model_output.chunk(2, dim=1)[0]
+        return model_output
+
+    @staticmethod
+    def _step(
+        scheduler: SchedulerMixin,
+        model_output: torch.Tensor,
+        t: torch.Tensor,
+        latents: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        eta: float,
+    ) -> torch.Tensor:
+        known = inspect.signature(scheduler.step).parameters
+        kwargs = {name: value for name, value in (("generator", generator), ("eta", eta)) if name in known}
+        return scheduler.step(model_output, t, latents, **kwargs, return_dict=False)[0]
 
     def _predict(
         self, transformer: ModelMixin, latents: torch.Tensor, t: torch.Tensor, ids: torch.Tensor
@@ -431,16 +506,8 @@ class TCDiTPipeline(DiffusionPipeline):
             vae ([`AutoencoderTC`] or another diffusers autoencoder, *optional*):
                 Decodes instead of the pipeline's own, whose encoder and latent statistics it must have.
         """
-        vae = vae or self.vae
-        config = vae.config
-        # AutoencoderRAE scales inside encode and decode, and its images lie in [0, 1].
-        is_rae = isinstance(vae, AutoencoderRAE)
-        if not is_rae:
-            latents = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        if is_rae:
-            images = images * 2.0 - 1.0
-        return self.image_processor.postprocess(images.float(), output_type=output_type)
+        images = decode_latents(vae or self.vae, latents)
+        return self.image_processor.postprocess(images, output_type=output_type)
 
     # ------------------------------------------------------------------------------------------------------------ call
 
@@ -531,14 +598,7 @@ class TCDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = ["latents"]
 
         # 1. Check the request
-        ratio = self.spatial_compression_ratio
-        trained_size = self.transformer.config.sample_size * ratio
-        if latents is not None and latents.ndim == 4:
-            height, width = height or latents.shape[2] * ratio, width or latents.shape[3] * ratio
-        height, width = height or trained_size, width or trained_size
-        if num_images_per_label < 1:
-            raise ValueError(f"num_images_per_label {num_images_per_label} must be at least 1.")
-        class_ids = [i for i in self._prepare_class_labels(class_labels) for _ in range(num_images_per_label)]
+        class_ids, height, width = self.resolve_request(class_labels, num_images_per_label, height, width, latents)
         self.check_inputs(
             len(class_ids),
             height,
@@ -551,22 +611,13 @@ class TCDiTPipeline(DiffusionPipeline):
         scheduler = self._scheduler_with_shift(timestep_shift)
         self._interrupt = False
 
-        # 2. Prepare timesteps, labels and noise
+        # 2. Prepare timesteps, guidance, labels and noise
         device = self._execution_device
         ids = torch.tensor(class_ids, device=device)
-        latent_shape = (len(class_ids), self.transformer.config.in_channels, height // ratio, width // ratio)
-        num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
-        timesteps = self._set_timesteps(scheduler, num_inference_steps, num_tokens, device)
+        latent_shape = self.latent_shape(len(class_ids), height, width)
+        timesteps = self._set_timesteps(scheduler, num_inference_steps, latent_shape, device)
+        guider = self._begin_guidance(scheduler, timesteps, guidance_scale, guidance_interval)
         latents = self.prepare_latents(latent_shape, device, generator, latents)
-        step_parameters = inspect.signature(scheduler.step).parameters
-        step_kwargs = {k: v for k, v in (("generator", generator), ("eta", eta)) if k in step_parameters}
-        learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
-
-        # Read once: asking for each timestep inside the loop would wait for the device at every step.
-        noise_levels = (timesteps.float() / scheduler.config.num_train_timesteps).tolist()
-        guider = guider_of_call(self.guider, guidance_scale, guidance_interval, noise_levels)
-        check_guider(guider, self.transformer, self.guidance_transformer, self.null_class_id is not None)
-        self._current_guider = guider
 
         # 3. Denoise
         self._num_timesteps = len(timesteps)
@@ -574,16 +625,8 @@ class TCDiTPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
-                model_input = latents
-                if hasattr(scheduler, "scale_model_input"):
-                    model_input = scheduler.scale_model_input(latents, t)
-                guider.set_state(i, len(timesteps), t)
-                # The scheduler's noise level, and not the timestep's, which some schedulers round.
-                sigma = scheduler.sigmas[i].item() if self.config.prediction_type == FLOW_SAMPLE else None
-                model_output = self._guided_prediction(guider, model_input, t, ids, sigma)
-                if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
-                    model_output = model_output.chunk(2, dim=1)[0]
-                latents = scheduler.step(model_output, t, latents, **step_kwargs, return_dict=False)[0]
+                model_output = self._predict_step(scheduler, guider, latents, i, t, ids)
+                latents = self._step(scheduler, model_output, t, latents, generator, eta)
 
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents, "class_labels": ids, "model_output": model_output}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 PACKAGE = "tcae_diffusers"
@@ -20,7 +21,7 @@ This folder carries the Python code of {classes} and loads with plain diffusers 
 from diffusers import {loader}
 
 {variable} = {loader}.from_pretrained("path/to/this/folder", trust_remote_code=True)
-```
+{afterwards}```
 
 `trust_remote_code=True` runs the `.py` files of this folder, so read them first. The code is licensed under the Apache
 License, Version 2.0. With the package {package} installed, save with `save_pretrained` instead: nothing needs trust
@@ -28,24 +29,33 @@ then.
 """
 
 
-def export_with_remote_code(pipeline_or_model: DiffusionPipeline | ModelMixin, folder: str | os.PathLike) -> Path:
+def export_with_remote_code(
+    pipeline_or_model: DiffusionPipeline | ModularPipeline | ModelMixin,
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+) -> Path:
     """
     Writes a folder that loads with diffusers alone, and only with `trust_remote_code=True`.
 
     A model loads with `AutoModel.from_pretrained`, a pipeline (ours, or a stock one around one of our models) with
-    `DiffusionPipeline.from_pretrained`; each class of this package is saved as one file without imports from the
-    package. Works from a local folder and from the Hub.
+    `DiffusionPipeline.from_pretrained`, a modular pipeline of our blocks with `ModularPipeline.from_pretrained`; each
+    class of this package is saved as one file without imports from the package. Works from a local folder and from
+    the Hub.
 
     Args:
-        pipeline_or_model ([`~diffusers.DiffusionPipeline`] or [`~diffusers.ModelMixin`]):
+        pipeline_or_model (`DiffusionPipeline`, `ModularPipeline` or `ModelMixin` of diffusers):
             What to save; at least one class in it must be of this package.
         folder (`str` or `os.PathLike`): New or empty folder.
+        repo_id (`str`, *optional*):
+            Where on the Hub the folder of a modular pipeline will lie, which its index must say; other folders load
+            from anywhere.
 
     Returns:
         `Path`: the folder.
 
     Raises:
-        ValueError: if the folder holds files, or nothing in `pipeline_or_model` needs its code carried along.
+        ValueError: if the folder holds files, nothing in `pipeline_or_model` needs its code carried along, or blocks
+            of a modular pipeline were replaced, which no class says.
         TypeError: if `pipeline_or_model` is neither a pipeline nor a model.
     """
     folder = Path(folder)
@@ -57,7 +67,11 @@ def export_with_remote_code(pipeline_or_model: DiffusionPipeline | ModelMixin, f
         return _export_pipeline(pipeline_or_model, folder)
     if isinstance(pipeline_or_model, ModelMixin):
         return _export_model(pipeline_or_model, folder)
-    raise TypeError(f"expected a DiffusionPipeline or a ModelMixin, got {type(pipeline_or_model).__name__}.")
+    if isinstance(pipeline_or_model, ModularPipeline):
+        return _export_modular(pipeline_or_model, folder, repo_id)
+    raise TypeError(
+        f"expected a DiffusionPipeline, a ModularPipeline or a ModelMixin, got {type(pipeline_or_model).__name__}."
+    )
 
 
 def _export_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
@@ -79,6 +93,38 @@ def _export_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
         _write_source(type(pipeline), folder)
     index_file.write_text(json.dumps(index, indent=2) + "\n")
     _write_readme(folder, type(pipeline).__name__, classes, loader="DiffusionPipeline", variable="pipeline")
+    return folder
+
+
+def _export_modular(pipeline: ModularPipeline, folder: Path, repo_id: str | None) -> Path:
+    blocks = pipeline.blocks
+    if not _is_ours(type(blocks)):
+        raise ValueError(f"{type(blocks).__name__} is not of this package; use save_pretrained.")
+    if [type(block) for block in blocks.sub_blocks.values()] != list(type(blocks).block_classes):
+        raise ValueError(
+            f"{type(blocks).__name__} has other blocks than its class says ({', '.join(blocks.sub_blocks)}), and an "
+            "export carries the code of classes; export the blocks as they are, and replace them after loading."
+        )
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    blocks.save_pretrained(folder)
+    _write_source(type(blocks), folder)
+    index_file = folder / pipeline.config_name
+    index = json.loads(index_file.read_text())
+    classes = [type(blocks)]
+    for name, component in pipeline.components.items():
+        if component is None:
+            continue
+        if _is_ours(type(component)):
+            classes.append(type(component))
+            _add_code_to_model(type(component), folder / name)
+            # Without a class, AutoModel loads it, which finds the code.
+            index[name][:2], index[name][2]["type_hint"] = [None, None], [None, None]
+        if repo_id is not None:
+            index[name][2]["pretrained_model_name_or_path"] = repo_id
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+    load_components = "pipeline.load_components(trust_remote_code=True)\n"
+    names = {"loader": "ModularPipeline", "variable": "pipeline", "afterwards": load_components}
+    _write_readme(folder, type(blocks).__name__, classes, **names)
     return folder
 
 
@@ -137,7 +183,9 @@ def self_contained_source(file: Path, inlined: set[Path] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_readme(folder: Path, class_name: str, classes: list[type], loader: str, variable: str) -> None:
+def _write_readme(
+    folder: Path, class_name: str, classes: list[type], loader: str, variable: str, afterwards: str = ""
+) -> None:
     names = " and ".join(sorted({f"`{cls.__name__}`" for cls in classes}))
     text = README.format(
         class_name=class_name,
@@ -145,6 +193,7 @@ def _write_readme(folder: Path, class_name: str, classes: list[type], loader: st
         version=diffusers.__version__,
         loader=loader,
         variable=variable,
+        afterwards=afterwards,
         package=PACKAGE,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

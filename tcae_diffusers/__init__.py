@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from .models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
     from .models.tcae.autoencoder_tc import AutoencoderTC
     from .models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
+    from .pipelines.modular_blocks_tc_dit import AutoencoderReconstructionBlocks, TCDiTBlocks
     from .pipelines.pipeline_tc_dit import TCDiTPipeline
 
 __all__ = [
     "AUTOENCODER_TC_PRESETS",
     "TC_DIT_PRESETS",
+    "AutoencoderReconstructionBlocks",
     "AutoencoderTC",
+    "TCDiTBlocks",
     "TCDiTPipeline",
     "TCDiTTransformer2DModel",
     "__version__",
@@ -30,6 +33,8 @@ _DEFINED_IN = {
     "AUTOENCODER_TC_PRESETS": "models.autoencoder_tc_presets",
     "TC_DIT_PRESETS": "models.tcae.transformer_tc_dit",
     "AutoencoderTC": "models.tcae.autoencoder_tc",
+    "AutoencoderReconstructionBlocks": "pipelines.modular_blocks_tc_dit",
+    "TCDiTBlocks": "pipelines.modular_blocks_tc_dit",
     "TCDiTPipeline": "pipelines.pipeline_tc_dit",
     "TCDiTTransformer2DModel": "models.tcae.transformer_tc_dit",
 }

@@ -30,7 +30,13 @@ from packaging.version import Version
 TESTED_DIFFUSERS = (Version("0.42.0"), Version("0.43.0"))
 
 LIBRARY_NAME = "tcae"
-REGISTERED_CLASSES = ("AutoencoderTC", "TCDiTTransformer2DModel", "TCDiTPipeline")
+REGISTERED_CLASSES = (
+    "AutoencoderTC",
+    "TCDiTTransformer2DModel",
+    "TCDiTPipeline",
+    "TCDiTBlocks",
+    "AutoencoderReconstructionBlocks",
+)
 
 
 def register_when_diffusers_is_imported() -> None:
