@@ -10,14 +10,13 @@ from PIL import Image
 
 # White pixels between pictures, before they are enlarged.
 _GAP = 2
-# Pixels of a picture's shorter side, at least.
-_SMALLEST_SIDE = 64
 
 
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], smallest_side: int = 64) -> Image.Image:
     """Places uint8 `(H, W, 3)` pictures of one size in rows on white; rows may differ in length.
 
-    Small pictures are enlarged by a whole factor, nearest neighbour, so that every pixel stays what it is.
+    Pictures whose shorter side has fewer pixels than `smallest_side` are enlarged by a whole factor, nearest
+    neighbour, so that every pixel stays what it is.
     """
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
@@ -26,7 +25,7 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
         for left, picture in enumerate(row):
             y, x = top * (height + _GAP), left * (width + _GAP)
             sheet[y : y + height, x : x + width] = picture
-    factor = -(-_SMALLEST_SIDE // min(height, width))
+    factor = -(-smallest_side // min(height, width))
     image = Image.fromarray(sheet)
     return (
         image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) if factor > 1 else image

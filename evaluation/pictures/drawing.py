@@ -120,7 +120,7 @@ def draw(pipeline: DiffusionPipeline, labels: list[int], indices: list[int], see
     Raises:
         InputError: If the pipeline does not take one of them, or draws NaN or infinity.
     """
-    return _as_uint8(np.asarray(_call(pipeline, labels, indices, seed, "np", **sampling)))
+    return as_uint8(np.asarray(_call(pipeline, labels, indices, seed, "np", **sampling)))
 
 
 def draw_latents(
@@ -143,7 +143,8 @@ def _call(
     return pipeline(class_labels=classes, generator=generators, output_type=output_type, **sampling).images
 
 
-def _as_uint8(images: np.ndarray) -> np.ndarray:
+def as_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as bytes; [`InputError`] for NaN or infinity."""
     if not np.isfinite(images).all():
         raise InputError(
             "the pipeline returned NaN or infinity; train longer, lower the guidance scale or use float32"
@@ -181,7 +182,7 @@ def generate_with_decoders(
 
     def draw_batch(batch: list[int]) -> list[np.ndarray]:
         latents = draw_latents(pipeline, labels, batch, seed, **sampling)
-        return [_as_uint8(pipeline.decode_latents(latents, "np", vae=autoencoder)) for autoencoder, _ in sets]
+        return [as_uint8(pipeline.decode_latents(latents, "np", vae=autoencoder)) for autoencoder, _ in sets]
 
     _fill([store for _, store in sets], draw_batch, batch_size)
 

@@ -32,10 +32,11 @@ def exit_on_user_error(errors: tuple[type[Exception], ...] = USER_ERRORS, prog: 
     except errors as error:
         if os.environ.get("TCAE_TRACEBACK"):
             raise
-        exit_with_error(_message(error), prog)
+        exit_with_error(error_message(error), prog)
 
 
-def _message(error: Exception) -> str:
+def error_message(error: Exception) -> str:
+    """What an error says to a user, in one paragraph."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         # Without "[Errno 13]", which says nothing to most people.
         return f"{error.strerror}: {error.filename}"

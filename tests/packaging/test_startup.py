@@ -10,7 +10,7 @@ from tcae_diffusers.evaluation.__main__ import COMMANDS
 
 from .test_import_direction import ROOT, package_files
 
-TAKE_SECONDS = ("accelerate", "diffusers", "numpy", "torch", "torchao", "transformers")
+TAKE_SECONDS = ("accelerate", "diffusers", "gradio", "numpy", "torch", "torchao", "transformers")
 
 
 def modules() -> list[str]:
