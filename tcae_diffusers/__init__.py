@@ -14,6 +14,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
     from .models.tcae.autoencoder_tc import AutoencoderTC
+    from .models.tcae.autoencoder_tc_wrappers import AutoencoderTCWithBatchNorm, AutoencoderTCWithFrames
     from .models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
     from .pipelines.modular_blocks_tc_dit import AutoencoderReconstructionBlocks, TCDiTBlocks
     from .pipelines.pipeline_tc_dit import TCDiTPipeline
@@ -23,6 +24,8 @@ __all__ = [
     "TC_DIT_PRESETS",
     "AutoencoderReconstructionBlocks",
     "AutoencoderTC",
+    "AutoencoderTCWithBatchNorm",
+    "AutoencoderTCWithFrames",
     "TCDiTBlocks",
     "TCDiTPipeline",
     "TCDiTTransformer2DModel",
@@ -33,6 +36,8 @@ _DEFINED_IN = {
     "AUTOENCODER_TC_PRESETS": "models.autoencoder_tc_presets",
     "TC_DIT_PRESETS": "models.tcae.transformer_tc_dit",
     "AutoencoderTC": "models.tcae.autoencoder_tc",
+    "AutoencoderTCWithBatchNorm": "models.tcae.autoencoder_tc_wrappers",
+    "AutoencoderTCWithFrames": "models.tcae.autoencoder_tc_wrappers",
     "AutoencoderReconstructionBlocks": "pipelines.modular_blocks_tc_dit",
     "TCDiTBlocks": "pipelines.modular_blocks_tc_dit",
     "TCDiTPipeline": "pipelines.pipeline_tc_dit",

@@ -32,6 +32,8 @@ TESTED_DIFFUSERS = (Version("0.42.0"), Version("0.43.0"))
 LIBRARY_NAME = "tcae"
 REGISTERED_CLASSES = (
     "AutoencoderTC",
+    "AutoencoderTCWithBatchNorm",
+    "AutoencoderTCWithFrames",
     "TCDiTTransformer2DModel",
     "TCDiTPipeline",
     "TCDiTBlocks",

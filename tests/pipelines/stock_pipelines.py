@@ -16,23 +16,41 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DPMSolverMultistepScheduler,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxImg2ImgPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    GlmImagePipeline,
+    GlmImageTransformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
+    Ideogram4Pipeline,
+    Ideogram4Transformer2DModel,
+    Kandinsky5T2IPipeline,
+    Kandinsky5Transformer3DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     PRXPipeline,
     PRXTransformer2DModel,
+    QwenImageImg2ImgPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaControlNetModel,
     SanaControlNetPipeline,
     SanaPipeline,
@@ -48,7 +66,11 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImageImg2ImgPipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from PIL import Image
 
 from .conftest import make_transformer
 
@@ -423,6 +445,232 @@ def hunyuan_image():
     return HunyuanImagePipeline, components, {**call, **SIZE, **STEPS}
 
 
+def z_image():
+    transformer = ZImageTransformer2DModel(
+        in_channels=CHANNELS,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=8,
+        axes_dims=[8, 4, 4],
+        axes_lens=[128, 32, 32],
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    call = {name: [each[0]] for name, each in prompt().items()}
+    return ZImagePipeline, components, {**call, **SIZE, **STEPS}
+
+
+def z_image_img2img():
+    _, components, call = z_image()
+    return ZImageImg2ImgPipeline, components, {**call, "image": image(), "strength": 1.0}
+
+
+FLUX2 = {
+    "in_channels": 4 * CHANNELS,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+    "timestep_guidance_channels": 8,
+    "axes_dims_rope": (4, 4, 4, 4),
+}
+
+
+def flux2():
+    components = {
+        "transformer": Flux2Transformer2DModel(**FLUX2),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    return Flux2Pipeline, components, {**prompt(negative=False), **SIZE, **STEPS}
+
+
+def flux2_klein():
+    _, components, _ = flux2()
+    components["transformer"] = Flux2Transformer2DModel(**FLUX2, guidance_embeds=False)
+    # This one takes reference images as pictures only.
+    picture = Image.fromarray((image()[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    return Flux2KleinPipeline, components, {**prompt(), **SIZE, **STEPS, "image": picture}
+
+
+def ideogram4():
+    def transformer():
+        return Ideogram4Transformer2DModel(
+            in_channels=4 * CHANNELS,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            intermediate_size=16,
+            adaln_dim=8,
+            llm_features_dim=8,
+            mrope_section=(4, 2, 2),
+        )
+
+    components = {
+        "transformer": transformer(),
+        "unconditional_transformer": transformer(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    guidance = {"guidance_scale": 2.0, "guidance_schedule": None, "max_sequence_length": 4}
+    return Ideogram4Pipeline, components, {"prompt": "flags", **guidance, **SIZE, **STEPS}
+
+
+def encoded_by_ideogram4(prompt, grid_h, grid_w, max_sequence_length, device):
+    """Instead of its text encoder, whose output this pipeline does not take."""
+    ids = Ideogram4Pipeline._prepare_ids([max_sequence_length], grid_h, grid_w, max_sequence_length, device)
+    return random(1, max_sequence_length + grid_h * grid_w, 8), *ids
+
+
+def ernie_image():
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=32,
+        in_channels=4 * CHANNELS,
+        out_channels=4 * CHANNELS,
+        text_in_dim=8,
+        rope_axes_dim=(8, 4, 4),
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    call = {name: [each[0]] for name, each in prompt().items()}
+    return ErnieImagePipeline, components, {**call, **SIZE, **STEPS}
+
+
+def qwen_image():
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=(8, 4, 4),
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    masks = {f"{prefix}prompt_embeds_mask": torch.ones(1, 4, dtype=torch.long) for prefix in ("", "negative_")}
+    return QwenImagePipeline, components, {**prompt(), **masks, **SIZE, **STEPS}
+
+
+def qwen_image_img2img():
+    _, components, call = qwen_image()
+    return QwenImageImg2ImgPipeline, components, {**call, "image": image(), "strength": 1.0}
+
+
+def krea2():
+    transformer = Krea2Transformer2DModel(
+        in_channels=4 * CHANNELS,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        timestep_embed_dim=8,
+        text_hidden_dim=8,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=1,
+        text_intermediate_size=8,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    call = {}
+    for prefix in ("", "negative_"):
+        call[f"{prefix}prompt_embeds"] = random(1, 4, 2, 8) + len(prefix)
+        call[f"{prefix}prompt_embeds_mask"] = torch.ones(1, 4, dtype=torch.bool)
+    return Krea2Pipeline, components, {**call, **SIZE, **STEPS}
+
+
+def glm_image():
+    transformer = GlmImageTransformer2DModel(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=8,
+        time_embed_dim=8,
+        condition_dim=4,
+        prior_vq_quantizer_codebook_size=16,
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "processor": None,
+        "vision_language_encoder": None,
+        **without_text_encoder(),
+    }
+    prior = torch.tensor([[1, 5, 2, 7]])
+    return GlmImagePipeline, components, {**prompt(), **STEPS, "height": 128, "width": 128, "prior_token_ids": prior}
+
+
+def ovis_image():
+    transformer = OvisImageTransformer2DModel(
+        in_channels=4 * CHANNELS,
+        out_channels=4 * CHANNELS,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=(4, 4, 8),
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(),
+    }
+    return OvisImagePipeline, components, {**prompt(), **SIZE, **STEPS, "negative_prompt": None}
+
+
+def kandinsky5():
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=CHANNELS,
+        in_text_dim=8,
+        in_text_dim2=8,
+        time_dim=8,
+        out_visual_dim=CHANNELS,
+        model_dim=16,
+        ff_dim=16,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 2, 2),
+    )
+    components = {
+        "transformer": transformer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        **without_text_encoder(2),
+    }
+    call = {}
+    for prefix in ("", "negative_"):
+        call[f"{prefix}prompt_embeds_qwen"] = random(1, 4, 8) + len(prefix)
+        call[f"{prefix}prompt_embeds_clip"] = random(1, 8) + len(prefix)
+        call[f"{prefix}prompt_cu_seqlens"] = torch.tensor([0, 4])
+    return Kandinsky5T2IPipeline, components, {**call, **SIZE, **STEPS}
+
+
 STOCK_PIPELINES = {
     function.__name__: function
     for function in (
@@ -449,5 +697,17 @@ STOCK_PIPELINES = {
         chroma,
         hunyuan_image,
         latent_consistency,
+        z_image,
+        z_image_img2img,
+        flux2,
+        flux2_klein,
+        ideogram4,
+        ernie_image,
+        qwen_image,
+        qwen_image_img2img,
+        krea2,
+        glm_image,
+        ovis_image,
+        kandinsky5,
     )
 }
