@@ -59,6 +59,12 @@ def free_port() -> int:
         return trial.getsockname()[1]
 
 
+def save_diffusion_pipeline(save_pipeline) -> Path:
+    from diffusers import DDIMScheduler
+
+    return save_pipeline(["stars", "crosses", "waves"], scheduler=DDIMScheduler(clip_sample=False))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, save_pipeline, image_folder):
     from tcae_diffusers import AutoencoderTC
@@ -80,7 +86,8 @@ def server(tmp_path_factory, save_pipeline, image_folder):
     drawing.transformer.save_pretrained(pipeline / "transformer")
     command = [sys.executable, "-m", "tcae_diffusers.evaluation.app", "--port", port, "--device", "cpu"]
     command += ["--autoencoder", *(folder / name for name in ("first", "second", "third", "fourth"))]
-    command += ["--pipeline", f"drawing={pipeline}", "--results", folder / "results", "--images", image_folder]
+    command += ["--pipeline", f"drawing={pipeline}", f"diffusion={save_diffusion_pipeline(save_pipeline)}"]
+    command += ["--results", folder / "results", "--images", image_folder]
     command += ["--max_steps", ENDLESS, "--max_side", 128]
     log = folder / "log.txt"
     with log.open("w") as output:
@@ -309,6 +316,20 @@ def test_another_scheduler_and_guider_are_chosen(new_user, server):
     assert_shows(server, page, expected_images(server, [0] * 4, range(4), 4, **chosen))
 
 
+def test_another_pipeline_brings_its_classes_and_schedulers(new_user, server):
+    page = new_user("Generate")
+    page.locator("#pipeline input").click()
+    page.get_by_role("option", name="diffusion").click()
+    playwright.expect(page.locator("#scheduler input")).to_have_value("DDIMScheduler")
+    page.locator("#classes input").click()
+    page.get_by_role("option", name="waves").click()
+    fill(page, "count", 1)
+    fill(page, "steps", 2)
+    page.locator("#generate").click()
+    page.get_by_text("2 images.").wait_for()
+    assert page.locator("#gallery .caption-label").all_inner_texts() == ["stars · seed 0", "waves · seed 0"]
+
+
 def test_wrong_input_of_a_generation_is_answered_by_a_sentence(new_user):
     page = new_user("Generate")
     wrong = [
@@ -407,7 +428,8 @@ def paths_outside(server) -> list[Path]:
     root = Path(__file__).parents[2]
     weights = server.folder / "first" / "diffusion_pytorch_model.safetensors"
     inside_results = server.folder / "results" / "written.html"
-    paths = [Path("/etc/passwd"), root / "setup.cfg", weights, inside_results, server.folder / "secret.html"]
+    picture = root / "docs" / "images" / "demo.png"
+    paths = [Path("/etc/passwd"), root / "setup.cfg", picture, weights, inside_results, server.folder / "secret.html"]
     assert all(path.is_file() for path in paths)
     return paths
 
