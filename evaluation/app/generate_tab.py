@@ -101,7 +101,13 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         with gr.Column(scale=3):
             status = gr.Markdown(elem_id="status")
             gallery = gr.Gallery(
-                show_label=False, columns=6, height="auto", format="png", interactive=False, elem_id="gallery"
+                show_label=False,
+                columns=6,
+                height="auto",
+                format="png",
+                buttons=["download", "fullscreen"],
+                interactive=False,
+                elem_id="gallery",
             )
             selected = gr.Textbox(
                 label="Seed of the selected image",
@@ -178,7 +184,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
             guider,
             lambda sampling: draw_seeds(chosen, labels, seeds, sampling),
         )
-        captions = [f"{known[label]} · seed {of_image}" for label, of_image in zip(labels, seeds, strict=True)]
+        captions = [f"seed {of_image} · {known[label]}" for label, of_image in zip(labels, seeds, strict=True)]
         return _answer(images, captions, [str(of_image) for of_image in seeds])
 
     def draw_interpolation(

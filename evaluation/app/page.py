@@ -1,5 +1,7 @@
 """The page: its three tabs, and how it is served."""
 
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 from tcae_diffusers.errors import InputError
@@ -41,7 +43,7 @@ def build_page(shown: Shown, arguments: AppArguments) -> "gr.Blocks":
 
 def serve(page: "gr.Blocks", arguments: AppArguments) -> None:
     """
-    Serves the page until Ctrl-C.
+    Serves the page until Ctrl-C or SIGTERM.
 
     Raises:
         InputError: The address cannot be listened on.
@@ -68,5 +70,7 @@ def serve(page: "gr.Blocks", arguments: AppArguments) -> None:
             f"cannot listen on port {arguments.port} of {arguments.host}, which is in use or not an address of this "
             "machine; choose another --port or --host"
         ) from error
+    # As after Ctrl-C, what was uploaded and made is deleted.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(f"The page is at {address} until Ctrl-C.", flush=True)
     page.block_thread()

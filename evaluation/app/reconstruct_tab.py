@@ -146,7 +146,7 @@ def _add_column(index: int) -> "list[gr.components.Component]":
     with gr.Column(min_width=220):
         return [
             gr.ImageSlider(
-                label="Original | reconstruction",
+                label="Original | output",
                 type="numpy",
                 format="png",
                 interactive=False,

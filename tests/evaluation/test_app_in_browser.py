@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -90,8 +91,15 @@ def server(tmp_path_factory, save_pipeline, image_folder):
     command += ["--results", folder / "results", "--images", image_folder]
     command += ["--max_steps", ENDLESS, "--max_side", 128]
     log = folder / "log.txt"
+    uploads = folder / "temporary"
+    uploads.mkdir()
     with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(uploads)},
+        )
     try:
         for _ in range(4 * SECONDS):
             if "until Ctrl-C" in log.read_text() or process.poll() is not None:
@@ -100,9 +108,11 @@ def server(tmp_path_factory, save_pipeline, image_folder):
         assert process.poll() is None, log.read_text()
         yield Server(f"http://127.0.0.1:{port}", port, log, folder, pipeline)
         assert process.poll() is None, log.read_text()
+        assert list(uploads.glob("tcae-app-*/*"))
     finally:
         process.terminate()
         process.wait(SECONDS)
+    assert not list(uploads.glob("tcae-app-*")), "uploads outlive the command"
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +290,7 @@ def test_images_of_two_classes_are_generated_and_a_seed_is_copied(new_user, serv
     page.locator("#generate").click()
     page.get_by_text("4 images.").wait_for()
     captions = page.locator("#gallery .caption-label").all_inner_texts()
-    assert captions == ["circles · seed 17", "circles · seed 18", "squares · seed 17", "squares · seed 18"]
+    assert captions == ["seed 17 · circles", "seed 18 · circles", "seed 17 · squares", "seed 18 · squares"]
     assert_shows(server, page, expected_images(server, [0, 0, 1, 1], [17, 18, 17, 18], 3))
     page.locator("#gallery .thumbnail-item").nth(1).click()
     playwright.expect(page.locator("#selected textarea, #selected input").first).to_have_value("18")
@@ -327,7 +337,7 @@ def test_another_pipeline_brings_its_classes_and_schedulers(new_user, server):
     fill(page, "steps", 2)
     page.locator("#generate").click()
     page.get_by_text("2 images.").wait_for()
-    assert page.locator("#gallery .caption-label").all_inner_texts() == ["stars · seed 0", "waves · seed 0"]
+    assert page.locator("#gallery .caption-label").all_inner_texts() == ["seed 0 · stars", "seed 0 · waves"]
 
 
 def test_wrong_input_of_a_generation_is_answered_by_a_sentence(new_user):
@@ -411,7 +421,7 @@ def test_who_leaves_stops_what_was_running(new_user):
 # Results
 
 
-def test_reports_are_read(new_user):
+def test_reports_are_read(new_user, server):
     page = new_user("Results")
     frame = page.frame_locator("iframe.report")
     frame.get_by_text("A report that was written").wait_for()
@@ -419,6 +429,17 @@ def test_reports_are_read(new_user):
     page.get_by_role("option", name="all results in one page").click()
     frame.get_by_text("Reconstruction", exact=True).first.wait_for()
     assert frame.locator("img").count() > 0
+    (server.folder / "results" / "later.html").write_text("<h1>A later report</h1>")
+    page.locator("#refresh").click()
+    later = page.get_by_role("option", name="later.html")
+    for _ in range(SECONDS):
+        page.locator("#report input").click()
+        page.wait_for_timeout(500)
+        if later.is_visible():
+            break
+        page.keyboard.press("Escape")
+    later.click()
+    frame.get_by_text("A later report").wait_for()
 
 
 # What is not served

@@ -1,19 +1,23 @@
-"""The commands in README.md and docs/evaluation.md are understood, and the files that they link to exist."""
+"""The commands in README.md and on two pages of docs/ are understood, and the files that they link to exist."""
 
+import ast
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.evaluation.__main__ import COMMANDS
+from tcae_diffusers.evaluation.arguments.app import AppArguments
 from tcae_diffusers.training.cache_arguments import CacheArguments
 from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/evaluation.md")
+PAGES = ("README.md", "docs/app.md", "docs/evaluation.md")
 SCRIPTS = {
     "training/train_tcae.py": TokenizerArguments,
     "training/cache_latents.py": CacheArguments,
@@ -36,6 +40,11 @@ def commands():
 def test_commands_are_understood(words):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif words[0] == "tcae-app":
+        parse_arguments(AppArguments, words[1:])
+    elif words[:2] == ["pip", "install"]:
+        (extra,) = re.findall(r"\[(\w+)\]", words[2])
+        assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     elif words[:2] == ["accelerate", "launch"]:
         parse_arguments(SCRIPTS[words[2]], words[3:])
     else:
@@ -45,8 +54,23 @@ def test_commands_are_understood(words):
         parse_arguments(arguments_type, argv)
 
 
-def test_there_are_commands_on_both_pages():
+def test_there_are_commands_on_every_page():
     assert {parameter.id.split()[0] for parameter in commands()} == set(PAGES)
+
+
+def test_the_recipe_for_a_space_starts_the_page():
+    text = (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
+    blocks = {
+        language: block for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    }
+    card = yaml.safe_load(blocks["yaml"].strip("-\n"))
+    assert card["sdk"] == "gradio" and card["app_file"] == "app.py"
+    *imports, call = ast.parse(blocks["python"]).body
+    main = pkgutil.resolve_name("tcae_diffusers.evaluation.app.__main__:main")
+    assert [(line.module, line.names[0].name) for line in imports] == [(main.__module__, "main")]
+    arguments = parse_arguments(AppArguments, ast.literal_eval(call.value.args[0]))
+    # What a Space expects of a program.
+    assert (arguments.host, arguments.port) == ("0.0.0.0", 7860)
 
 
 @pytest.mark.parametrize(
