@@ -8,7 +8,7 @@ knows its classes from the moment that diffusers is imported, whichever of the t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_when_diffusers_is_imported
+from .registration import missing_in_diffusers, register_when_diffusers_is_imported
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -51,7 +51,12 @@ def __getattr__(name: str) -> Any:
     """What [PEP 562](https://peps.python.org/pep-0562/) asks for a name that is not there yet."""
     if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "diffusers":
+            raise
+        raise missing_in_diffusers(f"{__name__}.{name}", error) from error
     globals()[name] = value
     return value
 

@@ -195,7 +195,7 @@ def test_saving_and_loading_keeps_every_bit(make_tiny_tcae, tmp_path, save_argum
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_survive_saving(tiny_tcae, tmp_path, dtype):
     tiny_tcae.to(dtype).save_pretrained(tmp_path)
-    assert_same_model(AutoencoderTC.from_pretrained(tmp_path, torch_dtype=dtype), tiny_tcae)
+    assert_same_model(AutoencoderTC.from_pretrained(tmp_path, dtype=dtype), tiny_tcae)
 
 
 def test_auto_model_finds_the_class(tiny_tcae, tmp_path):

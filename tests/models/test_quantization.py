@@ -27,7 +27,7 @@ def test_int8_costs_little_and_survives_saving(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = AutoencoderTC.from_pretrained(
-            tmp_path / "fp32", quantization_config=TorchAoConfig(config(version=2)), torch_dtype=torch.float32
+            tmp_path / "fp32", quantization_config=TorchAoConfig(config(version=2)), dtype=torch.float32
         )
     layers = [module for module in quantised.modules() if isinstance(module, torch.nn.Linear)]
     assert len(layers) == 4 * 6 + 5
@@ -48,6 +48,6 @@ def test_int8_costs_little_and_survives_saving(
     }
     weights_of_layers = sum(layer.weight.numel() for layer in layers)
     assert size["int8"] < size["fp32"] - 2.8 * weights_of_layers
-    loaded = AutoencoderTC.from_pretrained(tmp_path / "int8", torch_dtype=torch.float32)
+    loaded = AutoencoderTC.from_pretrained(tmp_path / "int8", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(loaded(images).sample, sample)

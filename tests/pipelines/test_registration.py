@@ -5,15 +5,18 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
+from types import ModuleType
 
 import diffusers
 import pytest
 import torch
 from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline, DiTPipeline
+from diffusers.pipelines import pipeline_loading_utils
 
 import tcae_diffusers
 from tcae_diffusers import AutoencoderTC, TCDiTPipeline
-from tcae_diffusers.registration import register_with_diffusers
+from tcae_diffusers.registration import TESTED_DIFFUSERS, check_loading, register_with_diffusers
 
 from .loopback_hub import LoopbackHub
 
@@ -164,11 +167,92 @@ def test_registering_again_changes_nothing():
     assert sys.modules[AutoencoderTC.__module__].AutoencoderTC is AutoencoderTC
 
 
-@pytest.mark.parametrize("version", ["0.41.2", "0.43.0", "1.0.0"])
-def test_an_untested_diffusers_version_is_named(monkeypatch, version):
-    monkeypatch.setattr(diffusers, "__version__", version)
-    with pytest.warns(RuntimeWarning, match=rf"tested with diffusers >=0.42.0,<0.43.0 and this is {version}"):
+# A diffusers without the internals -----------------------------------------------------------------------------------
+
+
+def the_only_sentence(warned):
+    (warning,) = warned
+    sentence = str(warning.message)
+    assert sentence.endswith(f"pip install 'diffusers=={TESTED_DIFFUSERS}'.") and ". " not in sentence
+    assert "may not find" in sentence
+    return sentence
+
+
+def run_with_stub(tmp_path, code, **files):
+    """Runs `code` where `diffusers` is a package of these files."""
+    for name, text in {"__init__.py": "__version__ = '9.0'", "pipelines/__init__.py": "", **files}.items():
+        (tmp_path / "diffusers" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "diffusers" / name).write_text(text)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tcae_diffusers\n{code}"
+    return subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True)
+
+
+def test_a_diffusers_that_loads_pipelines_elsewhere_is_named_and_still_imported(tmp_path):
+    finished = run_with_stub(tmp_path, "import diffusers; print(diffusers.__version__)")
+    assert finished.returncode == 0 and finished.stdout == "9.0\n"
+    (line,) = (line for line in finished.stderr.splitlines() if "RuntimeWarning" in line)
+    assert "diffusers 9.0 lacks the module diffusers.pipelines.pipeline_loading_utils" in line
+
+
+def test_a_diffusers_that_finds_no_class_by_the_library_name_is_named_when_it_loads(tmp_path):
+    """As 0.42.0 did: what AutoModel calls imported a component's library by its name alone."""
+    loading = """
+def simple_get_class_obj(library_name, class_name):
+    from diffusers import pipelines
+    return getattr(getattr(pipelines, library_name), class_name)
+
+def get_class_obj_and_candidates(library_name, class_name, importable_classes, pipelines, is_pipeline_module):
+    return getattr(__import__(library_name), class_name), {}
+"""
+    code = "import diffusers; print('imported'); import diffusers.pipelines.pipeline_loading_utils"
+    finished = run_with_stub(tmp_path, code, **{"pipelines/pipeline_loading_utils.py": loading})
+    assert finished.returncode == 0 and finished.stdout == "imported\n"
+    (line,) = (line for line in finished.stderr.splitlines() if "RuntimeWarning" in line)
+    assert "pipeline_loading_utils.get_class_obj_and_candidates that finds registered classes" in line
+    assert "No module named 'tcae'" in line
+
+
+def test_a_class_whose_base_is_gone_says_so(tmp_path):
+    finished = run_with_stub(tmp_path, "tcae_diffusers.AutoencoderTC")
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "ImportError: tcae_diffusers.AutoencoderTC needs a part of diffusers that diffusers 9.0 does"
+    )
+    assert "No module named 'diffusers." in last and f"pip install 'diffusers=={TESTED_DIFFUSERS}'" in last
+
+
+@pytest.mark.parametrize(
+    "name", ["simple_get_class_obj", "get_class_obj_and_candidates", "_fetch_class_library_tuple"]
+)
+def test_each_function_of_loading_is_tried_out(monkeypatch, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_loading(pipeline_loading_utils)
+    monkeypatch.setattr(pipeline_loading_utils, name, lambda *arguments: ("another", "class"))
+    with pytest.warns(RuntimeWarning) as warned:
+        check_loading(pipeline_loading_utils)
+    assert f"{name} that finds registered classes (another answer)" in the_only_sentence(warned)
+    monkeypatch.delattr(pipeline_loading_utils, name)
+    with pytest.warns(RuntimeWarning) as warned:
+        check_loading(pipeline_loading_utils)
+    assert f"has no attribute '{name}'" in the_only_sentence(warned)
+
+
+def test_a_top_level_module_that_asks_nobody_is_named(monkeypatch):
+    class Deaf(ModuleType):
+        """Never asks the `__getattr__` that is set on it."""
+
+        def __getattribute__(self, name):
+            if name in ("AutoencoderTC", "__tcae_probe__"):
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    deaf = Deaf("diffusers")
+    deaf.__dict__.update(__version__="9.0", pipelines=diffusers.pipelines, __path__=diffusers.__path__)
+    monkeypatch.setitem(sys.modules, "diffusers", deaf)
+    with pytest.warns(RuntimeWarning) as warned:
         register_with_diffusers()
+    assert "diffusers 9.0 lacks a top-level module that asks" in the_only_sentence(warned)
 
 
 def test_a_class_of_diffusers_own_is_not_replaced(monkeypatch):
