@@ -14,6 +14,7 @@ help:
 	@echo "make demo    train a tokenizer and a DiT on OpenMoji, sample, evaluate, write a report (DEMO_MINUTES=10 scales it)"
 	@echo "make test    run the test suite          make lint   check style and types"
 	@echo "make bench   print the speed tables      make clean  remove .venv, build and demo output"
+	@echo "make test-versions   the tests that depend on torch, diffusers, transformers and accelerate, with their lowest and newest"
 	@echo "make docs    build the site into build/site"
 	@echo "make test-gpu   the tests that need a GPU (two of them for NCCL); 'make test' rehearses them on the CPU"
 
@@ -33,6 +34,26 @@ ifeq ($(PYTEST_ARGS),)
 	grep --recursive --files-with-matches --include='test_*.py' mark.fresh_process tests \
 		| xargs --max-args 1 --max-procs 2 $(BIN)/python -m pytest -m "not slow"
 endif
+
+# With the lowest versions that setup.cfg allows and the newest that resolve, each in an environment of its own (7 GB each);
+# made anew, since what resolves changes. The sharded tests fork children that train: a process for each file.
+VERSIONED := tests/models tests/pipelines tests/trainer tests/training/test_train_dit.py tests/training/test_train_tcae.py
+SHARDED   := tests/invariant/test_dit_sharded.py tests/invariant/test_tokenizer_sharded.py
+.PHONY: test-versions
+test-versions: versions-lowest versions-newest
+
+.PHONY: versions-lowest versions-newest
+versions-lowest versions-newest: versions-%:
+	rm -rf build/versions/$* && mkdir -p build/versions
+	$(PYTHON) tests/packaging/lowest_versions.py > build/versions/lowest.txt
+	: > build/versions/newest.txt
+	$(PYTHON) -m venv build/versions/$*
+	build/versions/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint build/versions/$*.txt --editable '.[test]'
+	build/versions/$*/bin/python -m pip list | grep --extended-regexp '^(torch|diffusers|transformers|accelerate) '
+	build/versions/$*/bin/python -m pytest --numprocesses 2 --dist loadfile \
+		-m "not slow and not fresh_process and not gpu" $(VERSIONED)
+	for file in $(SHARDED); do build/versions/$*/bin/python -m pytest -m "not slow" $$file || exit 1; done
 
 test-gpu: $(TEST)
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(PYTEST_ARGS)
