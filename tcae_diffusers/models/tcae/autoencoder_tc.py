@@ -14,7 +14,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks.tensor_parallel import PackedColwiseParallel
 from diffusers.loaders import FromOriginalModelMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, IdentityDistribution
 from diffusers.models.modeling_utils import ModelMixin
@@ -85,6 +87,9 @@ class AutoencoderTCFeedForward(nn.Module):
         super().__init__()
         self.activation_fn = activation_fn
         self.proj_in = nn.Linear(dim, 2 * inner_dim if activation_fn == "swiglu" else inner_dim)
+        # Read by tensor parallelism, which divides the gate and what it gates each for itself.
+        blocks = [inner_dim, inner_dim] if activation_fn == "swiglu" else [inner_dim]
+        self.proj_in._tp_packed_col_blocks = blocks  # type: ignore[assignment]
         self.proj_out = nn.Linear(inner_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -391,6 +396,19 @@ class AutoencoderTC(
     _repeated_blocks = ("AutoencoderTCBlock",)
     _skip_layerwise_casting_patterns = ("patch_embed", "norm", "latent_mean", "latent_std")
     _group_offload_block_modules = ("encoder", "decoder")
+    # Heads and the width of the MLPs are divided; convolutions, heads of the stages and norms are whole on each rank.
+    _tp_plan = {  # noqa: RUF012 - diffusers' own form
+        f"{blocks}.*.{layer}": style
+        for blocks in (f"{part}.{stage}_blocks" for part in ("encoder", "decoder") for stage in ("first", "last"))
+        for layer, style in {
+            "attn.to_q": "colwise",
+            "attn.to_k": "colwise",
+            "attn.to_v": "colwise",
+            "attn.to_out": "rowwise",
+            "ff.proj_in": PackedColwiseParallel(),
+            "ff.proj_out": "rowwise",
+        }.items()
+    }
 
     @register_to_config
     def __init__(
@@ -501,6 +519,30 @@ class AutoencoderTC(
         self.temporal_compression_ratio = 1
         self.use_slicing = False
         self.set_default_tiles(2 * sample_size)
+
+    @property
+    def _cp_plan(self) -> dict[str, Any]:
+        """
+        Where context parallelism divides the tokens and puts them together: in the blocks alone, since bottlenecks are
+        convolutions over the whole grid. The encoder has a class token more than its grid, so the number of tokens is
+        hardly ever a multiple of the number of ranks: use `ContextParallelConfig(ulysses_anything=True)`.
+        """
+        tokens = {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)}
+        positions = {"rotary_embedding": [ContextParallelInput(split_dim=0, expected_dims=2)] * 2}
+        plan: dict[str, Any] = {}
+        for part in ("encoder", "decoder"):
+            is_divided = False
+            for stage in ("first", "last"):
+                if len(self.get_submodule(f"{part}.{stage}_blocks")):
+                    if not is_divided:
+                        plan[f"{part}.{stage}_blocks.0"] = tokens
+                    plan[f"{part}.{stage}_blocks.*"] = positions
+                    is_divided = True
+                if is_divided and getattr(self.get_submodule(part), f"{stage}_norm") is not None:
+                    plan[f"{part}.{stage}_norm"] = ContextParallelOutput(gather_dim=1, expected_dims=3)
+                    # Without the bottleneck the last blocks go on with what the first ones passed by the norm.
+                    is_divided = not self.config.staged_compression
+        return plan
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:

@@ -16,7 +16,9 @@ from diffusers.hooks._helpers import (
     TransformerBlockMetadata,
     TransformerBlockRegistry,
 )
+from diffusers.hooks.tensor_parallel import PackedColwiseParallel
 from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -142,6 +144,23 @@ class TCDiTTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
     _no_split_modules = ["TCDiTBlock"]  # noqa: RUF012 - diffusers' own form
     _repeated_blocks = ["TCDiTBlock"]  # noqa: RUF012
     _skip_layerwise_casting_patterns = ["norm", "time_embed", "class_embed", "^proj_"]  # noqa: RUF012
+    # Tokens are divided on the way into the first block and put together on the way out of the last layer: absolute
+    # positions have been added by then, and each block is given the rotary positions of its own tokens.
+    _cp_plan = {  # noqa: RUF012
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+        "transformer_blocks.*": {"rotary_embedding": [ContextParallelInput(split_dim=0, expected_dims=2)] * 2},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+    # Heads and the width of the MLP are divided, gate and value each for itself. Modulation and norms are not: they
+    # need the whole width, or are of one head.
+    _tp_plan = {  # noqa: RUF012
+        "transformer_blocks.*.attn.to_q": "colwise",
+        "transformer_blocks.*.attn.to_k": "colwise",
+        "transformer_blocks.*.attn.to_v": "colwise",
+        "transformer_blocks.*.attn.to_out.0": "rowwise",
+        "transformer_blocks.*.ff.proj_in": PackedColwiseParallel([1, 1]),
+        "transformer_blocks.*.ff.proj_out": "rowwise",
+    }
 
     @register_to_config
     def __init__(
