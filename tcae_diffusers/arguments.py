@@ -163,8 +163,7 @@ def parse_arguments(
     typed = {name: value for name, value in vars(namespace).items() if value is not None and value != []}
     try:
         if unknown:
-            typo = unknown[0].split("=")[0].lstrip("-")
-            raise InputError(f"unknown argument {unknown[0]}{_near(typo, options, '--') or '; --help lists them'}")
+            raise InputError(_unknown_in_words(unknown[0], options))
         config = typed.pop("config", None) if arguments_type.presets else None
         values = {} if config is None else _read_config(config, arguments_type, hints)
         for name, value in typed.items():
@@ -178,6 +177,14 @@ def parse_arguments(
         return arguments
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def _unknown_in_words(word: str, options: dict[str, Field]) -> str:
+    name = word.split("=")[0].lstrip("-")
+    if name in options and options[name].metadata["positional"]:
+        return f"unknown argument {word}; give its values without {word}"
+    named = [each.name for each in options.values() if not each.metadata["positional"]]
+    return f"unknown argument {word}{_near(name, named, '--') or '; --help lists them'}"
 
 
 def _refuse_nan(arguments: Arguments) -> None:
@@ -216,6 +223,15 @@ def save_arguments(arguments: Arguments, path: Path) -> None:
     names = [each.name for members in _options_by_group(type(arguments)).values() for each in members]
     plain = {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
     path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+class _Once(argparse.Action):
+    """Stores the values of a list; those of an earlier one would be lost without a word."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, name: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{name} is given more than once; write all its values behind one {name}")
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -284,6 +300,8 @@ def _add_option(group: Any, each: Field, hint: Any) -> None:
     if each.metadata["repeat"]:
         keywords["action"] = "append"
         (hint,) = get_args(hint)
+    elif get_origin(hint) is list and not positional:
+        keywords["action"] = _Once
     if get_origin(hint) is list:
         keywords["nargs"] = "*" if positional else "+"
         (hint,) = get_args(hint)
@@ -390,7 +408,7 @@ def _read_config(
     else:
         raise InputError(f"--config {config}: no such file, and no such preset{_near_or_all(config, presets)}")
     try:
-        values = yaml.safe_load(text) or {}
+        values = read_yaml(text) or {}
     except yaml.YAMLError as error:
         raise InputError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -471,6 +489,26 @@ def read_fields(cls: type[FieldsType], content: Any, where: str) -> FieldsType:
         return cls(**{name: config_value(name, hints[name], value) for name, value in content.items()})
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for place, key in enumerate(keys):
+            if any((key.tag, key.value) == (other.tag, other.value) for other in keys[:place]):
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """
+    The content of a YAML file.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, or a mapping has a key twice, of which YAML would take the last without a word.
+    """
+    return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
 def _near(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -7,8 +7,16 @@ from types import ModuleType, SimpleNamespace
 from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
-from tcae_diffusers.arguments import Arguments, option, parse_arguments, program_name, save_arguments
+from tcae_diffusers.arguments import (
+    Arguments,
+    option,
+    parse_arguments,
+    program_name,
+    read_yaml,
+    save_arguments,
+)
 
 
 @dataclass
@@ -120,6 +128,7 @@ def test_a_hyphen_is_as_good_as_an_underscore_in_names_only():
         ([], "the following arguments are required: --output"),
         (["--outptu", "x"], "unknown argument --outptu; did you mean --output?"),
         (["--out", "x"], "unknown argument --out; did you mean --output?"),
+        (["--names", "x"], "unknown argument --names; give its values without --names"),
         (["xyz", "--zzz"], "unknown argument --zzz; --help lists them"),
         (["--colour", "green"], "argument --colour: invalid choice: 'green' (choose from "),
         (["--network", "huge"], "argument --network: invalid choice: 'huge' (choose from "),
@@ -289,3 +298,27 @@ def test_a_program_is_called_what_the_user_typed(monkeypatch, spec, argv0, name)
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", [argv0])
     assert program_name() == name
+
+
+def test_a_list_that_is_given_twice_is_refused_and_not_cut_short(capsys):
+    for name in ("--shares", "--tags"):
+        with pytest.raises(SystemExit):
+            parse_arguments(Draw, ["--output", "x", name, "0.1", "--colour", "red", name, "0.2"])
+        assert f"{name} is given more than once; write all its values behind one {name}" in capsys.readouterr().err
+    twice = parse_arguments(Draw, ["--output", "x", "--sets", "a", "b", "--sets", "c"])
+    assert twice.sets == [["a", "b"], ["c"]]
+    # What is single is what was said last, as a script with options of its own asks.
+    assert parse_arguments(Draw, ["--output", "x", "--batch", "1", "--batch", "2"]).batch == 2
+
+
+def test_a_key_that_is_given_twice_is_refused_and_not_cut_short(capsys, tmp_path):
+    config = tmp_path / "twice.yaml"
+    config.write_text("batch: 3\nextra: {a: 1}\nbatch: 4\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(Draw, ["--output", "x", "--config", str(config)])
+    assert "is not YAML: key 'batch' is given twice" in capsys.readouterr().err
+    with pytest.raises(yaml.YAMLError, match="key 'b' is given twice"):
+        read_yaml("a: [{b: 1, b: 1}]")
+    # One that replaces what is merged is meant to.
+    merged = read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n1: one\n'1': text")
+    assert merged == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, 1: "one", "1": "text"}

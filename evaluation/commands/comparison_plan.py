@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tcae_diffusers.arguments import read_fields
+from tcae_diffusers.arguments import read_fields, read_yaml
 from tcae_diffusers.errors import InputError
 
 from ..arguments.latents import LatentsArguments
@@ -140,9 +140,9 @@ def read_plan(path: str | Path) -> ComparisonPlan:
             that makes no sense.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read comparison {path}: {error}") from error
+        content = read_yaml(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read comparison {path}: {' '.join(str(error).split())}") from error
     plan = read_fields(ComparisonPlan, content, str(path))
     if not plan.tokenizers:
         raise InputError(f"{path}: tokenizers must map names to entries with an autoencoder, got none")

@@ -139,7 +139,8 @@ def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder
     assert evaluate(*command, "--output", str(output)) == 0
     assert files[0].stat().st_mtime_ns == times[0]
     assert json.loads((output / "guidance_sweep.json").read_text())["points"] == result["points"]
-    assert evaluate(*command, "--intervals", "0.8:0.1", "--output", str(output)) == 2
+    reversed_interval = [word.replace("0.1:0.8", "0.8:0.1") for word in command]
+    assert evaluate(*reversed_interval, "--output", str(output)) == 2
     assert "'0.8:0.1'" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tcae_diffusers.arguments import read_fields
+from tcae_diffusers.arguments import read_fields, read_yaml
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.commands.comparison_plan import folder_name
 
@@ -104,7 +104,7 @@ def read_study_plan(path: Path) -> StudyPlan:
         InputError: The file is no plan; the message says what is wrong. Options are checked when a unit begins.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read plan {path}: {' '.join(str(error).split())}") from error
     plan = read_fields(StudyPlan, content, str(path))
