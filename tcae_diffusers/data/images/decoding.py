@@ -8,7 +8,7 @@ import io
 import os
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ...errors import InputError
 
@@ -46,7 +46,7 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
     """Decode `file` to an RGB image of 8 bits per channel.
 
     The EXIF orientation is applied where it can be read, transparency is composed on white, CMYK and grey are
-    converted, and 16-bit grey (0-65535) is scaled to 0-255.
+    converted, and grey of more than 8 bits is scaled to 0-255.
 
     Args:
         file (`str`, `os.PathLike` or `bytes`): A path, or the encoded bytes.
@@ -61,8 +61,9 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
     label = name or (os.fspath(file) if not isinstance(file, bytes) else "<bytes>")
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            raw_mode = _raw_mode(image)
             image.load()
-            return to_rgb(image)
+            return to_rgb(_as_stored(image, raw_mode))
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError ...
     # Memory exhaustion is not the file's fault and must not be counted as such.
     except MemoryError:
@@ -72,6 +73,32 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
         raise BrokenImageError(label, "it is not an image, or its format cannot be read") from error
     except Exception as error:
         raise BrokenImageError(label, f"{type(error).__name__}: {error}") from error
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    """How Pillow is about to read the samples of a file that is open and not loaded yet, such as `"L;4"`."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw_mode if isinstance(raw_mode, str) else None
+
+
+def _as_stored(image: Image.Image, raw_mode: str | None) -> Image.Image:
+    """What Pillow leaves out where it brings samples to 8 or 16 bits: the transparent value, white, and what is 0."""
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(clear, int):
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(raw_mode or "", 1)
+    elif image.format == "PNG" and isinstance(clear, tuple) and raw_mode == "RGB;16B":
+        # Of 16-bit samples Pillow keeps the upper halves.
+        image.info["transparency"] = tuple(sample >> 8 for sample in clear)
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.mode.startswith("I;16"):
+        return image
+    samples = np.asarray(image).astype(np.uint16)
+    if image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+        samples = samples << 4 | samples >> 8
+    # TIFF 6.0, section 4: with 0, white is zero.
+    if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        samples = 65535 - samples
+    return Image.fromarray(samples)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

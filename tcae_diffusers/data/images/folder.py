@@ -20,12 +20,56 @@ logger = logging.get_logger(__name__)
 
 # The names of the formats that Pillow always decodes to pixels.
 IMAGE_EXTENSIONS = (
-    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm"),
-    *(".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"),
+    *(
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2c",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpc",
+        ".jpe",
+        ".jpeg",
+        ".jpf",
+        ".jpg",
+    ),
+    *(
+        ".jpx",
+        ".mpo",
+        ".pbm",
+        ".pcx",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".qoi",
+        ".sgi",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ),
 )
 
 # Those that it does not, and that photographers and artists keep beside the others.
-_UNREADABLE = (".arw", ".cr2", ".dng", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".nef", ".psd", ".svg", ".xcf")
+_UNREADABLE = (
+    ".arw",
+    ".cr2",
+    ".dng",
+    ".exr",
+    ".hdr",
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".nef",
+    ".pfm",
+    ".psd",
+    ".svg",
+    ".xcf",
+)
 # What the parts of a data set are called. That all classes of one are is unheard of.
 _SPLITS = {"dev", "eval", "heldout", "held_out", "test", "testing", "train", "training", "val", "valid", "validation"}
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -74,3 +75,56 @@ def test_a_broken_image_is_bad_input():
     with pytest.raises(InputError, match="cannot read image <bytes>"):
         load_rgb_image(b"no image")
     assert issubclass(BrokenImageError, InputError)
+
+
+def _png(depth: int, colour: int, row: bytes, clear: bytes | None = None) -> bytes:
+    """16x16 pixels, all rows alike, as PNG's specification has them: Pillow writes few of these."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, depth, colour, 0, 0, 0))
+    transparent = b"" if clear is None else chunk(b"tRNS", clear)
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * 16))
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "clear", "expected"),
+    [
+        # Half of each row has the transparent value, in samples of the file's own depth.
+        (2, 0, b"\x55\x55\xaa\xaa", struct.pack(">H", 1), 170),
+        (4, 0, b"\x88" * 4 + b"\x99" * 4, struct.pack(">H", 8), 153),
+        (8, 0, b"\x08" * 8 + b"\x09" * 8, struct.pack(">H", 8), 9),
+        (16, 0, b"\x12\x34" * 8 + b"\x80\x80" * 8, struct.pack(">H", 0x1234), 128),
+        (8, 2, b"\x12" * 24 + b"\x13" * 24, struct.pack(">3H", *[0x12] * 3), 0x13),
+        (16, 2, b"\x12\x34" * 24 + b"\x80\x80" * 24, struct.pack(">3H", *[0x1234] * 3), 128),
+    ],
+)
+def test_a_transparent_value_is_one_of_the_files_own_depth(depth, colour, row, clear, expected):
+    pixels = np.asarray(load_rgb_image(_png(depth, colour, row, clear)))
+    assert (pixels[:, :8] == 255).all() and (pixels[:, 8:] == expected).all()
+    opaque = np.asarray(load_rgb_image(_png(depth, colour, row)))
+    assert (opaque[:, :8] < 255).all() and (opaque[:, 8:] == expected).all()
+
+
+def _grey_tiff(bits: int, black: int, data: bytes) -> bytes:
+    """16x16 pixels; `black` is what TIFF calls photometric interpretation: 0 where white is zero, 1 where black is."""
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, black), (273, 8), (277, 1), (278, 16), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "black", "data", "expected"),
+    [
+        (8, 1, b"\x04" * 256, 4),
+        (8, 0, b"\x04" * 256, 251),
+        (12, 1, b"\xff" * 384, 255),
+        (12, 1, b"\x80\x08\x00" * 128, 128),
+        (16, 1, b"\x04\x04" * 256, 4),
+        (16, 0, b"\x04\x04" * 256, 251),
+    ],
+)
+def test_grey_of_any_depth_goes_from_black_to_white(bits, black, data, expected):
+    assert (np.asarray(load_rgb_image(_grey_tiff(bits, black, data))) == expected).all()
