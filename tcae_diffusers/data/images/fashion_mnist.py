@@ -14,7 +14,8 @@ import datasets
 import numpy as np
 
 from ...errors import InputError
-from .dataset_specs import DatasetSpec, open_dataset
+from .dataset_specs import DatasetSpec
+from .hf_datasets import HuggingFaceDatasetSource
 
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -84,11 +85,13 @@ def _read_split(source: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         return images, labels
     if Path(source).is_dir() and any(Path(source).glob("*-ubyte*")):
         raise InputError(f"{source} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte, or its .gz")
-    dataset = open_dataset(DatasetSpec.parse(f"{source}:{name}"))
-    if not {"image", "label"} <= dataset.features.keys():
-        raise InputError(f"{source} has the columns {', '.join(dataset.features)}; expected image and label")
-    pixels = [np.asarray(image.convert("L")) for image in dataset["image"]]
-    return np.stack(pixels), np.asarray(dataset["label"], dtype=np.uint8)
+    dataset = HuggingFaceDatasetSource.from_spec(DatasetSpec.parse(source).text_of_split(name))
+    if len(dataset.classes) != len(CLASSES):
+        raise InputError(f"{source} ({name}) has {len(dataset.classes)} classes; expected {len(CLASSES)}")
+    pixels = [np.asarray(dataset.image(index).convert("L")) for index in range(len(dataset))]
+    if len(sizes := {each.shape for each in pixels}) > 1:
+        raise InputError(f"{source} ({name}) holds images of {len(sizes)} sizes; expected {SIDE}x{SIDE} pixels each")
+    return np.stack(pixels), dataset.labels.astype(np.uint8)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

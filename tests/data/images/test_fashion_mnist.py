@@ -7,6 +7,7 @@ import struct
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from tcae_diffusers.data.images import fashion_mnist
 from tcae_diffusers.data.images.fashion_mnist import CLASSES, Split, prepare_fashion_mnist, read_idx
@@ -95,6 +96,49 @@ def test_other_images_and_labels_are_refused(idx_folder, arrays, tmp_path, capsy
         error = capsys.readouterr().err
         assert stop.value.code == 2 and message in error and error.count("\n") == 1, error
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"image": [Image.new("L", (28, 28)), Image.new("L", (20, 20))] * 5},
+            "holds images of 2 sizes; expected 28x28",
+        ),
+        ({"image": [Image.new("L", (28, 28)), None] * 5}, "[1]: the row holds no image"),
+        ({"image": [{"bytes": b"abc", "path": None}] * 10}, "[0]: it is not an image"),
+        ({"label": [*range(9), None]}, "row 9 of"),
+        ({"label": [*range(9), 300]}, "is not Fashion-MNIST"),
+        ({"label": [0] * 10}, "(train) has 1 classes; expected 10"),
+        ({"picture": [0] * 10, "image": None}, "no image column among label, picture"),
+    ],
+    ids=["sizes", "no image", "broken image", "no label", "other labels", "one class", "no column"],
+)
+def test_a_data_set_of_other_rows_is_refused_in_one_line(arrays, tmp_path, capsys, change, message):
+    rows = {"image": [Image.new("L", (28, 28))] * 10, "label": [*range(10)], **change}
+    rows = {name: values for name, values in rows.items() if values is not None}
+    features = {name: datasets.Image() if name == "image" else datasets.Value("int64") for name in rows}
+    made = datasets.Dataset.from_dict(rows, datasets.Features(features))
+    fashion_mnist.SPLITS["train"] = Split("train", 10, "0")
+    datasets.DatasetDict(train=made, test=made).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SystemExit) as stop:
+        main(["--source", str(tmp_path / "saved"), "--output_dir", str(tmp_path / "out")])
+    error = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert stop.value.code == 2 and len(error) == 1 and message in error[0], error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_another_name_can_be_named(arrays, tmp_path):
+    made = {
+        name: datasets.Dataset.from_dict(
+            {"first": list(images), "second": list(images), "label": labels.tolist()},
+            datasets.Features(first=datasets.Image(), second=datasets.Image(), label=datasets.Value("int64")),
+        )
+        for name, (images, labels) in arrays.items()
+    }
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    prepare_fashion_mnist(f"{tmp_path / 'saved'}?image=second", tmp_path / "out")
+    assert len(build_image_source(f"datasets:{tmp_path / 'out'}:test")) == COUNTS["test"]
 
 
 def test_damaged_archives_missing_sources_and_taken_folders_are_named(tmp_path):
