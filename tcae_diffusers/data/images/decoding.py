@@ -94,10 +94,10 @@ def _as_stored(image: Image.Image, raw_mode: str | None) -> Image.Image:
         return image
     samples = np.asarray(image).astype(np.uint16)
     if image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
-        samples = samples << 4 | samples >> 8
+        samples = (samples << 4 | samples >> 8).astype(np.uint16)
     # TIFF 6.0, section 4: with 0, white is zero.
     if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        samples = 65535 - samples
+        samples = (65535 - samples).astype(np.uint16)
     return Image.fromarray(samples)
 
 
