@@ -198,7 +198,7 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     main([str(plan), "--page"])
     assert "2 of 2 units" in capsys.readouterr().out
     page = (tmp_path / "study" / "results.md").read_text()
-    assert "| again | undecided |" in page and "Not measured: CAS." in page
+    assert "| again | undecided |" in page and "Not measured: FDr, CAS." in page
     # A record stands for its settings: neither other options nor other images are taken for the same.
     write_plan(tmp_path / "study", {**content, "measured_after": [2]})
     with pytest.raises(SystemExit):

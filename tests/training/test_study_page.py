@@ -206,7 +206,7 @@ def test_the_page_says_what_was_found(complete: Path, capsys: pytest.CaptureFixt
     assert cells[f"A1: {A1} ↑ (5,000 images)"][1].startswith("0.7052 ± ")
     assert cells["CPU minutes, tokenizer"][1] == "10.03 ± 0.026" and cells["CPU minutes, everything"][1][:5] == "11.03"
     assert row[4] == "54" and cells["steps of the tokenizer"][1] == "2"
-    assert "Not measured: PSNR, A2, structure loss, KID, MIND, CAS." in page
+    assert "Not measured: PSNR, A2, structure loss, KID, MIND, FDr, CAS." in page
     assert "| STC | " in page.split("How many times fewer DiT steps")[1]
     for name in re.findall(r"\((results-\w+\.png)\)", page):
         assert Image.open(complete.parent / name).size[0] > 1000

@@ -35,6 +35,7 @@ SHOWN = {
     "gFD": GENERATED,
     "KID": r"g?KID",
     "MIND": r"g?MIND",
+    "FDr": r"FDr\d",
     "CAS": r"CAS",
 }
 _READING = """\
@@ -255,9 +256,7 @@ def _speed_up_text(points: Sequence[MeasuredFigure], arm: str, baseline: str, se
 
 
 def _seeds_section(records: StudyRecords) -> str:
-    return "\n\n".join(
-        f"<details><summary>{arm}</summary>\n\n{_arm_table(records, arm)}\n\n</details>" for arm in records.units
-    )
+    return "\n\n".join(f"### {arm}\n\n{_arm_table(records, arm)}" for arm in records.units)
 
 
 def _arm_table(records: StudyRecords, arm: str) -> str:
