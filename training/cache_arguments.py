@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass
 from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.data.images.image_size_arguments import ImageSizeArguments
 from tcae_diffusers.models.efficientnet_lite_variants import EfficientNetLiteName
 
 
@@ -32,7 +33,7 @@ class CacheFolderArguments(Arguments):
 
 
 @dataclass
-class CacheSourceArguments(Arguments):
+class CacheSourceArguments(ImageSizeArguments):
     """What is encoded."""
 
     group: ClassVar[str] = "Data"
@@ -43,16 +44,12 @@ class CacheSourceArguments(Arguments):
         "Images to encode: openmoji:SPLIT, a folder of root/class/img.png, or datasets:NAME[:SPLIT].",
         metavar="SOURCE",
     )
-    resolution: int | None = option(
+    aspect_ratio_divisor: int | None = option(
         None,
-        "Side in pixels of the encoded images; the autoencoder's sample_size if unset.",
+        "Number of which the sides of --aspect_ratio_buckets in pixels are multiples, as a train_dit with --patch_size"
+        " above 1 needs; the autoencoder's compression ratio if unset.",
         metavar="PIXELS",
-        at_least=1,
-    )
-    data_resolution: int | None = option(
-        None,
-        "Side in pixels at which vector images are drawn; twice --resolution if unset.",
-        metavar="PIXELS",
+        needs="aspect_ratio_buckets",
         at_least=1,
     )
     flip: bool = option(True, "Store the latents of the mirrored images too.")
@@ -68,12 +65,6 @@ class CacheSourceArguments(Arguments):
         at_most=1,
     )
     seed: int = option(0, "Seed of the random crops, which also depend on the pass and the image's index.", at_least=0)
-
-    @property
-    def image_size(self) -> int:
-        """`resolution`, once the command has filled it in."""
-        assert self.resolution is not None
-        return self.resolution
 
 
 @dataclass

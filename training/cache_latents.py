@@ -35,17 +35,19 @@ from tqdm.auto import tqdm
 from tcae_diffusers.data.images.center_crop import center_crop
 from tcae_diffusers.data.images.multi_crop import random_resized_crop, to_uint8
 from tcae_diffusers.data.images.pixel_range import to_signed
-from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source, drawing_resolution
+from tcae_diffusers.data.images.size_buckets import SizeBuckets, build_size_buckets
+from tcae_diffusers.data.images.sources import BrokenImageError, ImageSource, build_image_source
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import write_statistics
-from tcae_diffusers.data.latents.format import token_view
-from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter, bytes_per_image
+from tcae_diffusers.data.latents.format import ShapeBucket, token_view
+from tcae_diffusers.data.latents.writer import LatentShard, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.models.adapters import adapt, load_autoencoder
+from tcae_diffusers.models.adapters import AutoencoderAdapter, adapt, load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint, is_calibrated
 from tcae_diffusers.models.target_tokens import build_target_tokens, resize_token_map
 from tcae_diffusers.models.tcae.autoencoder_tc import AutoencoderTC
+from tcae_diffusers.trainer.build_autoencoder import resolve_sizes
 from tcae_diffusers.trainer.run import configure_logging
 from tcae_diffusers.trainer.sharding import refuse_deepspeed
 from tcae_diffusers.trainer.signals import StopSignal
@@ -57,27 +59,27 @@ logger = get_logger(__name__)
 
 class ViewsOfImages(Dataset):
     """
-    What is encoded of each image: uint8 `(1 + augmented passes, 3, resolution, resolution)`, first the centre crop.
+    What is encoded of each sample: uint8 `(1 + augmented passes, 3, H, W)`, first the centre crop.
 
-    A random crop is a function of (seed, pass, index), so ranks, workers and restarts draw the same.
+    A random crop is a function of (seed, pass, sample), so ranks, workers and restarts draw the same.
     """
 
-    def __init__(self, source: ImageSource, arguments: CacheArguments):
-        self.source, self.arguments = source, arguments
+    def __init__(self, source: ImageSource, buckets: SizeBuckets, arguments: CacheArguments):
+        self.source, self.buckets, self.arguments = source, buckets, arguments
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, sample: int) -> tuple[torch.Tensor, int, int]:
         try:
-            image, label = self.source[index]
+            image, label = self.source[int(self.buckets.image_of[sample])]
         except BrokenImageError as error:
             # A worker's exception is rebuilt from its message alone, which that of a broken image does not allow.
             raise OSError(str(error)) from error
-        size = self.arguments.image_size
+        size = self.buckets.size(sample)
         views = [to_uint8(center_crop(image, size))]
         for number in range(self.arguments.augmented_passes):
-            generator = sample_generator(self.arguments.seed, number, index)
+            generator = sample_generator(self.arguments.seed, number, sample)
             crop = random_resized_crop(image, generator, size, (self.arguments.augmented_min_scale, 1.0))
             views.append(to_uint8(ImageOps.mirror(crop) if generator.random() < 0.5 else crop))
-        return torch.stack(views), label, index
+        return torch.stack(views), label, sample
 
 
 class BatchesOfShards:
@@ -113,10 +115,9 @@ def build_encode(
     model: torch.nn.Module, arguments: CacheArguments, device: torch.device
 ) -> tuple[Encode, dict[str, Any] | None]:
     """
-    What encodes a view, and what it says of its tokens: `None`, or where they come from, their shape and dtype. Tokens
-    on a finer grid than the latent's, which no transformer has, are averaged.
+    What encodes a view, and what it says of its tokens: `None`, or where they come from, their dtype, and their shape
+    for a square image. Tokens on a finer grid than the latent's, which no transformer has, are averaged.
     """
-    example = torch.zeros(1, 3, arguments.image_size, arguments.image_size, device=device)
     if arguments.tokens is None:
         return lambda images: (adapt(model).encode(images), None), None
     encode_with_tokens = build_target_tokens(
@@ -133,10 +134,23 @@ def build_encode(
         grid = (min(tokens.shape[-2], latents.shape[-2]), min(tokens.shape[-1], latents.shape[-1]))
         return latents, resize_token_map(tokens, grid)
 
-    with torch.no_grad():
-        network_grid, shape = (list(each(example)[1].shape[1:]) for each in (encode_with_tokens, encode))
+    square = (arguments.image_size, arguments.image_size)
+    _, network_shape = encoded_shapes(encode_with_tokens, square, device)
+    _, shape = encoded_shapes(encode, square, device)
+    assert network_shape is not None, "both return tokens"
     stored = {"shape": shape, "dtype": arguments.token_dtype}
-    return encode, {**encode_with_tokens.description, "network_grid": network_grid[1:], **stored}
+    return encode, {**encode_with_tokens.description, "network_grid": network_shape[1:], **stored}
+
+
+@torch.no_grad()
+def encoded_shapes(
+    encode: Encode, size: tuple[int, int], device: torch.device
+) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
+    """Shapes of the latent and of the tokens, if any, of an image of a height and width."""
+    latents, tokens = encode(torch.zeros(1, 3, *size, device=device))
+    shapes = [None if each is None else (each.shape[1], each.shape[2], each.shape[3]) for each in (latents, tokens)]
+    assert shapes[0] is not None, "there is a latent"
+    return shapes[0], shapes[1]
 
 
 def encode_views(encode: Encode, images: torch.Tensor, arguments: CacheArguments) -> dict[str, torch.Tensor]:
@@ -157,7 +171,7 @@ def encode_views(encode: Encode, images: torch.Tensor, arguments: CacheArguments
 @torch.no_grad()
 def encode_shards(
     encode: Encode,
-    source: ImageSource,
+    views: ViewsOfImages,
     writer: LatentShardWriter,
     shards: list[LatentShard],
     arguments: CacheArguments,
@@ -174,7 +188,7 @@ def encode_shards(
     batches = BatchesOfShards(shards, arguments.batch_size)
     loader = iter(
         DataLoader(
-            ViewsOfImages(source, arguments),
+            views,
             batch_sampler=batches,
             num_workers=arguments.dataloader_num_workers,
             pin_memory=accelerator.device.type == "cuda",
@@ -241,26 +255,57 @@ def export_dataset(cache: LatentCache, folder: Path) -> None:
         os.rename(Path(temporary) / "dataset", folder)
 
 
+def build_samples(arguments: CacheArguments, adapter: AutoencoderAdapter, source: ImageSource) -> SizeBuckets:
+    """
+    The samples to encode, those of one size after those of another.
+
+    Raises:
+        InputError: an `--aspect_ratio_divisor` that does not fit the model or a resolution.
+    """
+    divisor = arguments.aspect_ratio_divisor or adapter.spatial_ratio
+    if arguments.aspect_ratio_buckets:
+        adapter.check_side("--aspect_ratio_divisor", divisor)
+    for resolution in arguments.resolutions:
+        if arguments.aspect_ratio_buckets and resolution % divisor:
+            raise InputError(
+                f"resolution {resolution} is not a multiple of --aspect_ratio_divisor {divisor}; use"
+                f" {max(divisor, resolution // divisor * divisor)}, or another divisor."
+            )
+    return build_size_buckets(source, arguments.resolutions, divisor, arguments.aspect_ratio_buckets).in_order()
+
+
+def shape_buckets(encode: Encode, samples: SizeBuckets, device: torch.device) -> list[ShapeBucket]:
+    """Sizes of images with the shapes that they are encoded to."""
+    return [
+        ShapeBucket(count, size, *encoded_shapes(encode, size, device))
+        for count, size in zip(samples.counts, samples.sizes, strict=True)
+    ]
+
+
 def open_writer(
     arguments: CacheArguments,
     model: torch.nn.Module,
-    source: ImageSource,
+    encode: Encode,
+    views: ViewsOfImages,
     device: torch.device,
     tokens: dict[str, Any] | None,
 ) -> LatentShardWriter:
     """The writer of this job. Everything that changes a latent or a token is part of its description."""
-    example = torch.zeros(1, 3, arguments.image_size, arguments.image_size, device=device)
-    with torch.no_grad():
-        _, channels, height, width = adapt(model).encode(example).shape
+    source, samples = views.source, views.buckets
+    latent_shape, _ = encoded_shapes(encode, (arguments.image_size, arguments.image_size), device)
     transform: dict[str, Any] = {"resolution": arguments.resolution, "crop": "center, as ADM's"}
+    several: dict[str, Any] = {}
+    if arguments.has_several_sizes:
+        transform["resolution"] = arguments.resolutions
+        several = {"buckets": shape_buckets(encode, samples, device), "image_of": samples.image_of}
     if arguments.augmented_passes:
         transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
     if arguments.mixed_precision != "no":
         transform |= {"mixed_precision": arguments.mixed_precision}
     return LatentShardWriter(
         arguments.output_dir,
-        num_samples=len(source),
-        latent_shape=(channels, height, width),
+        num_samples=len(samples),
+        latent_shape=latent_shape,
         tokenizer=TokenizerFingerprint.of(model),
         id2label=dict(enumerate(source.classes)),
         data_fingerprint=source.fingerprint,
@@ -269,6 +314,7 @@ def open_writer(
         views=arguments.views,
         shard_size=arguments.shard_size,
         tokens=tokens,
+        **several,
     )
 
 
@@ -283,15 +329,15 @@ def finish(
     cache = LatentCache(arguments.output_dir, verify="sha256" if arguments.verify else "size")
     rounding = cache.manifest["rounding_error"]
     logger.info(
-        f"{len(cache)} images, {len(cache.views)} views, {arguments.dtype} latents {cache.latent_shape} in"
+        f"{len(cache)} samples, {len(cache.views)} views, {arguments.dtype} latents {cache.shapes_in_words} in"
         f" {arguments.output_dir}; rounding error {rounding['rms']:.3g} rms, {rounding['max_abs']:.3g} at most"
         + ("; every sha256 verified" if arguments.verify else "")
     )
     if cache.token_shape is not None:
         tokens = cache.manifest["tokens"]
         logger.info(
-            f"{tokens['dtype']} tokens {cache.token_shape} of {tokens['network']} beside them;"
-            f" {bytes_per_image(cache.manifest) / 1024:.1f} KiB for each image with all its views"
+            f"{tokens['dtype']} tokens of {tokens['network']} beside them, {cache.token_shape} for a square image;"
+            f" {cache.bytes_per_sample / 1024:.1f} KiB for each sample with all its views"
         )
     if calibrated_folder is not None:
         write_statistics(cache, calibrated_folder)
@@ -312,11 +358,12 @@ def run(arguments: CacheArguments) -> None:
     if arguments.dataset_dir and Path(arguments.dataset_dir).exists():
         raise FileExistsError(f"--dataset_dir {arguments.dataset_dir} already exists; delete it or choose another.")
     model = load_autoencoder(arguments.tokenizer, accelerator.device)
-    arguments.resolution = arguments.resolution or adapt(model).image_size
-    if not isinstance(arguments.resolution, int):
-        raise ValueError(f"--resolution is missing, and {type(model).__name__} has no sample_size.")
-    arguments.data_resolution = arguments.data_resolution or drawing_resolution(arguments.resolution)
-    adapt(model).check_image_size(arguments.resolution, arguments.resolution)
+    if arguments.dataset_dir and arguments.has_several_sizes:
+        raise InputError(
+            "--dataset_dir makes a dataset of latents of one shape; omit --extra_resolutions and"
+            " --aspect_ratio_buckets."
+        )
+    resolve_sizes(arguments, model)
     calibrated_folder = statistics_folder(arguments, model)
     tokenizer = TokenizerFingerprint.of(model)
     # What is stored must not depend on an earlier calibration.
@@ -324,7 +371,9 @@ def run(arguments: CacheArguments) -> None:
     encode, tokens = build_encode(model, arguments, accelerator.device)
     source = build_image_source(arguments.data, resolution=arguments.data_resolution)
 
-    writer = open_writer(arguments, model, source, accelerator.device, tokens)
+    samples = build_samples(arguments, adapt(model), source)
+    views = ViewsOfImages(source, samples, arguments)
+    writer = open_writer(arguments, model, encode, views, accelerator.device, tokens)
     pending = writer.pending_shards(accelerator.process_index, accelerator.num_processes)
     total = sum(shard.stop - shard.start for shard in pending)
     started = time.perf_counter()
@@ -337,7 +386,7 @@ def run(arguments: CacheArguments) -> None:
     )
     with StopSignal() as stop, bar:
         with contextlib.suppress(CachingStopped):
-            encode_shards(encode, source, writer, pending, arguments, accelerator, stop, bar)
+            encode_shards(encode, views, writer, pending, arguments, accelerator, stop, bar)
         writer.flush()
         stopped = stop.agreed()
     if stopped:

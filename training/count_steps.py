@@ -193,7 +193,7 @@ def transformer_step_cost(
     Raises:
         InputError: `--repa_weight` without tokens, or arguments that train_dit refuses as well.
     """
-    objective = build_objective(arguments, latent_shape)
+    objective = build_objective(arguments, [latent_shape])
     null_class_id = choose_null_class_id(arguments.null_class_id, num_classes, objective.prediction_type)
     with META:
         transformer = build_transformer(
@@ -207,7 +207,7 @@ def transformer_step_cost(
             arguments.patch_size,
         )
         trained: nn.Module = transformer
-        alignment = build_alignment(arguments, cast(Any, transformer.config).num_layers, latent_shape)
+        alignment = build_alignment(arguments, cast(Any, transformer.config).num_layers, [latent_shape])
         if alignment is not None:
             if token_shape is None:
                 raise InputError(f"--repa_weight {arguments.repa_weight:g} needs tokens to align with; expected 0")
@@ -240,7 +240,17 @@ def counted_run(arguments: RunArguments, batch_size: int) -> Run:
 
 
 def draw_batch(arguments: Any, crops: dict[str, Any]) -> Batch:
-    """A batch with the sizes and masks of the training command, of images that show nothing."""
+    """
+    A batch with the sizes and masks of the training command, of images that show nothing.
+
+    Raises:
+        InputError: arguments that ask for several sizes, whose shares only the images could tell.
+    """
+    if arguments.has_several_sizes:
+        raise InputError(
+            "the cost of a step is counted for images of one size; omit --extra_resolutions and"
+            " --aspect_ratio_buckets."
+        )
     transform = MultiCropTransform(arguments.image_size, horizontal_flip=arguments.horizontal_flip, **crops)
     side = 2 * arguments.image_size
     samples = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from tcae_diffusers.data.latents.cache import LatentCache
@@ -15,19 +18,29 @@ from tcae_diffusers.training.dit_transformers import drop_labels
 Objective = FlowMatchingObjective | NoisePredictionObjective
 
 
-def build_objective(arguments: DiTArguments, latent_shape: tuple[int, int, int]) -> Objective:
+def build_objective(arguments: DiTArguments, latent_shapes: Sequence[tuple[int, int, int]]) -> Objective:
+    """
+    Raises:
+        InputError: a shift that follows from the size of the latents, which are of several.
+    """
     if arguments.objective != "flow_matching":
         return NoisePredictionObjective(arguments.objective, arguments.min_snr_gamma)
     shift = arguments.timestep_shift
     if arguments.timestep_shift_base is not None:
-        shift *= resolution_shift(latent_shape, arguments.timestep_shift_base)
+        values = sorted(set(map(math.prod, latent_shapes)))
+        if len(values) > 1:
+            raise InputError(
+                f"--timestep_shift_base {arguments.timestep_shift_base} takes the shift from the size of the latents,"
+                f" and these have from {values[0]} to {values[-1]} values; pass --timestep_shift instead."
+            )
+        shift *= resolution_shift(latent_shapes[0], arguments.timestep_shift_base)
     return FlowMatchingObjective(
         arguments.timestep_distribution, shift, arguments.direction_weight, arguments.flow_prediction
     )
 
 
 def build_alignment(
-    arguments: DiTArguments, num_layers: int, latent_shape: tuple[int, int, int]
+    arguments: DiTArguments, num_layers: int, latent_shapes: Sequence[tuple[int, int, int]]
 ) -> RepresentationAlignment | None:
     """
     Raises:
@@ -35,10 +48,11 @@ def build_alignment(
     """
     if not arguments.repa_weight:
         return None
-    if arguments.repa_spatial_normalization is not None and latent_shape[1:] == (arguments.patch_size,) * 2:
+    single = [shape for shape in latent_shapes if shape[1:] == (arguments.patch_size,) * 2]
+    if arguments.repa_spatial_normalization is not None and single:
         raise InputError(
             f"--repa_spatial_normalization {arguments.repa_spatial_normalization:g} needs several tokens, and latents "
-            f"{latent_shape} in patches of {arguments.patch_size} are one; omit it."
+            f"{single[0]} in patches of {arguments.patch_size} are one; omit it."
         )
     return RepresentationAlignment(
         arguments.repa_weight,
@@ -83,7 +97,7 @@ def draw_step_randomness(
     seed: int,
     step: int,
     total_batch: int,
-    latent_shape: tuple[int, int, int],
+    latent_shape: Sequence[int],
     objective: Objective,
     label_dropout: float,
     device: torch.device,

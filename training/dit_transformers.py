@@ -1,9 +1,12 @@
 """The transformers that train_dit can train, by one option, and the id that each gives to "no label"."""
 
+from collections.abc import Iterable
+
 import torch
 from diffusers import DiTTransformer2DModel, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
 
 DIT, TC_DIT = "dit", "tc-dit"
@@ -38,18 +41,25 @@ def choose_null_class_id(requested: int | None, num_classes: int, prediction_typ
     return num_classes
 
 
-def check_latent_shape(name: str, latent_shape: tuple[int, int, int], patch_size: int) -> None:
+def check_latent_shapes(name: str, latent_shapes: Iterable[tuple[int, int, int]], patch_size: int) -> None:
     """
     Raises:
-        ValueError: if the transformer `name` cannot take latents `(C, h, w)` in such patches.
+        InputError: if the transformer `name` cannot take latents of each shape `(C, h, w)` in such patches.
     """
-    _, height, width = latent_shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"--patch_size {patch_size} does not divide the latents, which are {height}x{width}.")
-    if name == DIT and height != width:
-        raise ValueError(
-            f"latents are {height}x{width}, and DiT supports square latents only; use --transformer tc-dit."
-        )
+    sizes = sorted({(height, width) for _, height, width in latent_shapes})
+    for height, width in sizes:
+        if height % patch_size or width % patch_size:
+            raise InputError(
+                f"--patch_size {patch_size} does not divide the latents, some of which are {height}x{width}; cache"
+                " them at other resolutions, or with an --aspect_ratio_divisor for this size."
+            )
+        if name == DIT and height != width:
+            raise InputError(
+                f"latents are {height}x{width}, and DiT supports square latents only; use --transformer tc-dit."
+            )
+    if name == DIT and len(sizes) > 1:
+        in_words = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise InputError(f"latents are {in_words}, and DiT supports a single size only; use --transformer tc-dit.")
 
 
 def build_transformer(
@@ -76,7 +86,7 @@ def build_transformer(
     Raises:
         ValueError: if the transformer cannot take such latents.
     """
-    check_latent_shape(name, latent_shape, patch_size)
+    check_latent_shapes(name, [latent_shape], patch_size)
     channels, height, _ = latent_shape
     sizes = {
         "num_layers": num_layers,

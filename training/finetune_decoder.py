@@ -156,7 +156,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
-    dataset = build_training_images(arguments)
+    dataset = build_training_images(arguments, adapt(autoencoder))
     preview = build_preview(arguments, draw_heldout_latents(arguments, autoencoder, accelerator))
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     if arguments.gradient_checkpointing:

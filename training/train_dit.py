@@ -52,7 +52,7 @@ from tcae_diffusers.training.dit_transformers import (
     LATENT_LAYERS,
     SHARDED_UNITS,
     build_transformer,
-    check_latent_shape,
+    check_latent_shapes,
     choose_null_class_id,
     set_training_mode,
 )
@@ -99,16 +99,20 @@ class DiTTraining:
             "parameters": parameters,
             "latents": len(cache),
             "latent_shape": list(cache.latent_shape),
+            "latent_shapes": [list(bucket.latent_shape) for bucket in cache.buckets],
             "classes": self.pipeline.num_classes,
             "total_batch": self.run.total_batch,
-            "summary": f"{name} of {parameters / 1e6:.2f} M parameters, {len(cache)} latents {cache.latent_shape} of"
-            f" {self.pipeline.num_classes} classes",
+            "summary": f"{name} of {parameters / 1e6:.2f} M parameters, {len(cache)} latents {cache.shapes_in_words}"
+            f" of {self.pipeline.num_classes} classes",
         }
 
     def train(self) -> None:
         run, arguments = self.run, self.arguments
         set_training_mode(self.pipeline.transformer)
-        batches = step_indexed_loader(self.cache, LatentCache.collate, arguments, run.accelerator, run.first_step)
+        cache = self.cache
+        batches = step_indexed_loader(
+            cache, cache.bucket_of, LatentCache.collate, arguments, run.accelerator, run.first_step
+        )
         fit(run, batches, [self.side], self.schedule, self.backward, Hooks(finish=self.save, due=self.due()))
 
     def schedule(self, step: int) -> None:
@@ -124,7 +128,8 @@ class DiTTraining:
                 arguments.seed,
                 step,
                 run.total_batch,
-                self.cache.latent_shape,
+                # All batches of a step have one shape.
+                batches[0]["latents"].shape[1:],
                 self.objective,
                 arguments.label_dropout,
                 device,
@@ -203,8 +208,9 @@ def start(arguments: DiTArguments) -> DiTTraining:
     # What the user names is opened before anything is written.
     tokenizer = load_autoencoder(arguments.tokenizer)
     cache = open_cache(arguments, tokenizer)
-    check_latent_shape(arguments.transformer, cache.latent_shape, arguments.patch_size)
-    objective = build_objective(arguments, cache.latent_shape)
+    latent_shapes = [cache.latent_shape, *(bucket.latent_shape for bucket in cache.buckets)]
+    check_latent_shapes(arguments.transformer, latent_shapes, arguments.patch_size)
+    objective = build_objective(arguments, latent_shapes)
     id2label = class_names(arguments, cache)
     null_class_id = choose_null_class_id(arguments.null_class_id, len(id2label), objective.prediction_type)
 
@@ -221,7 +227,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         arguments.attention_head_dim,
         arguments.patch_size,
     )
-    alignment = build_alignment(arguments, transformer.config.num_layers, cache.latent_shape)
+    alignment = build_alignment(arguments, transformer.config.num_layers, latent_shapes)
     trained = transformer
     if alignment is not None:
         assert cache.token_shape is not None, "the cache was opened with tokens"

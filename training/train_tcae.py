@@ -180,7 +180,7 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     method = build_method(arguments, adapt(autoencoder))
     shaping = build_latent_shaping(arguments, adapt(autoencoder), accelerator)
     student = TokenizerStudent(autoencoder, method.parts, shaping)
-    dataset = build_training_images(arguments, method.crops())
+    dataset = build_training_images(arguments, adapt(autoencoder), method.crops())
     preview = build_preview(arguments)
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)
     for module in method.state():

@@ -8,7 +8,7 @@ import torch
 
 # First word of each use, so that no two uses share a stream. A tag in front and not a further number behind:
 # SeedSequence pads with zeros, which makes (seed, epoch) and (seed, epoch, 0) the same.
-_SAMPLE, _ORDER, _SLOT, _BLOCK, _STEP = 1, 2, 3, 4, 5
+_SAMPLE, _ORDER, _SLOT, _BLOCK, _STEP, _ROUND = 1, 2, 3, 4, 5, 6
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -24,6 +24,12 @@ def epoch_permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of epoch `epoch`: a permutation of `range(num_samples)` as int64, the same for equal arguments."""
     sequence = np.random.SeedSequence((_ORDER, seed, epoch))
     return np.random.Generator(np.random.PCG64(sequence)).permutation(num_samples)
+
+
+def round_permutation(seed: int, round_number: int, num_steps: int) -> np.ndarray:
+    """The order of the `num_steps` steps of a round, see [`~data.step_indexed_sampler.BucketSchedule`]: int64."""
+    sequence = np.random.SeedSequence((_ROUND, seed, round_number))
+    return np.random.Generator(np.random.PCG64(sequence)).permutation(num_steps)
 
 
 def block_permutation(seed: int, epoch: int, shard: int, row: int, num_rows: int) -> np.ndarray:

@@ -11,13 +11,13 @@ import diffusers
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
+from ..data.images.image_size_arguments import ImageSizeArguments
 from ..data.images.sources import drawing_resolution
 from ..errors import InputError
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..models.fingerprint import DECODER_CONFIG_PREFIX
 from ..models.tcae.autoencoder_tc import AutoencoderTC
-from .tokenizer_arguments import ReconstructionArguments
 
 
 def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> ModelMixin:
@@ -117,15 +117,24 @@ def _construct(model_class: type, values: dict[str, Any], option: str) -> ModelM
         raise ValueError(f"{option}: {model_class.__name__} cannot be built: {error}") from error
 
 
-def resolve_sizes(arguments: ReconstructionArguments, autoencoder: ModelMixin) -> None:
+def resolve_sizes(arguments: ImageSizeArguments, autoencoder: ModelMixin) -> None:
     """
     Fill in the sizes that follow from the model, and check them.
 
     Raises:
-        ValueError: no resolution to be known, or one that is no multiple of the compression ratio.
+        InputError: no resolution to be known, one that is no multiple of the compression ratio, or several sizes for a
+            model that has one.
     """
-    arguments.resolution = arguments.resolution or autoencoder.config.get("sample_size")
-    if arguments.resolution is None:
-        raise ValueError(f"the config of {type(autoencoder).__name__} has no sample_size; pass --resolution.")
-    arguments.data_resolution = arguments.data_resolution or drawing_resolution(arguments.resolution)
-    adapt(autoencoder).check_side("--resolution", arguments.resolution)
+    adapter = adapt(autoencoder)
+    arguments.resolution = arguments.resolution or adapter.image_size
+    if not isinstance(arguments.resolution, int):
+        raise InputError(f"the config of {adapter.class_name} has no sample_size; pass --resolution.")
+    arguments.data_resolution = arguments.data_resolution or drawing_resolution(max(arguments.resolutions))
+    if adapter.decodes_any_size:
+        adapter.check_side("--resolution", arguments.resolution)
+        for side in arguments.extra_resolutions:
+            adapter.check_side("--extra_resolutions", side)
+    elif arguments.has_several_sizes:
+        raise InputError(
+            f"{adapter.class_name} resizes images to one size; omit --extra_resolutions and --aspect_ratio_buckets."
+        )

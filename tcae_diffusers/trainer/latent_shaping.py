@@ -58,18 +58,24 @@ def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter
             f"--latent_equivariance scales latents down, but the decoder of {adapter.class_name} always returns images"
             " of one size; pass --latent_equivariance 0."
         )
+    if arguments.aspect_ratio_buckets:
+        raise InputError(
+            "--latent_equivariance turns latents, which must be square for it; omit --aspect_ratio_buckets or pass"
+            " --latent_equivariance 0."
+        )
     ratio = adapter.spatial_ratio
     equivariance = LatentEquivariance(
         arguments.seed, ratio, arguments.latent_equivariance, arguments.latent_equivariance_min_scale
     )
-    positions = arguments.image_size // ratio
+    side = min(arguments.resolutions)
+    positions = side // ratio
     smallest = equivariance.smallest_side(positions) * ratio
     needed = max(arguments.perceptual_min_resolution, arguments.discriminator_min_resolution)
     if smallest < needed:
         raise InputError(
             f"--latent_equivariance_min_scale {arguments.latent_equivariance_min_scale} makes images of {smallest}"
             f" pixels, but the losses of this run need at least {needed}; use a larger scale, such as"
-            f" {min(1.0, needed / arguments.image_size):g}."
+            f" {min(1.0, needed / side):g}."
         )
     return equivariance
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..arguments import Arguments, option
+from ..data.images.image_size_arguments import ImageSizeArguments
 from ..models.efficientnet_lite_variants import EfficientNetLiteName
 from .arguments import RunArguments
 
@@ -17,7 +18,7 @@ DiscriminatorName = Literal["patchgan", EfficientNetLiteName, "dino", "none"]
 
 
 @dataclass
-class DataArguments(Arguments):
+class DataArguments(ImageSizeArguments):
     """Images to train on."""
 
     group: ClassVar[str] = "Data"
@@ -28,28 +29,10 @@ class DataArguments(Arguments):
         "or webdataset:FILES (tar shards); stream:NAME[:SPLIT] and stream:webdataset:FILES are read as they arrive.",
         metavar="SOURCE",
     )
-    data_resolution: int | None = option(
-        None,
-        "Side in pixels at which vector images are drawn; twice --resolution if unset.",
-        metavar="PIXELS",
-        at_least=1,
-    )
-    resolution: int | None = option(
-        None,
-        "Side in pixels of the reconstructed images; the model's sample_size if unset.",
-        metavar="PIXELS",
-        at_least=1,
-    )
     horizontal_flip: bool = option(True, "Mirror half of the training images at random.")
     max_broken_images: int = option(
         100, "Stop the run when more images than this cannot be decoded; each is reported in the log.", at_least=0
     )
-
-    @property
-    def image_size(self) -> int:
-        """`resolution`, once [`build_autoencoder.resolve_sizes`] has filled it in."""
-        assert self.resolution is not None
-        return self.resolution
 
 
 @dataclass

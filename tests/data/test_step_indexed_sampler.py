@@ -1,7 +1,9 @@
+import itertools
 import logging
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tcae_diffusers.data.images.decoding import BrokenImageError
 from tcae_diffusers.data.images.multi_crop import MultiCropTransform
+from tcae_diffusers.data.images.size_buckets import build_size_buckets
 from tcae_diffusers.data.images.training_dataset import (
     TokenizerTrainingDataset,
     TooManyBrokenImagesError,
@@ -17,10 +20,12 @@ from tcae_diffusers.data.images.training_dataset import (
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
 
 
-def _steps(num_samples, batch, world_size=1, accumulation=1, start=0, steps=6, seed=0):
+def _steps(num_samples, batch, world_size=1, accumulation=1, start=0, steps=6, seed=0, bucket_of=None):
     """Per optimizer step, the keys of all ranks and micro-batches."""
     ranks = [
-        list(StepIndexedBatchSampler(num_samples, batch, rank, world_size, seed, start, steps, accumulation))
+        list(
+            StepIndexedBatchSampler(num_samples, batch, rank, world_size, seed, start, steps, accumulation, bucket_of)
+        )
         for rank in range(world_size)
     ]
     assert all(len(keys) == batch for rank in ranks for keys in rank)
@@ -49,6 +54,54 @@ def test_a_resume_continues_where_the_run_was():
     for start in (1, 5, 11):
         assert _steps(21, 4, 2, start=start, steps=12 - start) == whole[start:]
     assert _steps(21, 4, 2, steps=12, seed=1) != whole
+
+
+# Samples of three buckets, in no order: 40, 17 and 3 of them.
+BUCKET_OF = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [40, 17, 3]))
+
+
+def test_one_bucket_has_the_order_of_none():
+    for bucket in (0, 5):
+        one = np.full(21, bucket, dtype=np.int64)
+        assert _steps(21, 4, 2, steps=12, bucket_of=one) == _steps(21, 4, 2, steps=12)
+
+
+def test_the_samples_of_a_step_are_of_one_bucket_however_it_is_divided():
+    expected = [sorted(step) for step in _steps(60, 8, steps=40, bucket_of=BUCKET_OF)]
+    buckets = [{int(BUCKET_OF[index]) for _, index in step} for step in expected]
+    assert all(len(each) == 1 for each in buckets) and len(set().union(*buckets)) == 3
+    # Not one bucket after the other.
+    assert sum(first != second for first, second in itertools.pairwise(buckets)) > 10
+    for batch, world_size, accumulation in ((4, 2, 1), (1, 1, 8), (2, 2, 2)):
+        divided = _steps(60, batch, world_size, accumulation, steps=40, bucket_of=BUCKET_OF)
+        assert [sorted(step) for step in divided] == expected
+
+
+def test_every_bucket_goes_through_its_samples_at_the_same_pace():
+    steps = _steps(60, 8, steps=300, bucket_of=BUCKET_OF)
+    keys = [key for step in steps for key in step]
+    assert len(set(keys)) == len(keys) == 2400
+    for bucket, count in enumerate([40, 17, 3]):
+        taken = [key for key in keys if BUCKET_OF[key[1]] == bucket]
+        # Whole epochs one after the other, and those of all buckets end together up to a step of each.
+        for epoch in range(len(taken) // count):
+            assert len(set(taken[epoch * count : (epoch + 1) * count])) == count
+            assert {key[0] for key in taken[epoch * count : (epoch + 1) * count]} == {epoch}
+        assert abs(len(taken) - 40 * count) <= 2 * 8
+
+
+def test_a_resume_among_buckets_continues_where_the_run_was():
+    whole = _steps(60, 4, 2, steps=40, bucket_of=BUCKET_OF)
+    for start in (1, 7, 8, 23, 39):
+        assert _steps(60, 4, 2, start=start, steps=40 - start, bucket_of=BUCKET_OF) == whole[start:]
+    other = _steps(60, 4, 2, steps=40, seed=1, bucket_of=BUCKET_OF)
+    buckets, others = ([int(BUCKET_OF[step[0][1]]) for step in steps] for steps in (whole, other))
+    assert buckets != others
+
+
+def test_a_bucket_for_each_sample_is_asked_for():
+    with pytest.raises(ValueError, match=re.escape("bucket_of has shape (3,), expected (9,)")):
+        StepIndexedBatchSampler(9, 2, 0, 1, 0, 0, 1, bucket_of=np.zeros(3, dtype=np.int64))
 
 
 def test_length_counts_forward_passes():
@@ -96,7 +149,8 @@ TRANSFORM = MultiCropTransform(8, 8, 4, 2, (2, 2), horizontal_flip=False)
 
 
 def _batches(source, workers, max_broken=0, start=0, steps=5):
-    dataset = TokenizerTrainingDataset(source, TRANSFORM, seed=4, max_broken_images=max_broken)
+    buckets = build_size_buckets(source, [8], 1, aspect_ratios=False)
+    dataset = TokenizerTrainingDataset(source, TRANSFORM, buckets, seed=4, max_broken_images=max_broken)
     sampler = StepIndexedBatchSampler(len(source), 3, 0, 1, 4, start, steps)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate_training_views)
     return dataset, list(loader)

@@ -54,7 +54,9 @@ def real_step(tmp_path):
         run = training.run
         if script is train_dit:
             hooks, sides = Hooks(training.save), [training.side]
-            loader = step_indexed_loader(training.cache, LatentCache.collate, arguments, run.accelerator, 0)
+            loader = step_indexed_loader(
+                training.cache, training.cache.bucket_of, LatentCache.collate, arguments, run.accelerator, 0
+            )
         else:
             hooks, sides = training.hooks(), training.sides
             loader = image_loader(training.dataset, arguments, run.accelerator, 0)

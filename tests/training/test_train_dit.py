@@ -276,12 +276,12 @@ def test_presets_parse_and_build_what_they_say(config, millions):
     with torch.device("meta"):
         model = build_transformer(arguments.transformer, shape, classes, classes, *sizes)
     assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
-    alignment = build_alignment(arguments, model.config.num_layers, shape)
+    alignment = build_alignment(arguments, model.config.num_layers, [shape])
     assert (alignment is None) == ("repa" not in config)
     if alignment is not None:
         # REPA's and iREPA's values, and RAE's shift for latents of 8,192 values.
         assert alignment == RepresentationAlignment(0.5, 8, "conv", spatial_normalization=0.6)
-        assert build_objective(arguments, shape).shift == pytest.approx(2**0.5)
+        assert build_objective(arguments, [shape]).shift == pytest.approx(2**0.5)
 
 
 def test_the_saved_arguments_name_the_run_and_start_it_again(tmp_path):

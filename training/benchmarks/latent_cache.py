@@ -45,6 +45,9 @@ class _ImagesInMemory:
     def image(self, index: int) -> Image.Image:
         return self.images[index]
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.images[index].height, self.images[index].width
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.images[index], int(self.labels[index])
 
@@ -63,6 +66,7 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> tuple[di
     """
     from tcae_diffusers import AutoencoderTC
     from tcae_diffusers.data.images.multi_crop import to_uint8
+    from tcae_diffusers.models.adapters import adapt
     from tcae_diffusers.trainer.signals import StopSignal
     from tcae_diffusers.training import cache_latents
 
@@ -82,6 +86,9 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> tuple[di
     )
     ready = torch.stack([to_uint8(image) for image in source.images[:batch]])[:, None].to(device)
     encode, _ = cache_latents.build_encode(model, arguments, device)
+    views = cache_latents.ViewsOfImages(
+        source, cache_latents.build_samples(arguments, adapt(model), source), arguments
+    )
 
     @torch.no_grad()
     def encode_alone() -> None:
@@ -90,10 +97,10 @@ def _caching(seconds: float, accelerator: Accelerator, folder: Path) -> tuple[di
 
     def cache() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        writer = cache_latents.open_writer(arguments, model, source, device, None)
+        writer = cache_latents.open_writer(arguments, model, encode, views, device, None)
         with StopSignal() as stop, tqdm(disable=True) as bar:
             shards = writer.pending_shards()
-            cache_latents.encode_shards(encode, source, writer, shards, arguments, accelerator, stop, bar)
+            cache_latents.encode_shards(encode, views, writer, shards, arguments, accelerator, stop, bar)
         writer.finalize()
 
     times = time_in_turns({"bare": encode_alone, "cached": cache}, device, seconds, least_rounds=2)

@@ -6,6 +6,8 @@ agrees. A file that cannot be decoded raises [`BrokenImageError`], which a train
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
@@ -22,6 +24,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# From this one on, height and width change places.
+_FIRST_TURNED = 5
 
 
 class BrokenImageError(InputError):
@@ -58,12 +62,31 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
     Raises:
         BrokenImageError: The file is missing, truncated, not an image, or has a pixel type without a fixed range.
     """
+    with _opened(file, name) as image:
+        raw_mode = _raw_mode(image)
+        image.load()
+        return to_rgb(_as_stored(image, raw_mode))
+
+
+def read_image_size(file: str | os.PathLike | bytes, name: str | None = None) -> tuple[int, int]:
+    """Height and width of what [`load_rgb_image`] returns, from the file's header alone.
+
+    A PNG may name its orientation behind its pixels, where it is not looked for.
+
+    Args, Raises: As in [`load_rgb_image`].
+    """
+    with _opened(file, name) as image:
+        width, height = image.size
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= _FIRST_TURNED
+        return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _opened(file: str | os.PathLike | bytes, name: str | None) -> Iterator[Image.Image]:
     label = name or (os.fspath(file) if not isinstance(file, bytes) else "<bytes>")
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            raw_mode = _raw_mode(image)
-            image.load()
-            return to_rgb(_as_stored(image, raw_mode))
+            yield image
     # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, IndexError ...
     # Memory exhaustion is not the file's fault and must not be counted as such.
     except MemoryError:
@@ -131,11 +154,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
     `ImageOps.exif_transpose` would also write the EXIF data anew, which fails for some that can be read.
     """
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
     # Malformed data raise as many types as damaged files do, but the pixels are there.
     except Exception:
-        method = None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if orientation in _UPRIGHT else 1

@@ -13,7 +13,7 @@ from PIL import Image
 from ...errors import InputError
 from ...files import file_names
 from .content_fingerprint import content_fingerprint
-from .decoding import load_rgb_image
+from .decoding import load_rgb_image, read_image_size
 from .sample_manifest import MANIFEST, recorded_labels, refuse_sets_below
 
 logger = logging.get_logger(__name__)
@@ -145,6 +145,9 @@ class ImageFolderSource:
 
     def image(self, index: int) -> Image.Image:
         return load_rgb_image(self.root / self.name(index))
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return read_image_size(self.root / self.name(index))
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.image(index), int(self.labels[index])

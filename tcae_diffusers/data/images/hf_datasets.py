@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import fsspec
@@ -18,7 +18,9 @@ from ...errors import InputError
 from .class_labels import find_label_column, read_labels
 from .content_fingerprint import content_digests, remembered_digest
 from .dataset_specs import DatasetSpec, open_dataset
-from .decoding import BrokenImageError, load_rgb_image
+from .decoding import BrokenImageError, load_rgb_image, read_image_size
+
+Decoded = TypeVar("Decoded")
 
 _NO_IMAGE = b"the row holds no image".ljust(32)
 _ROWS_AT_A_TIME = 1000
@@ -110,7 +112,10 @@ class HuggingFaceDatasetSource:
 
     def image(self, index: int) -> Image.Image:
         """8-bit RGB, without asking for labels."""
-        return decode_row(self._images[index][self.image_column], lambda: self.name(index))
+        return decode_row(self._images[index][self.image_column], lambda: self.name(index), load_rgb_image)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return decode_row(self._images[index][self.image_column], lambda: self.name(index), read_image_size)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.image(index), int(self.labels[index])
@@ -199,10 +204,10 @@ def read_row(encoded: dict | None, name: Callable[[], str]) -> bytes:
         raise BrokenImageError(name(), error.strerror or type(error).__name__) from error
 
 
-def decode_row(encoded: dict | None, name: Callable[[], str]) -> Image.Image:
-    """The upright RGB image of a row, of which [`read_row`] gives the bytes."""
+def decode_row(encoded: dict | None, name: Callable[[], str], decode: Callable[[bytes], Decoded]) -> Decoded:
+    """What `decode` makes of the encoded image of a row, see [`read_row`]."""
     try:
-        return load_rgb_image(read_row(encoded, name))
+        return decode(read_row(encoded, name))
     except BrokenImageError as error:
         # The name costs another read of the row.
         raise BrokenImageError(name(), error.reason) from error

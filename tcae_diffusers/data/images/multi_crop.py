@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from .center_crop import center_crop
+from .center_crop import center_crop, height_and_width
 from .token_masks import MASK_SHAPES, draw_mask
 
 # Blur radii of the iBOT release are in pixels of its 224 px crops.
@@ -95,20 +95,24 @@ class MultiCropTransform:
         self.mask_ratio = (mask_ratio[0], mask_ratio[1])
         self.mask_shape = mask_shape
 
-    def __call__(self, image: Image.Image, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, image: Image.Image, generator: np.random.Generator, size: tuple[int, int] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Draw the views of one image.
 
         Args:
             image (`PIL.Image.Image`): RGB, any size.
             generator (`np.random.Generator`): The only source of randomness; see [`sample_generator`].
+            size (`tuple[int, int]`, *optional*): Height and width of the reconstruction view; a square of `resolution`
+                if unset.
 
         Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` uint8 `(3, resolution, resolution)`, and when global crops are
-            on `global_crops` uint8 `(2, 3, h, w)`, `masks` bool `(2, grid height, grid width)`, `local_crops` uint8
-            `(k, 3, h', w')`. What is switched off is absent.
+            `dict[str, torch.Tensor]`: `pixel_values` uint8 `(3, H, W)`, and when global crops are on `global_crops`
+            uint8 `(2, 3, h, w)`, `masks` bool `(2, grid height, grid width)`, `local_crops` uint8 `(k, 3, h', w')`.
+            What is switched off is absent.
         """
         flip = generator.random() < 0.5 and self.horizontal_flip
-        view = center_crop(image, self.resolution)
+        view = center_crop(image, size or self.resolution)
         views = {"pixel_values": to_uint8(ImageOps.mirror(view) if flip else view)}
         if self.global_crop_size is None:
             return views
@@ -162,27 +166,28 @@ class MultiCropTransform:
 
 
 def random_resized_crop(
-    image: Image.Image, generator: np.random.Generator, size: int, scale: tuple[float, float]
+    image: Image.Image, generator: np.random.Generator, size: int | tuple[int, int], scale: tuple[float, float]
 ) -> Image.Image:
-    """Cut out a random rectangle and resize it to a square, as `torchvision.transforms.RandomResizedCrop` does.
+    """Cut out a random rectangle and resize it to one size, as `torchvision.transforms.RandomResizedCrop` does.
 
     Args:
         image (`PIL.Image.Image`): Any size.
         generator (`np.random.Generator`): The only source of randomness.
-        size (`int`): Side of the result in pixels.
-        scale (`tuple[float, float]`): Range of the rectangle's share of the image area; its aspect ratio is
-            log-uniform in [3/4, 4/3].
+        size (`int` or `tuple[int, int]`): Of the result: side of a square, or `(height, width)`, in pixels.
+        scale (`tuple[float, float]`): Range of the rectangle's share of the image area; its aspect ratio is that of
+            the result times a factor that is log-uniform in [3/4, 4/3].
     """
+    target_height, target_width = height_and_width(size)
     width, height = image.size
     for _ in range(10):
         area = width * height * generator.uniform(*scale)
-        aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3))) * (target_width / target_height)
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left = int(generator.integers(width - crop_width + 1))
             top = int(generator.integers(height - crop_height + 1))
             box = (left, top, left + crop_width, top + crop_height)
-            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            return image.resize((target_width, target_height), Image.Resampling.BICUBIC, box=box)
     return center_crop(image, size)
 
 

@@ -86,6 +86,9 @@ class OpenMojiSource:
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.array(index))
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.image(index), int(self.labels[index])
 

@@ -48,6 +48,10 @@ class ImageSource(Protocol):
         """
         ...
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return `(height, width)` of `image(index)`, without decoding it; raises as `image` does."""
+        ...
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Return `(image, label)`, the label an index into `classes`; raises as `image` does."""
         ...

@@ -1,13 +1,17 @@
 """Images to batches of training views, for any number of DataLoader workers."""
 
+from functools import cached_property
+
 import torch
 from diffusers.utils import logging
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from ...files import sha256_of_json
 from ..sample_randomness import sample_generator
 from .decoding import BrokenImageError
 from .multi_crop import MultiCropTransform
+from .size_buckets import SizeBuckets
 from .sources import ImageSource
 
 logger = logging.get_logger(__name__)
@@ -23,7 +27,7 @@ class TooManyBrokenImagesError(RuntimeError):
 
 
 class TokenizerTrainingDataset(Dataset):
-    """Views of the images of a source, keyed by `(epoch, index)` as [`StepIndexedBatchSampler`] yields them.
+    """Views of the images of a source, keyed by `(epoch, sample)` as [`StepIndexedBatchSampler`] yields them.
 
     Labels are not asked for: a tokenizer has no use for them.
 
@@ -33,34 +37,45 @@ class TokenizerTrainingDataset(Dataset):
     Args:
         source ([`ImageSource`]): The images.
         transform ([`MultiCropTransform`]): The views.
-        seed (`int`): Of the run. Views are a function of (seed, epoch, index) alone.
+        buckets ([`SizeBuckets`]): The samples: which image each of them is, and at which size it is reconstructed.
+        seed (`int`): Of the run. Views are a function of (seed, epoch, sample) alone.
         max_broken_images (`int`, defaults to 0): How many distinct broken images to pass over.
 
     Raises:
         TooManyBrokenImagesError: From `dataset[key]`, on the first broken image beyond that number.
     """
 
-    def __init__(self, source: ImageSource, transform: MultiCropTransform, seed: int = 0, max_broken_images: int = 0):
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: MultiCropTransform,
+        buckets: SizeBuckets,
+        seed: int = 0,
+        max_broken_images: int = 0,
+    ):
         if max_broken_images < 0:
             raise ValueError(f"max_broken_images {max_broken_images} is negative")
         self.source = source
         self.transform = transform
+        self.buckets = buckets
         self.seed = seed
         self.max_broken_images = max_broken_images
         # One flag per image in shared memory: workers are other processes, and the bound holds for all of them.
         self._broken = torch.zeros(len(source), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.buckets)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """That of the source."""
-        return self.source.fingerprint
+        """That of the source, and of the sizes where there are several."""
+        if not self.buckets.description:
+            return self.source.fingerprint
+        return sha256_of_json([self.source.fingerprint, self.buckets.sizes, self.buckets.counts])
 
     @property
     def description(self) -> str:
-        return f"{len(self.source)} images"
+        return ", ".join(filter(None, [f"{len(self.source)} images", self.buckets.description]))
 
     @property
     def broken_indices(self) -> list[int]:
@@ -68,10 +83,11 @@ class TokenizerTrainingDataset(Dataset):
         return self._broken.nonzero().flatten().tolist()
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        epoch, index = key
-        image, used = self._load(index)
-        # The randomness is that of the key, so a replacement does not repeat the views that it has under its own.
-        views = self.transform(image, sample_generator(self.seed, epoch, index))
+        epoch, sample = key
+        image, used = self._load(int(self.buckets.image_of[sample]))
+        # Randomness and size are those of the key, so a replacement does not repeat the views that it has under its
+        # own and fits into the batch.
+        views = self.transform(image, sample_generator(self.seed, epoch, sample), self.buckets.size(sample))
         return {**views, "indices": used}
 
     def _load(self, index: int) -> tuple[Image.Image, int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +23,10 @@ from .format import (
     MANIFEST,
     PLAIN_VIEW,
     LatentCacheError,
+    ShapeBucket,
     read_header,
     read_int64,
     shard_ranges,
-    stored_values,
     token_view,
 )
 from .mapped_shard import MappedShard
@@ -43,6 +44,9 @@ class LatentCache(torch.utils.data.Dataset):
     Shards hold raw latents. With `expected_tokenizer`, what is read equals what that tokenizer's `encode` returns:
     raw for one that was not calibrated, else `(raw - latent_mean) / latent_std`, the operations of `encode` in its
     order, so that float32 latents are equal bit for bit. Without it latents are raw until [`normalize_with`].
+
+    Of a cache of several shapes, `latent_shape` and `token_shape` are those of a square image of its resolution, and a
+    sample is an image at one of its sizes: a batch must be of one bucket of `bucket_of`.
 
     Args:
         path (`str` or `os.PathLike`): The cache folder.
@@ -75,6 +79,7 @@ class LatentCache(torch.utils.data.Dataset):
         self.seed = seed
         self.manifest = _read_manifest(self.path)
         self.latent_shape: tuple[int, int, int] = tuple(self.manifest["latent_shape"])
+        self.buckets = ShapeBucket.all_of(self.manifest)
         tokens = self.manifest.get("tokens")
         self.token_shape: tuple[int, int, int] | None = tokens and tuple(tokens["shape"])
         self.with_tokens = with_tokens
@@ -89,13 +94,21 @@ class LatentCache(torch.utils.data.Dataset):
         self._shift: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
 
-        shards = self.manifest["shards"]
-        expected = shard_ranges(self.manifest["num_samples"], self.manifest["shard_size"])
-        if [(shard["start"], shard["stop"]) for shard in shards] != expected:
+        shards, counts = self.manifest["shards"], [bucket.count for bucket in self.buckets]
+        self.bucket_of = np.repeat(np.arange(len(counts)), counts)
+        expected = shard_ranges(counts, self.manifest["shard_size"])
+        found = [(shard["start"], shard["stop"]) for shard in shards]
+        if found != [bounds[:2] for bounds in expected] or sum(counts) != self.manifest["num_samples"]:
             raise LatentCacheError(
                 f"the shards that {self.path / MANIFEST} lists do not cover every image exactly once"
             )
+        self._starts = np.array([start for start, _ in found])
         self.labels: torch.Tensor = torch.cat([self._check_shard(shard) for shard in shards])
+        # The image of each sample.
+        self.images = torch.arange(len(self.labels))
+        if "buckets" in self.manifest:
+            self.images = torch.cat([self._read_integers(shard, "image") for shard in shards])
+            self._check_images(len(self.manifest["transform"]["resolution"]))
         self._mapped: dict[int, MappedShard] = {}
         if verify == "sha256":
             self.verify_hashes()
@@ -115,9 +128,10 @@ class LatentCache(torch.utils.data.Dataset):
         count = shard["stop"] - shard["start"]
         wanted = {
             name: (HEADER_DTYPES[dtype], [count, *shape])
-            for name, (shape, dtype) in stored_values(self.manifest).items()
+            for name, (shape, dtype) in self._bucket(shard["start"]).stored_values(self.manifest).items()
         }
-        for name, (dtype, shape) in {**wanted, "labels": ("I64", [count]), "index": ("I64", [count])}.items():
+        integers = ("labels", "index", *(["image"] if "buckets" in self.manifest else []))
+        for name, (dtype, shape) in {**wanted, **dict.fromkeys(integers, ("I64", [count]))}.items():
             found = header.get(name, {"dtype": "nothing", "shape": []})
             if (found["dtype"], found["shape"]) != (dtype, shape):
                 raise LatentCacheError(
@@ -138,6 +152,39 @@ class LatentCache(torch.utils.data.Dataset):
                 f"[0, {len(self.id2label)}); {_REMEDY}"
             )
         return labels
+
+    def _read_integers(self, shard: dict, name: str) -> torch.Tensor:
+        path = self.path / shard["file"]
+        return read_int64(path, name, *read_header(path))
+
+    def _check_images(self, resolutions: int) -> None:
+        """Every image must be there at each resolution."""
+        counts = self.images.bincount()
+        wrong = (counts != resolutions).nonzero().flatten()
+        if len(wrong):
+            image = int(wrong[0])
+            raise LatentCacheError(
+                f"{self.path} has {len(self.images)} samples of {len(counts)} images, expected {resolutions} of each, "
+                f"and {int(counts[image])} of image {image}; {_REMEDY}"
+            )
+
+    @property
+    def shapes_in_words(self) -> str:
+        """`(C, h, w)`, or how many of them there are."""
+        shapes = [bucket.latent_shape for bucket in self.buckets]
+        if len(set(shapes)) == 1:
+            return str(shapes[0])
+        smallest, largest = min(shapes, key=math.prod), max(shapes, key=math.prod)
+        return f"of {len(shapes)} shapes from {smallest} to {largest}"
+
+    @property
+    def bytes_per_sample(self) -> float:
+        """Of latents and tokens of all views, on average."""
+        total = sum(bucket.count * bucket.bytes_per_sample(self.manifest) for bucket in self.buckets)
+        return total / len(self)
+
+    def _bucket(self, sample: int) -> ShapeBucket:
+        return self.buckets[self.bucket_of[sample]]
 
     def verify_hashes(self) -> None:
         """Read every shard and compare its sha256 with the manifest's.
@@ -212,7 +259,7 @@ class LatentCache(torch.utils.data.Dataset):
         """Read a batch.
 
         Args:
-            indices (sequence of `int`): Indices `(B,)` of images, in any order, repeats allowed.
+            indices (sequence of `int`): Indices `(B,)` of samples, in any order, repeats allowed.
             epochs (`int` or `np.ndarray`, defaults to 0): For the choice of views, one for all or one each.
 
         Returns:
@@ -220,9 +267,10 @@ class LatentCache(torch.utils.data.Dataset):
 
         Raises:
             IndexError: An index is not within `[0, len(cache))`.
+            ValueError: The samples are of several shapes.
         """
-        indices = self._checked(indices)
-        latents = self._gather(indices, epochs, self.views, torch.empty(len(indices), *self.latent_shape))
+        indices, bucket = self._checked(indices)
+        latents = self._gather(indices, epochs, self.views, torch.empty(len(indices), *bucket.latent_shape))
         if self._shift is not None and self._scale is not None:
             # In place, and in the order of `encode`: the same bits.
             latents.sub_(self._shift).div_(self._scale)
@@ -238,32 +286,39 @@ class LatentCache(torch.utils.data.Dataset):
 
         Raises:
             IndexError: An index is not within `[0, len(cache))`.
+            ValueError: The samples are of several shapes.
             LatentCacheError: The cache has no tokens.
         """
-        shape, dtype = self._require_tokens(), DTYPES[self.manifest["tokens"]["dtype"]]
-        indices = self._checked(indices)
-        names = [token_view(view) for view in self.views]
-        return self._gather(indices, epochs, names, torch.empty(len(indices), *shape, dtype=dtype))
+        self._require_tokens()
+        indices, bucket = self._checked(indices)
+        assert bucket.token_shape is not None, "there are tokens of all buckets or of none"
+        dtype, names = DTYPES[self.manifest["tokens"]["dtype"]], [token_view(view) for view in self.views]
+        return self._gather(indices, epochs, names, torch.empty(len(indices), *bucket.token_shape, dtype=dtype))
 
-    def _require_tokens(self) -> tuple[int, int, int]:
+    def _require_tokens(self) -> None:
         if self.token_shape is None:
             raise LatentCacheError(
                 f"latent cache {self.path} has no tokens; cache the latents anew, in another folder, with --tokens "
                 "tokenizer or a frozen network"
             )
-        return self.token_shape
 
-    def _checked(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> np.ndarray:
+    def _checked(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> tuple[np.ndarray, ShapeBucket]:
+        """As an array, and the bucket that they are all in."""
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"indices {indices.min()}..{indices.max()} are not all within [0, {len(self)})")
-        return indices
+        buckets = np.unique(self.bucket_of[indices])
+        if len(buckets) > 1:
+            shapes = ", ".join(str(self.buckets[bucket].latent_shape) for bucket in buckets)
+            raise ValueError(f"samples of the shapes {shapes} are no batch; read those of one bucket at a time")
+        return indices, self.buckets[buckets[0] if len(buckets) else 0]
 
     def _gather(
         self, indices: np.ndarray, epochs: int | np.ndarray, names: Sequence[str], values: torch.Tensor
     ) -> torch.Tensor:
         """Fill `values` with the rows of `indices`, each of the one of `names` that its view is."""
-        shards, rows = np.divmod(indices, self.manifest["shard_size"])
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = indices - self._starts[shards]
         views = choose_per_sample(self.seed, epochs, indices, len(names))
         # One gather per shard and view that the batch touches, however large the batch is.
         keys = shards * len(names) + views

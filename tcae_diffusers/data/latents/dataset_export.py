@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, Value
 
+from ...errors import InputError
 from .cache import LatentCache
-from .format import stored_values
 
 
 def latent_cache_to_dataset(cache: LatentCache, cache_dir: str | os.PathLike | None = None) -> Dataset:
@@ -21,10 +21,18 @@ def latent_cache_to_dataset(cache: LatentCache, cache_dir: str | os.PathLike | N
     Args:
         cache ([`LatentCache`]): What to export.
         cache_dir (`str` or `os.PathLike`, *optional*): Where `datasets` keeps its Arrow file.
+
+    Raises:
+        InputError: The cache has several shapes, for which a column has no type.
     """
+    if len(cache.buckets) > 1:
+        raise InputError(
+            f"{cache.path} has latents of {len(cache.buckets)} shapes, and a column of a dataset holds one; cache one"
+            " size for it"
+        )
     stored = {
         name: (shape, "float16" if dtype == "float16" else "float32")
-        for name, (shape, dtype) in stored_values(cache.manifest).items()
+        for name, (shape, dtype) in cache.buckets[0].stored_values(cache.manifest).items()
     }
     features = Features(
         {

@@ -11,12 +11,19 @@ cache/
 While a cache is being made there are also `job.json` (what is being cached, so that a resume cannot mix two jobs) and
 one `latents-00000.json` per finished shard (size, sha256, statistics). The manifest takes over their content.
 
+A cache of images of several sizes has `buckets`: samples of one size stand together, and no shard crosses from one to
+the next. `latent_shape` is then that of a square image of the cache's resolution, and shards hold `image` too, the
+number of each sample's image, of which there are as many samples as resolutions.
+
 Latents are stored **raw**: as they leave the encoder, before per-channel normalisation. The statistics are computed
 from these latents, so they can only be known afterwards; raw latents stay valid whatever they are.
 """
 
 import errno
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,22 +50,67 @@ def token_view(view: str) -> str:
     return "tokens" + view.removeprefix(PLAIN_VIEW)
 
 
-def stored_values(job: dict) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape of one image's and dtype of every floating-point tensor in a shard, by its name."""
-    stored = dict.fromkeys(job["views"], (tuple(job["latent_shape"]), job["dtype"]))
-    if tokens := job.get("tokens"):
-        shape = tuple(tokens["shape"])
-        stored |= dict.fromkeys(map(token_view, job["views"]), (shape, tokens["dtype"]))
-    return stored
+@dataclass(frozen=True)
+class ShapeBucket:
+    """
+    Samples of a cache that have one shape.
+
+    Args:
+        count (`int`): How many.
+        image_size (`tuple[int, int]`): Height and width of their images in pixels.
+        latent_shape (`tuple[int, int, int]`): `(C, h, w)`.
+        token_shape (`tuple[int, int, int]`, *optional*): `(D, h', w')`, where there are tokens.
+    """
+
+    count: int
+    image_size: tuple[int, int]
+    latent_shape: tuple[int, int, int]
+    token_shape: tuple[int, int, int] | None = None
+
+    @classmethod
+    def all_of(cls, job: dict) -> "list[ShapeBucket]":
+        """Those of a cache, in the order of its samples; a single one, of unknown image size, without `buckets`."""
+        if "buckets" in job:
+            return [
+                cls(
+                    bucket["count"],
+                    tuple(bucket["image_size"]),
+                    tuple(bucket["latent_shape"]),
+                    tuple(bucket["token_shape"]) if "token_shape" in bucket else None,
+                )
+                for bucket in job["buckets"]
+            ]
+        tokens = job.get("tokens")
+        token_shape = tokens and tuple(tokens["shape"])
+        return [cls(job["num_samples"], (0, 0), tuple(job["latent_shape"]), token_shape)]
+
+    def stored_values(self, job: dict) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of one sample's and dtype of every floating-point tensor in a shard, by its name."""
+        stored: dict[str, tuple[tuple[int, ...], str]] = dict.fromkeys(job["views"], (self.latent_shape, job["dtype"]))
+        if self.token_shape is not None:
+            stored |= dict.fromkeys(map(token_view, job["views"]), (self.token_shape, job["tokens"]["dtype"]))
+        return stored
+
+    def bytes_per_sample(self, job: dict) -> int:
+        """Of latents and tokens of all views."""
+        return sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in self.stored_values(job).values())
 
 
 def shard_file(number: int) -> str:
     return f"latents-{number:05d}.safetensors"
 
 
-def shard_ranges(num_samples: int, shard_size: int) -> list[tuple[int, int]]:
-    """`(start, stop)` of each shard: they depend on the data set alone, never on the number of ranks."""
-    return [(start, min(start + shard_size, num_samples)) for start in range(0, num_samples, shard_size)]
+def shard_ranges(counts: Sequence[int], shard_size: int) -> list[tuple[int, int, int]]:
+    """
+    `(start, stop, bucket)` of each shard, where buckets have `counts` samples: they depend on the data set alone,
+    never on the number of ranks.
+    """
+    ranges, first = [], 0
+    for bucket, count in enumerate(counts):
+        end = first + count
+        ranges += [(start, min(start + shard_size, end), bucket) for start in range(first, end, shard_size)]
+        first = end
+    return ranges
 
 
 def read_header(path: Path) -> tuple[dict, int]:

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from .format import DTYPES, stored_values
+from .format import DTYPES, ShapeBucket
 
 
 @dataclass(frozen=True)
 class LatentShard:
-    """Images `[start, stop)` of the data set, shard `number` of the cache."""
+    """Samples `[start, stop)` of the data set, shard `number` of the cache, all of one shape."""
 
     number: int
     start: int
     stop: int
+    bucket: ShapeBucket
 
 
 class OpenShard:
@@ -35,7 +36,7 @@ class OpenShard:
         # Latents are float32 until written: statistics and rounding error are those of what the encoder gave.
         self._values = {
             name: torch.empty((count, *shape), dtype=torch.float32 if name in job["views"] else DTYPES[dtype])
-            for name, (shape, dtype) in stored_values(job).items()
+            for name, (shape, dtype) in shard.bucket.stored_values(job).items()
         }
         self._labels = torch.empty(count, dtype=torch.int64)
         self._seen = torch.zeros(count, dtype=torch.bool)

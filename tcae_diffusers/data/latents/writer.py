@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ from .format import (
     MANIFEST,
     PLAIN_VIEW,
     LatentCacheError,
+    ShapeBucket,
     explain_write_error,
     shard_file,
     shard_ranges,
-    stored_values,
     write_cache_file,
 )
 from .open_shard import LatentShard, OpenShard, is_finite
@@ -59,7 +60,7 @@ class LatentShardWriter:
 
     Args:
         path (`str` or `os.PathLike`): The cache folder; made when it does not exist.
-        num_samples (`int`): Images in the data set.
+        num_samples (`int`): Images in the data set, times the resolutions of each.
         latent_shape (`tuple[int, int, int]`): `(C, h, w)`.
         tokenizer ([`TokenizerFingerprint`]): Of the model that encodes.
         id2label (`dict[int, str]`): Class names by label, 0 to K - 1.
@@ -72,6 +73,9 @@ class LatentShardWriter:
         shard_size (`int`, defaults to 4096): Images per shard.
         tokens (`dict`, *optional*): Keep tokens of the images too, a map of them for each view: their `shape` `(D, h,
             w)` and `dtype`, and whatever tells where they come from, JSON-ready.
+        buckets (`list[ShapeBucket]`, *optional*): Shapes of the samples, in their order, where they differ from
+            `latent_shape` and that of `tokens`, which are then those of a square image.
+        image_of (`np.ndarray`, *optional*): With `buckets`, the image of each sample, int64 `(num_samples,)`.
 
     Raises:
         LatentCacheError: The folder holds a cache of another job (the message says what differs).
@@ -92,6 +96,8 @@ class LatentShardWriter:
         views: tuple[str, ...] = (PLAIN_VIEW,),
         shard_size: int = 4096,
         tokens: dict | None = None,
+        buckets: list[ShapeBucket] | None = None,
+        image_of: np.ndarray | None = None,
     ):
         if num_samples < 1 or shard_size < 1:
             raise ValueError(f"num_samples {num_samples} and shard_size {shard_size} must be at least 1")
@@ -103,6 +109,8 @@ class LatentShardWriter:
             raise ValueError(f"id2label has the labels {sorted(id2label)}, expected 0 to K - 1 without a gap")
         if len(latent_shape) != 3 or min(latent_shape) < 1:
             raise ValueError(f"latent_shape {tuple(latent_shape)} is not (channels, height, width)")
+        if buckets is not None and (image_of is None or sum(each.count for each in buckets) != num_samples):
+            raise ValueError(f"buckets {buckets} do not have {num_samples} samples, or image_of is missing")
         self.path = Path(path)
         self.job = json.loads(
             json.dumps(
@@ -119,11 +127,16 @@ class LatentShardWriter:
                     "shard_size": shard_size,
                     "id2label": {str(label): name for label, name in sorted(id2label.items())},
                     **({} if tokens is None else {"tokens": tokens}),
+                    **({} if buckets is None else {"buckets": [_without_none(asdict(each)) for each in buckets]}),
                 }
             )
         )
-        ranges = shard_ranges(num_samples, shard_size)
-        self.shards = [LatentShard(number, *bounds) for number, bounds in enumerate(ranges)]
+        self._image_of = image_of
+        buckets = ShapeBucket.all_of(self.job)
+        self.shards = [
+            LatentShard(number, start, stop, buckets[bucket])
+            for number, (start, stop, bucket) in enumerate(shard_ranges([each.count for each in buckets], shard_size))
+        ]
         # Made on first use: one thread, so that at most one shard waits in memory beside the one being filled.
         self._pool: ThreadPoolExecutor | None = None
         self._pending_write: Future | None = None
@@ -137,7 +150,8 @@ class LatentShardWriter:
         for name in (MANIFEST, JOB):
             if (self.path / name).exists():
                 found = _read_job(self.path / name)
-                different = [key for key in {**self.job, "tokens": None} if found.get(key) != self.job.get(key)]
+                keys = {**self.job, "tokens": None, "buckets": None}
+                different = [key for key in keys if found.get(key) != self.job.get(key)]
                 if different:
                     raise LatentCacheError(
                         f"{self.path} holds latents of another job (different: {', '.join(different)}); delete the "
@@ -149,8 +163,11 @@ class LatentShardWriter:
         self._check_free_space()
 
     def _check_free_space(self) -> None:
-        per_image = bytes_per_image(self.job) + 16
-        needed = sum((shard.stop - shard.start) * per_image for shard in self.shards if not self.is_complete(shard))
+        needed = sum(
+            (shard.stop - shard.start) * (shard.bucket.bytes_per_sample(self.job) + 16)
+            for shard in self.shards
+            if not self.is_complete(shard)
+        )
         if needed > (free := shutil.disk_usage(self.path).free):
             raise OSError(
                 errno.ENOSPC,
@@ -207,6 +224,8 @@ class LatentShardWriter:
         dtype = DTYPES[self.job["dtype"]]
         latents = {view: values[view] for view in self.job["views"]}
         tensors = {**values, "labels": labels, "index": torch.arange(shard.start, shard.stop)}
+        if "buckets" in self.job and self._image_of is not None:
+            tensors["image"] = torch.from_numpy(self._image_of[shard.start : shard.stop].astype(np.int64))
         statistics = functools.reduce(ChannelStatistics.merge, map(ChannelStatistics.of, latents.values()))
         largest, squared = 0.0, 0.0
         for view, exact in latents.items():
@@ -282,9 +301,8 @@ class LatentShardWriter:
         }
 
 
-def bytes_per_image(job: dict) -> int:
-    """Of latents and tokens of all views, by the description of a cache."""
-    return sum(math.prod(shape) * DTYPES[dtype].itemsize for shape, dtype in stored_values(job).values())
+def _without_none(values: dict) -> dict:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _read_job(file: Path) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from tcae_diffusers.data.images.decoding import BrokenImageError, load_rgb_image
+from tcae_diffusers.data.images.decoding import BrokenImageError, load_rgb_image, read_image_size
 from tcae_diffusers.errors import InputError
 
 FORMATS = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
@@ -128,3 +128,16 @@ def _grey_tiff(bits: int, black: int, data: bytes) -> bytes:
 )
 def test_grey_of_any_depth_goes_from_black_to_white(bits, black, data, expected):
     assert (np.asarray(load_rgb_image(_grey_tiff(bits, black, data))) == expected).all()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_size_is_that_of_the_decoded_image_without_decoding_it(form):
+    options = [{"exif": _exif((0x0112, 3, 1, struct.pack("<HH", number, 0)))} for number in (1, 3, 5, 6, 8, 99)]
+    for content in (_encoded(form, **each) for each in [{}, *options]):
+        width, height = load_rgb_image(content).size
+        assert read_image_size(content) == (height, width)
+        # Of an image that is cut off behind its header too.
+        if form != "WEBP":
+            assert read_image_size(content[:-5]) == (height, width)
+    with pytest.raises(BrokenImageError, match="cannot read image it: it is not an image"):
+        read_image_size(b"text", "it")

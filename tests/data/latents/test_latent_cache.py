@@ -483,7 +483,7 @@ def _sparse_cache(path, num_samples, shape, shard_size):
     """Shards whose latents are a hole in the file: real in size, free on disk."""
     path.mkdir()
     records = []
-    for number, (start, stop) in enumerate(shard_ranges(num_samples, shard_size)):
+    for number, (start, stop, _) in enumerate(shard_ranges([num_samples], shard_size)):
         count = stop - start
         integers = np.stack([np.arange(start, stop), np.arange(start, stop) % 1000]).astype("<i8").tobytes()
         end = len(integers) + count * int(np.prod(shape)) * 2
