@@ -122,7 +122,7 @@ class GenerateArguments(
         transformers = ("transformer", "ema_snapshots", "guidance_transformer")
         self._require_default(*transformers, unless=not self.baseline, omitted="with --baseline")
         is_drawn = self.baseline != "class-mean"
-        self._require_default("guider", unless=is_drawn, omitted="with --baseline class-mean")
+        self._require_default("guider", "height", "width", unless=is_drawn, omitted="with --baseline class-mean")
         unguided = "unless --guidance_scale is above 1 or --guider is given"
         self._require_default("guidance_transformer", unless=self.is_guided, omitted=unguided)
         if self.baseline == "class-mean" and not self.data:
@@ -132,5 +132,6 @@ class GenerateArguments(
 
     def sampling(self, has_guider: bool) -> dict[str, Any]:
         """What the pipeline is called with; options that are unset are left out, for pipelines that know none."""
-        shift = {} if self.timestep_shift is None else {"timestep_shift": self.timestep_shift}
-        return {**self.guidance(has_guider), "num_inference_steps": self.num_inference_steps, **shift}
+        given = {name: getattr(self, name) for name in ("timestep_shift", "height", "width")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {**self.guidance(has_guider), "num_inference_steps": self.num_inference_steps, **given}

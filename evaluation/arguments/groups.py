@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES
 
 if TYPE_CHECKING:
@@ -84,6 +85,13 @@ class ImageArguments(AutoencoderArguments):
     resolution: int | None = option(
         None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS", at_least=1
     )
+    width: int | None = option(
+        None,
+        "Width of the images in pixels where they are not square, whose height is then --resolution.",
+        metavar="PIXELS",
+        needs="resolution",
+        at_least=1,
+    )
     max_images: int | None = option(
         None,
         "Number of images to use, evenly spaced in the source; all of them if unset.",
@@ -92,11 +100,22 @@ class ImageArguments(AutoencoderArguments):
     )
 
     def open_images(self, model: nn.Module) -> ImageSet:
-        """The images, of the size that the model is made for unless another was asked for."""
+        """
+        The images, of the size that the model is made for unless another was asked for.
+
+        Raises:
+            InputError: They cannot be read, or are not square and the model decodes squares only.
+        """
         from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, open_data_source
         from tcae_diffusers.models.adapters import adapt
 
-        images: ImageSet = open_data_source(self.data, self.resolution or adapt(model).image_size)
+        adapter, size = adapt(model), self.resolution or adapt(model).image_size
+        if size and self.width and self.width != size:
+            if not adapter.decodes_any_size:
+                raise InputError(f"{adapter.class_name} decodes square images of one size only; omit --width")
+            images: ImageSet = open_data_source(self.data, (size, self.width))
+        else:
+            images = open_data_source(self.data, size)
         if self.max_images and self.max_images < len(images):
             images = EvenlySpacedImages(images, self.max_images)
         return images

@@ -37,6 +37,12 @@ class DrawingArguments(Arguments):
     timestep_shift: float | None = option(
         None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
     )
+    height: int | None = option(
+        None, "Height of the images in pixels; that of the pipeline if unset.", metavar="PIXELS", at_least=1
+    )
+    width: int | None = option(
+        None, "Width of the images in pixels; that of the pipeline if unset.", metavar="PIXELS", at_least=1
+    )
     labels: str = option(
         "balanced",
         "Classes of the images: balanced, or a data source such as openmoji:train, whose class proportions are "

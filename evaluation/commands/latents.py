@@ -27,15 +27,16 @@ def run(arguments: LatentsArguments) -> LatentsResult:
     images = arguments.open_images(model)
     network = arguments.network_if_any(device)
     found = evaluate_latents(model, images, network, arguments.batch_size, arguments.noise_levels, seed=arguments.seed)
+    height, width = images[0].shape[:2]
     result = LatentsResult(
         figures=found.figures,
         autoencoder=describe_autoencoder(arguments.autoencoder, model),
-        data=describe_images(arguments.data, images),
+        data={**describe_images(arguments.data, images), "height": height, "width": width},
         channels=found.channels,
         equivariance=found.equivariance,
         noise=found.noise,
         picture=_PICTURE,
-        **provenance(seed=arguments.seed, resolution=images[0].shape[0], ranks=state.num_processes),
+        **provenance(seed=arguments.seed, resolution=height, ranks=state.num_processes),
     )
     if state.is_main_process:
         result.files[_PICTURE], result.picture_rows = component_sheet(model, images, spread_indices(images, 12))
