@@ -61,6 +61,8 @@ def test_the_table_names_exactly_the_tested_pipelines():
     rows = re.findall(r"^\| `(\w+Pipeline)` \| (?:C|4C) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     tested = {build()[0].__name__ for build in STOCK_PIPELINES.values()}
     assert sorted(rows) == sorted(tested | {"TCDiTPipeline"})
+    readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"{len(tested)} stock pipelines" in readme
 
 
 @pytest.mark.parametrize("name", ["LongCatImagePipeline", "Kandinsky6TI2VAPipeline", "Kandinsky6SRPipeline"])
