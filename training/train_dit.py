@@ -215,7 +215,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
     null_class_id = choose_null_class_id(arguments.null_class_id, len(id2label), objective.prediction_type)
 
     accelerator = start_accelerator(arguments)
-    check_sharding(accelerator)
+    check_sharding(accelerator, {"--gradient_checkpointing": arguments.gradient_checkpointing})
     warn_of_latents_without_unit(cache)
     transformer = build_transformer(
         arguments.transformer,

@@ -172,7 +172,11 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
 def start(arguments: TokenizerArguments) -> TokenizerTraining:
     """Build everything and load the checkpoint to resume from; raises for anything wrong with the arguments."""
     accelerator = start_accelerator(arguments)
-    check_sharding(accelerator)
+    recomputing = {
+        "--gradient_checkpointing": arguments.gradient_checkpointing,
+        "--ssl_drop_path": arguments.ssl_drop_path > 0,
+    }
+    check_sharding(accelerator, recomputing)
     autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
     # Statistics of the initial weights: training changes the latents, and cache_latents measures them again.
     adapt(autoencoder).reset_statistics()

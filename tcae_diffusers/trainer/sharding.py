@@ -1,6 +1,7 @@
 """Training with parameters sharded over ranks (FSDP2, through accelerate): how it differs from unsharded training."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from accelerate.utils import convert_outputs_to_fp32, parse_flag_from_env
 from diffusers import ModelMixin
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, StateDictType
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from ..data.whole_tensor import whole_tensor
 from ..errors import InputError
@@ -39,8 +41,12 @@ def refuse_deepspeed() -> None:
         )
 
 
-def check_sharding(accelerator: Accelerator) -> None:
+def check_sharding(accelerator: Accelerator, recomputing: Mapping[str, bool]) -> None:
     """
+    Args:
+        recomputing (mapping): Options that recompute activations, or that recomputing would break, and whether they
+            are used: `fsdp_activation_checkpointing` excludes each.
+
     Raises:
         ValueError: a setting of FSDP that this package does not support.
     """
@@ -53,13 +59,17 @@ def check_sharding(accelerator: Accelerator) -> None:
         "fsdp_state_dict_type: FULL_STATE_DICT": plugin.state_dict_type != StateDictType.SHARDED_STATE_DICT,
         # Buffers that are saved with the model, such as DiT's positions, have no shards to broadcast into.
         "fsdp_cpu_ram_efficient_loading: true": plugin.cpu_ram_efficient_loading,
-        "fsdp_activation_checkpointing: true (use --gradient_checkpointing)": plugin.activation_checkpointing,
+        # New in accelerate 1.15.
+        "fsdp_activation_checkpointing_offload: true": getattr(plugin, "activation_checkpointing_offload", False),
         "fsdp_offload_params: true": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "--mixed_precision fp16 (bf16 works)": accelerator.mixed_precision == "fp16",
     }
     for setting, found in unsupported.items():
         if found:
             raise ValueError(f"{setting} is not supported with FSDP; {CONFIG} has supported settings.")
+    for option, used in recomputing.items():
+        if used and plugin.activation_checkpointing:
+            raise ValueError(f"fsdp_activation_checkpointing: true and {option} cannot be combined; choose one.")
 
 
 DISCRIMINATOR = "accelerate shards a single model with FSDP, and the discriminator is a second one"
@@ -100,11 +110,23 @@ def prepare(
         if plugin.transformer_cls_names_to_wrap is None:
             present = {type(module).__name__ for module in model.modules()}
             plugin.transformer_cls_names_to_wrap = [name for name in units if name in present]
+        if plugin.activation_checkpointing:
+            _recompute_activations(model, plugin.transformer_cls_names_to_wrap)
+            # accelerate would wrap the units in modules, which renames parameters that are matched by name.
+            plugin.activation_checkpointing = False
         # accelerate's policy for bf16 would round the inputs too, timesteps among them, and sum gradients in bf16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         if accelerator.mixed_precision != "no":
             model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
     return accelerator.prepare(model, optimizer)
+
+
+def _recompute_activations(model: torch.nn.Module, units: Sequence[str]) -> None:
+    """Inside each unit of FSDP: its parameters are gathered once for recomputation and gradients together. Around a
+    unit, where `--gradient_checkpointing` recomputes, they are gathered for each."""
+    for module in model.modules():
+        if type(module).__name__ in units:
+            module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def start_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

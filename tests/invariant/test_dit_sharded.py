@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.tensor import DTensor
 
+from tcae_diffusers.models.tcae.transformer_tc_dit import TCDiTFeedForward
 from tcae_diffusers.training import online_frechet, train_dit
 
 from ..accelerate_configs import launch_environment
@@ -58,9 +59,9 @@ VARIANTS = {
 }
 
 
-def shard(command=train_dit):
+def shard(command=train_dit, **environment):
     """Let this process's `command` shard; accelerate itself does so on accelerators only."""
-    os.environ.update(launch_environment("fsdp2", num_processes=2))
+    os.environ.update({**launch_environment("fsdp2", num_processes=2), **environment})
     start_accelerator, start = command.start_accelerator, command.start
 
     def start_sharded(*arguments):
@@ -155,6 +156,30 @@ def test_two_sharded_ranks_train_what_two_whole_ones_train(tmp_path, name):
         assert sorted(path.relative_to(sharded) for path in sharded.rglob("run/ema_snapshots/*")) == snapshots
         assert_close(weights(sharded / "run/ema_snapshots"), weights(whole / "run/ema_snapshots"))
     assert (sharded / "run/run.json").read_text() == (whole / "run/run.json").read_text()
+
+
+def test_activations_recomputed_by_the_launch_configuration_change_no_bit(tmp_path):
+    options = {**VARIANTS["tc-dit"], "gradient_checkpointing": False, "latents": with_tokens()}
+    expected = sharded_state(last_checkpoint(uninterrupted("tc-dit", sharded=True)), tmp_path)
+
+    def rank_run(rank):
+        calls = []
+        forward = TCDiTFeedForward.forward
+
+        def counted(self, hidden_states):
+            if torch.is_grad_enabled():
+                calls.append(self)
+            return forward(self, hidden_states)
+
+        TCDiTFeedForward.forward = counted
+        shard(FSDP_ACTIVATION_CHECKPOINTING="true")
+        train(tmp_path / "run", **options)
+        # In each of two layers, for both halves of 6 steps, once forward and once for the gradients.
+        assert len(calls) == 2 * 2 * 6 * 2, len(calls)
+
+    assert fork_ranks(rank_run) == [0, 0]
+    (tmp_path / "recomputed").mkdir()
+    assert_equal(sharded_state(last_checkpoint(tmp_path), tmp_path / "recomputed"), expected)
 
 
 def test_the_online_distance_of_sharded_ranks_is_that_of_whole_ones():

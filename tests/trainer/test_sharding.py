@@ -49,7 +49,7 @@ def test_the_number_of_gpus_must_be_given_where_the_file_cannot_know_it():
 def test_the_shipped_fsdp_configuration_passes_the_check(monkeypatch):
     for key, value in launch_environment("fsdp2", num_processes=2).items():
         monkeypatch.setenv(key, value)
-    check_sharding(sharded_accelerator(fsdp_version=None, cpu_ram_efficient_loading=None))
+    check_sharding(sharded_accelerator(fsdp_version=None, cpu_ram_efficient_loading=None), {"--ssl_drop_path": True})
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,28 @@ def test_the_shipped_fsdp_configuration_passes_the_check(monkeypatch):
         ({"fsdp_version": 1}, "fsdp_version: 1"),
         ({"state_dict_type": "FULL_STATE_DICT"}, "FULL_STATE_DICT"),
         ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading"),
-        ({"activation_checkpointing": True}, "--gradient_checkpointing"),
         ({"cpu_offload": True}, "fsdp_offload_params"),
         ({"mixed_precision": "fp16"}, "bf16 works"),
     ],
 )
 def test_an_fsdp_setting_that_is_not_supported_is_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named) as refusal:
-        check_sharding(sharded_accelerator(**settings))
+        check_sharding(sharded_accelerator(**settings), {})
     assert "fsdp2.yaml" in str(refusal.value)
+
+
+def test_activations_are_recomputed_in_one_way_and_never_of_dropped_branches():
+    accelerator = sharded_accelerator(activation_checkpointing=True)
+    check_sharding(accelerator, {"--gradient_checkpointing": False, "--ssl_drop_path": False})
+    with pytest.raises(ValueError, match="fsdp_activation_checkpointing: true and --ssl_drop_path cannot be combined"):
+        check_sharding(accelerator, {"--gradient_checkpointing": False, "--ssl_drop_path": True})
+
+
+def test_offloaded_activations_are_refused():
+    accelerator = sharded_accelerator(activation_checkpointing=True)
+    accelerator.state.fsdp_plugin.activation_checkpointing_offload = True
+    with pytest.raises(ValueError, match=r"fsdp_activation_checkpointing_offload.*fsdp2.yaml"):
+        check_sharding(accelerator, {})
 
 
 @pytest.mark.parametrize("command", [cache_latents, train_dit, train_tcae, finetune_decoder])
@@ -93,4 +106,4 @@ def test_each_command_refuses_deepspeed_with_the_way_to_shard_and_leaves_no_fold
 
 def test_whole_parameters_pass():
     for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        check_sharding(SimpleNamespace(distributed_type=kind))
+        check_sharding(SimpleNamespace(distributed_type=kind), {"--gradient_checkpointing": True})

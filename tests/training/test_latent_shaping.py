@@ -187,6 +187,6 @@ def test_an_alignment_to_a_dinov2_has_a_token_for_each_position(started, tmp_pat
 
 def test_an_alignment_of_sharded_parameters_is_refused(started, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    monkeypatch.setattr(train_tcae, "check_sharding", lambda accelerator: None)
+    monkeypatch.setattr(train_tcae, "check_sharding", lambda accelerator, recomputing: None)
     with pytest.raises(InputError, match=r"--latent_alignment weighs gradients.*ddp.yaml"):
         started(latent_alignment="efficientnet-lite0")
