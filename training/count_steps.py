@@ -67,7 +67,7 @@ from tcae_diffusers.training.step_cost import (
     StepCost,
 )
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
-from tcae_diffusers.training.train_tcae import TokenizerTraining, parameter_groups
+from tcae_diffusers.training.train_tcae import TokenizerTraining, freeze_layers, parameter_groups
 
 # Images of the counted batch: how many tokens are masked differs from image to image, and this is their mean.
 BATCH = 8
@@ -114,6 +114,7 @@ def tokenizer_step_cost(arguments: TokenizerArguments, batch: Batch | None = Non
     with META, without_pretrained_weights():
         autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
         resolve_sizes(arguments, autoencoder)
+        freeze_layers(autoencoder, arguments)
         adapter = adapt(autoencoder)
         method = build_method(arguments, adapter)
         shaping = build_latent_shaping(arguments, adapter, counting_accelerator())
@@ -156,6 +157,8 @@ def decoder_step_cost(arguments: DecoderArguments, batch: Batch | None = None) -
         if arguments.new_decoder:
             autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
         tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise).train()
+        if arguments.trained_layers == "head":
+            adapt(autoencoder).train_only(adapt(autoencoder).decoder_head)
         losses = build_reconstruction_loss(arguments).to(META)
         adversary = build_adversary(arguments, counting_accelerator())
         trained = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]

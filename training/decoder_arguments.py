@@ -1,7 +1,7 @@
 """Options of finetune_decoder."""
 
 from dataclasses import MISSING, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import option
 from tcae_diffusers.trainer.tokenizer_arguments import PERCEPTUAL_HELP, AdversarialArguments, PerceptualName
@@ -53,6 +53,9 @@ class DecoderArguments(GeneratedLatentArguments):
     autoencoder: str = option(
         MISSING, "Folder of the trained autoencoder whose decoder is fine-tuned.", metavar="FOLDER"
     )
+    trained_layers: Literal["decoder", "head"] = option(
+        "decoder", "Layers to train: the whole decoder, or its last layers alone (DC-AE's local refinement)."
+    )
     new_decoder: dict = option(
         {},
         "Shape of a new decoder that is trained from scratch, as values that replace entries of the autoencoder's "
@@ -77,3 +80,4 @@ class DecoderArguments(GeneratedLatentArguments):
         super().__post_init__()
         has_new = bool(self.new_decoder)
         self._require_default("distillation_weight", unless=has_new, omitted="without --new_decoder")
+        self._require_default("trained_layers", unless=not has_new, omitted="with --new_decoder")

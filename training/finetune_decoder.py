@@ -80,13 +80,14 @@ class DecoderTraining(ReconstructionTraining[DecoderPass]):
         adversary, side = self.adversary, self.arguments.image_size
         adversarial = f" + {adversary.describe(self.arguments)}" if adversary else ", without an adversarial loss"
         losses = self.reconstruction_loss.description
+        part = "decoder's head" if self.arguments.trained_layers == "head" else "decoder"
         if self.teacher is not None:
             losses += f" + {self.arguments.distillation_weight:g} * (the same to the images of the given decoder)"
         parameters = self.autoencoder.num_parameters(only_trainable=True)
         macs = autoencoder_cost(self.autoencoder, side, side).decode_macs
         return self.describe_run(
             losses + adversarial,
-            f"{parameters / 1e6:.2f} M parameters of the decoder, {macs / 1e9:.3g} GMAC",
+            f"{parameters / 1e6:.2f} M parameters of the {part}, {macs / 1e9:.3g} GMAC",
             parameters=parameters,
             decoder_macs=macs,
             encoder_sha256=self.encoder_sha256,
@@ -156,6 +157,9 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
+    if arguments.trained_layers == "head":
+        adapt(autoencoder).train_only(adapt(autoencoder).decoder_head)
+        identity["trained layers"] = "head"
     dataset = build_training_images(arguments, adapt(autoencoder))
     preview = build_preview(arguments, draw_heldout_latents(arguments, autoencoder, accelerator))
     reconstruction_loss = build_reconstruction_loss(arguments).to(accelerator.device)

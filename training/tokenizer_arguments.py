@@ -1,7 +1,7 @@
 """Options of train_tcae."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tcae_diffusers.arguments import option
 from tcae_diffusers.errors import InputError
@@ -38,6 +38,11 @@ class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSuper
     autoencoder_overrides: dict = option(
         {}, 'Values that override entries of the autoencoder\'s config, as JSON: {"patch_size": 4}.'
     )
+    trained_layers: Literal["all", "latent"] = option(
+        "all",
+        "Layers to train: all of them, or those on both sides of the latent alone, which adapts a trained"
+        " --autoencoder to larger images (DC-AE).",
+    )
     reconstruction_weight: float = option(1.0, "Weight of the whole reconstruction loss, alpha of the paper.")
     kl_weight: float = option(
         1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL)."
@@ -51,5 +56,9 @@ class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSuper
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.trained_layers != "all" and self.ssl != "none":
+            raise InputError(
+                f"--trained_layers {self.trained_layers} trains without self-supervision; add --ssl none."
+            )
         if self.ssl_drop_path and self.gradient_checkpointing:
             raise InputError("--ssl_drop_path and --gradient_checkpointing cannot be combined; choose one.")

@@ -18,13 +18,16 @@ if __name__ == "__main__":
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.latent_shaping import Decoded
 from tcae_diffusers.objectives.schedules import weight_decay
@@ -32,7 +35,7 @@ from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.self_supervision.method import SelfSupervision, StudentOutput
 from tcae_diffusers.self_supervision.student import TokenizerStudent
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
-from tcae_diffusers.trainer.averages import averaged_weights
+from tcae_diffusers.trainer.averages import averaged_weights, trained_parameters
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, is_log_step
@@ -44,7 +47,13 @@ from tcae_diffusers.trainer.reconstruction_preview import build_preview
 from tcae_diffusers.trainer.reconstruction_terms import build_reconstruction_loss
 from tcae_diffusers.trainer.reconstruction_training import ReconstructionTraining, begin_reconstruction_run
 from tcae_diffusers.trainer.run import launch, save_model, start_accelerator
-from tcae_diffusers.trainer.sharding import check_sharding, is_sharded, prepare, start_optimizer_state
+from tcae_diffusers.trainer.sharding import (
+    check_sharding,
+    is_sharded,
+    prepare,
+    require_whole_parameters,
+    start_optimizer_state,
+)
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 logger = get_logger(__name__)
@@ -82,6 +91,8 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
         losses = f"{arguments.reconstruction_weight:g} * ({reconstruction}){weighted}"
         if shaping := self.student.shaping.description:
             losses += f", latent with {shaping}"
+        if arguments.trained_layers != "all":
+            losses += f", for the {arguments.trained_layers} layers alone"
         parameters = self.autoencoder.num_parameters()
         return self.describe_run(losses, f"{parameters / 1e6:.2f} M parameters", parameters=parameters)
 
@@ -181,6 +192,16 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     # Statistics of the initial weights: training changes the latents, and cache_latents measures them again.
     adapt(autoencoder).reset_statistics()
     resolve_sizes(arguments, autoencoder)
+    freeze_layers(autoencoder, arguments)
+    if arguments.trained_layers != "all":
+        require_whole_parameters(
+            accelerator, f"--trained_layers {arguments.trained_layers} freezes some of what FSDP shards"
+        )
+        if not any(Path(arguments.autoencoder).glob("diffusion_pytorch_model*")):
+            raise InputError(
+                f"--trained_layers {arguments.trained_layers} adapts a trained autoencoder; --autoencoder"
+                f" {arguments.autoencoder} has no weights, pass a folder that has."
+            )
     method = build_method(arguments, adapt(autoencoder))
     shaping = build_latent_shaping(arguments, adapt(autoencoder), accelerator)
     student = TokenizerStudent(autoencoder, method.parts, shaping)
@@ -199,12 +220,14 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     optimizer = build_optimizer(arguments, parameter_groups(student, arguments), student, edges)
     # What diffusers keeps on one device is called as a whole, which is what FSDP asks of a unit.
     model, optimizer = prepare(accelerator, student, optimizer, units=autoencoder._no_split_modules or ())
-    ema = EMAModel(autoencoder.parameters(), decay=arguments.ema_decay, foreach=True)
+    ema = EMAModel(trained_parameters(autoencoder), decay=arguments.ema_decay, foreach=True)
     if is_sharded(autoencoder):
         start_optimizer_state(optimizer)
     side = Side(autoencoder, model, optimizer, [ema])
     adversary = build_adversary(arguments, accelerator)
     identity = {"ssl": arguments.ssl, **method.identity, **student.shaping.identity}
+    if arguments.trained_layers != "all":
+        identity["trained layers"] = arguments.trained_layers
     run = begin_reconstruction_run(
         "train_tcae", arguments, accelerator, side, reconstruction_loss, adversary, dataset, method.state(), identity
     )
@@ -213,11 +236,19 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     )
 
 
+def freeze_layers(autoencoder: ModelMixin, arguments: TokenizerArguments) -> None:
+    """Take gradients from what `--trained_layers` leaves out."""
+    if arguments.trained_layers == "latent":
+        adapt(autoencoder).train_only(adapt(autoencoder).latent_layers)
+
+
 def parameter_groups(student: TokenizerStudent, arguments: TokenizerArguments) -> list[dict[str, Any]]:
     """Encoder and method follow the weight decay schedule, the decoder keeps its start; vectors have none."""
     adapter = adapt(student.autoencoder)
     groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in ("scheduled", "constant", "none")}
     for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim <= 1 or name.endswith(("class_token", "mask_token")):
             groups["none"].append(parameter)
         elif name.startswith("autoencoder.") and adapter.is_decoder(name.removeprefix("autoencoder.")):

@@ -17,11 +17,13 @@ from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_
 from tcae_diffusers.trainer.latent_shaping import build_latent_shaping
 from tcae_diffusers.training.count_steps import counting_accelerator
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
-from tcae_diffusers.training.train_tcae import TokenizerArguments
+from tcae_diffusers.training.train_tcae import TokenizerArguments, freeze_layers
 
 FOLDER = resources.files("tcae_diffusers.training.configs")
 DECODERS = ["openmoji32_decoder", "tc_ae_f32c128_imagenet256_decoder", "tc_ae_f32c128_imagenet256_decoder_noise"]
 LIGHT_DECODERS = ["openmoji32_light_decoder", "tc_ae_f32c128_imagenet256_light_decoder"]
+ADAPTED = {"openmoji32_to64": 64, "tc_ae_f32c128_to512": 512, "tc_ae_f32c128_to1024": 1024}
+HEADS = {"openmoji32_to64_decoder_head": 32, "tc_ae_f32c128_decoder_head": 256}
 TOKENIZERS = [
     "openmoji32",
     "openmoji32_adamw",
@@ -51,8 +53,8 @@ LATER = {
 
 def test_every_preset_of_a_tokenizer_is_listed_here_and_says_what_to_expect():
     names = {entry.name[:-5] for entry in FOLDER.iterdir() if entry.name.endswith(".yaml")}
-    assert {name for name in names if "dit" not in name} == {*TOKENIZERS, *DECODERS, *LIGHT_DECODERS}
-    for name in (*TOKENIZERS, *DECODERS, *LIGHT_DECODERS):
+    assert {name for name in names if "dit" not in name} == {*TOKENIZERS, *DECODERS, *LIGHT_DECODERS, *ADAPTED, *HEADS}
+    for name in (*TOKENIZERS, *DECODERS, *LIGHT_DECODERS, *ADAPTED, *HEADS):
         text = (FOLDER / f"{name}.yaml").read_text()
         assert text.startswith("#"), name
         assert "Expected" in text or name == "openmoji32", name
@@ -74,6 +76,23 @@ def test_tokenizer_presets_fit_their_models(name, tmp_path):
         assert arguments.perceptual == "lpips-vgg" and autoencoder.config.latent_channels == (
             256 if "c256" in name else 128
         )
+
+
+@pytest.mark.parametrize("name", [*ADAPTED, *HEADS])
+def test_adaptation_to_larger_images_trains_few_layers_at_its_resolution(name, tmp_path):
+    options = ["--config", name, "--output_dir", str(tmp_path)]
+    if name in HEADS:
+        arguments = parse_arguments(DecoderArguments, [*options, "--autoencoder", "runs/adapted/model"])
+        assert (arguments.trained_layers, arguments.resolution) == ("head", HEADS[name])
+        return
+    arguments = parse_arguments(TokenizerArguments, options)
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+    resolve_sizes(arguments, autoencoder)
+    assert arguments.resolution == ADAPTED[name] == autoencoder.config.sample_size
+    total = autoencoder.num_parameters()
+    freeze_layers(autoencoder, arguments)
+    assert 0 < autoencoder.num_parameters(only_trainable=True) < 0.3 * total
 
 
 def values_and_sources(text):

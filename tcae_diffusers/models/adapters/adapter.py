@@ -31,6 +31,9 @@ class AutoencoderAdapter:
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder", "post_quant_conv")
     # Layers that read pixels or write them.
     pixel_layers: ClassVar[tuple[str, ...]] = ("encoder.conv_in", "decoder.conv_out")
+    # Layers on both sides of the latent, and the last ones of the decoder; none for a class that does not say which.
+    latent_layers: ClassVar[tuple[str, ...]] = ()
+    decoder_head: ClassVar[tuple[str, ...]] = ()
     # Places in the encoder where its tokens can be read; none for a class without known tokens.
     token_places: ClassVar[tuple[str, ...]] = ()
     # Whether patches can be hidden from the token encoder, as masked image modelling asks.
@@ -151,6 +154,19 @@ class AutoencoderAdapter:
     def is_decoder(self, name: str) -> bool:
         """Whether a parameter or buffer of that name comes after the latent."""
         return name.split(".")[0] in self.decoder_parts
+
+    def train_only(self, layers: tuple[str, ...]) -> None:
+        """
+        Give gradients to the parameters of `layers` alone, [`latent_layers`] or [`decoder_head`].
+
+        Raises:
+            InputError: the class has none.
+        """
+        if not layers:
+            known = ", ".join(sorted(name for name, cls in ADAPTERS.items() if cls.latent_layers))
+            raise InputError(f"which layers of {self.class_name} to train is not known; {known} can be adapted so")
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(f"{layer}." for layer in layers)))
 
     def transformer_blocks(self) -> list[nn.Module]:
         """Blocks of the encoder in order, each with branches `attn` and `ff`, for drop path; empty without such."""

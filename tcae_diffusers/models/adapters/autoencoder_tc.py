@@ -11,6 +11,8 @@ class TCAdapter(AutoencoderAdapter):
 
     model_classes = ("AutoencoderTC",)
     pixel_layers = ("encoder.patch_embed", "decoder.proj_out")
+    latent_layers = ("encoder.last_norm", "encoder.to_latent", "decoder.from_latent")
+    decoder_head = ("decoder.last_norm", "decoder.proj_out")
     token_places = ("last", "first_stage")
     hides_patches = True
 
