@@ -37,6 +37,7 @@ GENERATING = [
 ]
 CONFIGS = [
     ConfigSpec("id2label", None, "Class names by id."),
+    ConfigSpec("has_null_class", True, "Whether the transformer was trained without labels too."),
     ConfigSpec("prediction_type", None, "What the transformer predicts; what the scheduler takes if unset."),
 ]
 CLASS_LABELS = InputParam(
@@ -59,13 +60,13 @@ IMAGES = OutputParam("images", description="As output_type says.")
 def plain_pipeline(components: ModularPipeline) -> TCDiTPipeline:
     """The plain pipeline of a modular one's components, which are shared: what it does is what the blocks do."""
     names = [spec.name for spec in GENERATING]
-    parts = {name: getattr(components, name, None) for name in names}
+    parts: dict[str, Any] = {name: getattr(components, name, None) for name in names}
     for name in ("vae", "transformer", "scheduler"):
         if parts[name] is None:
             raise ValueError(
                 f"the modular pipeline has no {name}; call load_components() or update_components({name}=...) first."
             )
-    configs = {spec.name: components.config.get(spec.name) for spec in CONFIGS}
+    configs: dict[str, Any] = {spec.name: components.config.get(spec.name, spec.default) for spec in CONFIGS}
     return TCDiTPipeline(**parts, **configs)
 
 

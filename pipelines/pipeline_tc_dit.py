@@ -81,6 +81,10 @@ class TCDiTPipeline(DiffusionPipeline):
             what `scheduler` is configured for. Kept in `model_index.json`, so that a later change of scheduler is
             checked against the training and not against itself.
 
+        has_null_class (`bool`, defaults to `True`):
+            `False` for a transformer that never saw "no label" in training, although its class table has a row for it
+            as that of every DiT has: guidance by random weights would spoil images. Kept in `model_index.json`.
+
     Raises:
         ValueError: if `id2label` names an id twice, or one that the transformer has no class for.
     """
@@ -100,6 +104,7 @@ class TCDiTPipeline(DiffusionPipeline):
         guider: BaseGuidance | None = None,
         id2label: dict | None = None,
         prediction_type: str | None = None,
+        has_null_class: bool = True,
     ):
         super().__init__()
         self.register_modules(
@@ -116,7 +121,7 @@ class TCDiTPipeline(DiffusionPipeline):
         names = {str(int(class_id)): str(name) for class_id, name in id2label.items()}
         if len(names) != len(id2label):
             raise ValueError(f"id2label contains ids both as a number and as text: {', '.join(map(repr, id2label))}.")
-        self.register_to_config(id2label=names or None, prediction_type=prediction_type)
+        self.register_to_config(id2label=names or None, prediction_type=prediction_type, has_null_class=has_null_class)
         known, beyond = self._transformer_num_classes, max(self.id2label, default=-1)
         if known is not None and beyond >= known:
             raise ValueError(
@@ -168,6 +173,8 @@ class TCDiTPipeline(DiffusionPipeline):
     @property
     def null_class_id(self) -> int | None:
         """Class id for "no label"; `None` for a transformer trained without one."""
+        if not self.config.has_null_class:
+            return None
         if "null_class_id" in self.transformer.config:
             return self.transformer.config.null_class_id
         for module in self.transformer.modules():

@@ -189,7 +189,9 @@ class SampleArguments(Arguments):
     )
     samples_per_class: int = option(2, "Images per class in the picture of samples.", at_least=1)
     sample_num_inference_steps: int = option(30, "Denoising steps for the picture of samples.", at_least=1)
-    sample_guidance_scale: float = option(2.0, "Guidance scale for the picture of samples.")
+    sample_guidance_scale: float = option(
+        2.0, "Guidance scale for the picture of samples; there is no guidance with --label_dropout 0."
+    )
     pipeline_steps: int = option(
         0,
         "Steps between two pipelines in pipelines/step-<n>, for `evaluation convergence`; 0 saves only the last.",
@@ -237,3 +239,7 @@ class DiTArguments(
     OnlineFrechetArguments,
 ):
     """Train a diffusion transformer on cached latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_default("sample_guidance_scale", unless=self.label_dropout > 0, omitted="with --label_dropout 0")

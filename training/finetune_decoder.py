@@ -146,7 +146,6 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
             f"--autoencoder {arguments.autoencoder} is not a folder; pass the folder of a trained autoencoder."
         )
     autoencoder = build_autoencoder(arguments.autoencoder)
-    resolve_sizes(arguments, autoencoder)
     encoder_sha256 = frozen_fingerprint(autoencoder)
     identity = {"encoder": encoder_sha256}
     teacher = None
@@ -156,6 +155,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
         identity["distillation"] = f"{arguments.distillation_weight:g} from {distilled}"
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
+    resolve_sizes(arguments, autoencoder)
     tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise)
     if arguments.trained_layers == "head":
         adapt(autoencoder).train_only(adapt(autoencoder).decoder_head)

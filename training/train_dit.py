@@ -242,6 +242,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         objective.build_scheduler(),
         id2label=id2label,
         prediction_type=objective.prediction_type,
+        has_null_class=arguments.label_dropout > 0,
     )
     groups = [{"params": list(trained.parameters()), "weight_decay": arguments.weight_decay}]
     # Of the transformer: the projector, like first and last layers, always has AdamW.
@@ -268,7 +269,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         pipeline,
         arguments.samples_per_class,
         arguments.sample_num_inference_steps,
-        arguments.sample_guidance_scale,
+        arguments.sample_guidance_scale if arguments.label_dropout else 1.0,
         arguments.seed,
     )
     online_frechet = build_online_frechet(arguments, pipeline, cache)

@@ -189,6 +189,7 @@ def _pipeline_of_call(pipeline: TCDiTPipeline, sampling: Sampling) -> TCDiTPipel
         **{**pipeline.components, "scheduler": build_scheduler(pipeline, sampling.scheduler)},
         id2label=pipeline.id2label,
         prediction_type=pipeline.config.prediction_type,
+        has_null_class=pipeline.config.has_null_class,
     )
     if sampling.guider != guiders[0] and sampling.guidance_scale > 1:
         set_guider(own, GuidanceArguments(guider=sampling.guider, guider_options=OFFERED_GUIDERS[sampling.guider]))

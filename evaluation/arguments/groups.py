@@ -36,6 +36,23 @@ class MeasuringArguments(Protocol):
     output: Path
 
 
+def usable_device(name: str) -> torch.device:
+    """
+    Raises:
+        InputError: There is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    # A build without CUDA asserts that it has it.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used here: {reason}") from error
+    return device
+
+
 @dataclass
 class MachineArguments(Arguments):
     """Device and batch size."""
@@ -55,7 +72,7 @@ class MachineArguments(Arguments):
 
     def chosen_device(self) -> str | torch.device:
         """Where to run."""
-        return self.device or self.process_state().device
+        return self.process_state().device if self.device is None else usable_device(self.device)
 
 
 @dataclass

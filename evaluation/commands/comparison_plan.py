@@ -11,7 +11,11 @@ import yaml
 
 from tcae_diffusers.arguments import read_fields, read_yaml
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.metrics.settings import EXTRACTOR_NAMES
+from tcae_diffusers.models.adapters import load_autoencoder
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 
+from ..arguments.groups import usable_device
 from ..arguments.latents import LatentsArguments
 from ..arguments.probing import ProbingArguments
 from ..arguments.reconstruction import ReconstructionArguments
@@ -107,6 +111,45 @@ class ComparisonPlan:
         names = ("guidance_scale", "guidance_interval", "guider", "guider_options")
         return GuidanceArguments(**{name: getattr(self, name) for name in names})
 
+    def on_autoencoder(
+        self, entry: TokenizerEntry, folder: Path
+    ) -> tuple[ReconstructionArguments, LatentsArguments, ProbingArguments]:
+        """What is asked of the commands that measure an autoencoder.
+
+        Raises:
+            InputError: If one of them refuses it.
+        """
+        common = {"autoencoder": entry.autoencoder, "resolution": self.resolution, **self.shared()}
+        on_images = {**common, "data": self.test, "max_images": self.max_images, **self.features()}
+        probed = ProbingArguments(
+            **common,
+            train=self.train,
+            test=self.test,
+            token_module=entry.token_module,
+            epochs=self.epochs,
+            seed=self.seed,
+            output=folder / "probing",
+        )
+        return (
+            ReconstructionArguments(**on_images, baseline_data=self.train, output=folder / "reconstruction"),
+            LatentsArguments(**on_images, seed=self.seed, output=folder / "latents"),
+            probed,
+        )
+
+    def check_machine(self) -> None:
+        """
+        Raises:
+            InputError: If there is no such device or feature network.
+        """
+        if self.device is not None:
+            usable_device(self.device)
+        # Samples are not measured without one.
+        networks = EXTRACTOR_NAMES if "generation" in self.measures else (*EXTRACTOR_NAMES, "none")
+        if self.extractor not in networks:
+            raise InputError(f"extractor {self.extractor!r} is unknown; expected one of {', '.join(networks)}")
+        if self.extractor_weights is not None and not Path(self.extractor_weights).exists():
+            raise InputError(f"extractor_weights {self.extractor_weights} does not exist")
+
     def sampling(self) -> SamplingArguments:
         names = ("num_images", "num_inference_steps", "timestep_shift", "labels", "heldout", "fdr_networks", "seed")
         return SamplingArguments(
@@ -150,14 +193,18 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         str(name): _read_tokenizer(entry, f"{path}: tokenizer {name!r}") for name, entry in plan.tokenizers.items()
     }
     wrong = [measure for measure in plan.measures if measure not in MEASURES]
-    if wrong:
-        raise InputError(f"{path}: unknown measure {', '.join(wrong)}; expected one of {', '.join(MEASURES)}")
+    if wrong or not plan.measures:
+        problem = f"unknown measure {', '.join(wrong)}" if wrong else "measures is empty"
+        raise InputError(f"{path}: {problem}; expected one of {', '.join(MEASURES)}")
     if plan.fdr_networks and plan.heldout is None:
         raise InputError(f"{path}: fdr_networks {plan.fdr_networks} have no effect without heldout; name both")
-    # What cannot be drawn should not be found out after everything else was measured.
+    # What cannot be measured should not be found out after everything else was measured.
     try:
         plan.guidance()
         plan.sampling()
+        for entry in plan.tokenizers.values():
+            plan.on_autoencoder(entry, Path())
+        plan.check_machine()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return plan
@@ -165,7 +212,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
 
 def _read_tokenizer(content: Any, where: str) -> TokenizerEntry:
     entry = read_fields(TokenizerEntry, content, where)
-    if not all(isinstance(key, int) and key > 0 and isinstance(entry.pipelines[key], str) for key in entry.pipelines):
+    if not all(type(key) is int and key > 0 and isinstance(entry.pipelines[key], str) for key in entry.pipelines):
         raise InputError(f"{where}: pipelines must be 'DiT steps: folder', got {entry.pipelines!r}")
     entry.pipelines = dict(sorted(entry.pipelines.items()))
     return entry
@@ -185,34 +232,41 @@ def run_plan(plan: ComparisonPlan, output: Path) -> dict[str, MeasuredTokenizer]
     folders = [folder_name(name) for name in plan.tokenizers]
     if len(set(folders)) < len(folders):
         raise InputError(f"two tokenizers would share a folder: {', '.join(folders)}; choose clearer names")
+    if "generation" in plan.measures:
+        for name, entry in plan.tokenizers.items():
+            _require_its_pipelines(name, entry)
     return {
         name: _measure_tokenizer(plan, entry, name, output / folder)
         for (name, entry), folder in zip(plan.tokenizers.items(), folders, strict=True)
     }
 
 
+def _require_its_pipelines(name: str, entry: TokenizerEntry) -> None:
+    """
+    Raises:
+        InputError: If a pipeline draws latents of another encoder, whose figures would stand under this name.
+    """
+    # A name on the Hub is left to the command that draws.
+    folders = [folder for folder in entry.pipelines.values() if (Path(folder) / "model_index.json").is_file()]
+    if not folders:
+        return
+    own = TokenizerFingerprint.of(load_autoencoder(entry.autoencoder))
+    for folder in folders:
+        if difference := own.difference(TokenizerFingerprint.of(load_autoencoder(folder))):
+            raise InputError(
+                f"tokenizer {name!r}: the pipeline {folder} was not trained on latents of {entry.autoencoder}: its own"
+                f" autoencoder has another encoder, {difference}"
+            )
+
+
 def _measure_tokenizer(plan: ComparisonPlan, entry: TokenizerEntry, name: str, folder: Path) -> MeasuredTokenizer:
-    common = {"autoencoder": entry.autoencoder, "resolution": plan.resolution, **plan.shared()}
-    on_images = {**common, "data": plan.test, "max_images": plan.max_images, **plan.features()}
+    reconstructing, diagnosing, probed = plan.on_autoencoder(entry, folder)
     measured = MeasuredTokenizer()
     if "reconstruction" in plan.measures:
-        reconstructing = ReconstructionArguments(
-            **on_images, baseline_data=plan.train, output=folder / "reconstruction"
-        )
         measured.results.append(run_unless_done(reconstruction.run, reconstructing, ReconstructionResult))
     if "latents" in plan.measures:
-        diagnosing = LatentsArguments(**on_images, seed=plan.seed, output=folder / "latents")
         measured.results.append(run_unless_done(latents.run, diagnosing, LatentsResult))
     if "probing" in plan.measures:
-        probed = ProbingArguments(
-            **common,
-            train=plan.train,
-            test=plan.test,
-            token_module=entry.token_module,
-            epochs=plan.epochs,
-            seed=plan.seed,
-            output=folder / "probing",
-        )
         measured.results.append(run_unless_done(probing.run, probed, ProbingResult))
     if "generation" in plan.measures:
         for steps, pipeline in entry.pipelines.items():

@@ -13,6 +13,7 @@ from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from tcae_diffusers.models.named_models import build_named_autoencoder, build_transformer
 
 from ..arguments.cost import CostArguments
+from ..arguments.groups import usable_device
 from ..results.kinds.cost import CostResult
 from ..results.provenance import provenance
 
@@ -24,6 +25,7 @@ def run(arguments: CostArguments) -> CostResult:
     Raises:
         InputError: If a model is unknown or does not take the size.
     """
+    usable_device(arguments.device)
     named = arguments.autoencoder
     names = [part for name in named for part in (AUTOENCODER_TC_PRESETS if name == "presets" else [name])]
     shape = arguments.latent_shape

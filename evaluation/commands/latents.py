@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcae_diffusers.metrics.latent_diagnostics import evaluate_latents
+from tcae_diffusers.metrics.reconstruction import check_reconstruction_size
 from tcae_diffusers.models.adapters import load_autoencoder
 
 from ..arguments.latents import LatentsArguments
@@ -25,9 +26,10 @@ def run(arguments: LatentsArguments) -> LatentsResult:
     state, device = arguments.process_state(), arguments.chosen_device()
     model = load_autoencoder(arguments.autoencoder, device)
     images = arguments.open_images(model)
+    height, width = images[0].shape[:2]
+    check_reconstruction_size(model, height, width)
     network = arguments.network_if_any(device)
     found = evaluate_latents(model, images, network, arguments.batch_size, arguments.noise_levels, seed=arguments.seed)
-    height, width = images[0].shape[:2]
     result = LatentsResult(
         figures=found.figures,
         autoencoder=describe_autoencoder(arguments.autoencoder, model),

@@ -40,7 +40,10 @@ def run(arguments: ReportArguments) -> ReportPage:
     if arguments.commands:
         if not arguments.commands.is_file():
             raise InputError(f"file of commands {arguments.commands} does not exist")
-        commands = [line for line in arguments.commands.read_text().splitlines() if line.strip()]
+        try:
+            commands = [line for line in arguments.commands.read_text().splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"file of commands {arguments.commands} is no text: {error}") from error
     results = collect_results(arguments.results)
     runs = {name: read_scalars(path) for name, path in parse_named_paths(arguments.runs).items()}
     html = build_report(results, runs, arguments.title, arguments.note, commands, arguments.credit)

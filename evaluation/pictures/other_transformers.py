@@ -61,6 +61,11 @@ def _require_the_same_task(option: str, folder: Path, pipeline: DiffusionPipelin
                 f"--{option} {folder} calls class {class_id} {name!r}, and the pipeline {names[int(class_id)]!r}; "
                 "pass a transformer of the same classes"
             )
+    if option == "transformer" and config.get("has_null_class", True) != pipeline.config.get("has_null_class", True):
+        raise InputError(
+            f"--{option} {folder} and the pipeline differ in whether they were trained without labels too; pass a "
+            "transformer of the same training"
+        )
     latents = TokenizerFingerprint.of(load_autoencoder(folder, dtype=pipeline.vae.dtype))
     if difference := TokenizerFingerprint.of(pipeline.vae).difference_of_latents(latents):
         raise InputError(

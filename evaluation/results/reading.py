@@ -18,7 +18,8 @@ ResultType = TypeVar("ResultType", bound=Result)
 
 def _read(content: Any, path: Path, kinds: Mapping[str, type[ResultType]]) -> ResultType | None:
     """The result that the content of a file is, or `None` if it is none of these kinds."""
-    kind = kinds.get(content.get("kind", "")) if isinstance(content, dict) else None
+    named = content.get("kind") if isinstance(content, dict) else None
+    kind = kinds.get(named) if isinstance(named, str) else None
     try:
         return None if kind is None else kind.from_json(content, path)
     except InputError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import PartialState
+from diffusers import ModelMixin
 from torch import nn
 
 from ..data.distributed import gather_in_rank_order
@@ -26,6 +27,7 @@ from .figure import Estimate, Figure, LinearBaseline
 from .grouped_moments import StreamedFrechet
 from .image_measures import ImageMeasure, build_image_measures
 from .linear_autoencoder import LinearAutoencoder
+from .model_cost import on_meta_device
 from .names import metric_name
 from .rank_batches import rank_batches
 
@@ -57,12 +59,34 @@ def reconstruct(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, t
     pixels = to_signed(images, parameter.device).to(parameter.dtype)
     latent = adapt(model).encode(pixels)
     sample = adapt(model).decode(latent)
-    if sample.shape[-2:] != images.shape[-2:]:
-        raise InputError(
-            f"{type(model).__name__} returned {sample.shape[-1]}x{sample.shape[-2]} pixels for images of "
-            f"{images.shape[-1]}x{images.shape[-2]}; pass --resolution {sample.shape[-1]}"
-        )
+    _require_one_size(model, sample, images)
     return from_signed(sample), latent
+
+
+def _require_one_size(model: nn.Module, sample: torch.Tensor, images: torch.Tensor) -> None:
+    if sample.shape[-2:] == images.shape[-2:]:
+        return
+    remedy = f"pass --resolution {sample.shape[-1]}"
+    if adapt(model).decodes_any_size:
+        remedy = "use a decoder that enlarges as much as the encoder reduces"
+    raise InputError(
+        f"{adapt(model).class_name} returned {sample.shape[-1]}x{sample.shape[-2]} pixels for images of "
+        f"{images.shape[-1]}x{images.shape[-2]}; {remedy}"
+    )
+
+
+@torch.no_grad()
+def check_reconstruction_size(model: ModelMixin, height: int, width: int) -> None:
+    """
+    Whether an autoencoder answers images with images of their size, without computing anything.
+
+    Raises:
+        InputError: The compression ratio does not divide the size, or reconstructions have another.
+    """
+    adapt(model).check_image_size(height, width)
+    twin = on_meta_device(model)
+    images = torch.empty(1, 3, height, width, device="meta", dtype=next(twin.parameters()).dtype)
+    _require_one_size(model, adapt(twin).decode(adapt(twin).encode(images)), images)
 
 
 def latent_shape(model: nn.Module, images: ImageSet) -> tuple[int, ...]:

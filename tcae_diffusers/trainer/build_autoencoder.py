@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 
 from ..data.images.image_size_arguments import ImageSizeArguments
 from ..data.images.sources import drawing_resolution
 from ..errors import InputError
+from ..metrics.reconstruction import check_reconstruction_size
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..models.fingerprint import DECODER_CONFIG_PREFIX
@@ -110,6 +112,8 @@ def _check_keys(values: dict[str, Any], known: set[str], whose: str, option: str
 
 
 def _construct(model_class: type, values: dict[str, Any], option: str) -> ModelMixin:
+    noted = _noted_beside_arguments(model_class, values)
+    values = {key: value for key, value in values.items() if key not in noted}
     _check_keys(values, _config_arguments(model_class), model_class.__name__, option)
     try:
         return model_class(**values)
@@ -117,13 +121,28 @@ def _construct(model_class: type, values: dict[str, Any], option: str) -> ModelM
         raise ValueError(f"{option}: {model_class.__name__} cannot be built: {error}") from error
 
 
+def _noted_beside_arguments(model_class: type, values: dict[str, Any]) -> set[str]:
+    """Keys that no argument has, and that the class writes into its config by itself, as AutoencoderTiny does."""
+    arguments = _config_arguments(model_class)
+    unknown = values.keys() - arguments
+    if not unknown:
+        return set()
+    try:
+        with torch.device("meta"):
+            model = model_class(**{key: value for key, value in values.items() if key in arguments})
+    except (TypeError, ValueError):
+        # The unknown key may be the reason: it is named first.
+        return set()
+    return unknown & model.config.keys()
+
+
 def resolve_sizes(arguments: ImageSizeArguments, autoencoder: ModelMixin) -> None:
     """
     Fill in the sizes that follow from the model, and check them.
 
     Raises:
-        InputError: no resolution to be known, one that is no multiple of the compression ratio, or several sizes for a
-            model that has one.
+        InputError: no resolution to be known, one that is no multiple of the compression ratio, one that
+            reconstructions do not have, or several sizes for a model that has one.
     """
     adapter = adapt(autoencoder)
     arguments.resolution = arguments.resolution or adapter.image_size
@@ -138,3 +157,4 @@ def resolve_sizes(arguments: ImageSizeArguments, autoencoder: ModelMixin) -> Non
         raise InputError(
             f"{adapter.class_name} resizes images to one size; omit --extra_resolutions and --aspect_ratio_buckets."
         )
+    check_reconstruction_size(autoencoder, arguments.resolution, arguments.resolution)

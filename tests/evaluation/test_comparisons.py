@@ -16,6 +16,7 @@ from tcae_diffusers.evaluation.results.reading import collect_results
 from tcae_diffusers.evaluation.results.speed_up import compare_curves, speed_up, steps_to_reach
 from tcae_diffusers.files import write_json
 
+from ..latent_commands import FOREIGN
 from .conftest import evaluate
 
 SMALL = ["--num_images", "24", "--num_inference_steps", "2", "--device", "cpu"]
@@ -246,6 +247,14 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
             "tokenizers: {a: {autoencoder: x}}\nheldout: y\nfdr_networks: [vgg]",
             "plan.yaml: --fdr_networks ['vgg'] must be some of inception, efficientnet-lite0",
         ),
+        ("tokenizers: {a: {autoencoder: x, pipelines: {true: y}}}", "'DiT steps: folder', got {True: 'y'}"),
+        ("tokenizers: {a: {autoencoder: x}}\nmeasures: []", "plan.yaml: measures is empty; expected one of"),
+        ("tokenizers: {a: {autoencoder: x}}\nepochs: 0", "plan.yaml: --epochs 0 must be at least 1"),
+        ("tokenizers: {a: {autoencoder: x}}\nmax_images: 1", "plan.yaml: --max_images 1 must be at least 2"),
+        ("tokenizers: {a: {autoencoder: x}}\ndevice: foo", "plan.yaml: --device foo cannot be used here"),
+        ("tokenizers: {a: {autoencoder: x}}\nextractor: vgg", "plan.yaml: extractor 'vgg' is unknown; expected one"),
+        ("tokenizers: {a: {autoencoder: x}}\nextractor_weights: gone", "extractor_weights gone does not exist"),
+        ("tokenizers: {a: {autoencoder: x}}\nseed: 1\nseed: 2", "key 'seed' is given twice"),
         ("tokenizers: {a/b: {autoencoder: x}, 'a b': {autoencoder: x}}", "would share a folder"),
         ("a: [", "cannot read comparison"),
         ("- 1", "expected keys and values"),
@@ -255,6 +264,17 @@ def test_a_bad_comparison_file_is_named(tmp_path, capsys, content, message):
     (tmp_path / "plan.yaml").write_text(content)
     assert evaluate("compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_of_another_encoder_is_not_measured_under_its_name(pipeline_folder, image_folder, tmp_path, capsys):
+    FOREIGN["AutoencoderKL"]().save_pretrained(tmp_path / "kl")
+    entry = {"autoencoder": str(tmp_path / "kl"), "pipelines": {5: str(pipeline_folder)}}
+    plan = {"tokenizers": {"KL": entry}, "train": str(image_folder), "test": str(image_folder), "device": "cpu"}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**plan, "measures": ["generation"]}))
+    assert evaluate("compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert f"tokenizer 'KL': the pipeline {pipeline_folder} was not trained on latents of {tmp_path / 'kl'}" in error
     assert not (tmp_path / "out").exists()
 
 

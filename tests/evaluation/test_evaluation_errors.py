@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.__main__ import COMMANDS, main
+from tcae_diffusers.evaluation.results.reading import collect_results
 
 from .conftest import evaluate
 
@@ -234,6 +236,10 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         ("compare --output {0}/out --config {0}/nowhere.yaml", "cannot read comparison {0}/nowhere.yaml"),
         ("cost tc-ae-f32c128 --height 250", "height 250 is not a multiple of 32"),
         ("cost nonsense", "unknown autoencoder 'nonsense'"),
+        ("cost tc-ae-f32c128 --device nonsense", "--device nonsense cannot be used here: "),
+        ("generate --pipeline {0}/pipeline --output {0}/out --device nonsense", "--device nonsense cannot be used"),
+        (RECONSTRUCTION + "--data {0}/good --device meta", "--device meta cannot be used here: "),
+        ("report --results {0}/other.json --commands {0}/good/a/0.png", "{0}/good/a/0.png is no text"),
     ],
 )
 def test_bad_input_is_named(place, capsys, command, message):
@@ -304,3 +310,10 @@ def test_an_unknown_command_is_an_error(capsys):
         main(["evaluate"])
     assert ended.value.code == 2
     assert "unknown command 'evaluate'" in capsys.readouterr().err
+
+
+def test_json_of_others_is_passed_over_in_a_folder_whatever_it_holds(tmp_path):
+    for number, content in enumerate(('{"kind": ["generation"]}', '{"kind": null}', "[1]", "NaN")):
+        (tmp_path / f"{number}.json").write_text(content)
+    with pytest.raises(InputError, match="no results below"):
+        collect_results([tmp_path])

@@ -22,6 +22,7 @@ from tcae_diffusers.metrics.linear_probe import (
     structure_loss,
 )
 
+from ..latent_commands import FOREIGN
 from .conftest import evaluate
 
 
@@ -249,3 +250,11 @@ def test_tsne_is_an_option_that_says_what_it_needs(monkeypatch, tiny_autoencoder
     picture = json.loads((tmp_path / "probing.json").read_text())["pictures"]["latent"]
     assert np.isfinite(picture["tsne"]).all()
     assert len(picture["tsne"]) == 30
+
+
+def test_an_autoencoder_of_one_size_is_not_measured_at_another(image_folder, tmp_path, capsys):
+    FOREIGN["AutoencoderRAE"]().save_pretrained(tmp_path / "rae")
+    command = ["latents", "--autoencoder", tmp_path / "rae", "--data", image_folder, "--output", tmp_path / "out"]
+    assert evaluate(*command, "--resolution", "32", "--extractor", "none") == 2
+    assert "AutoencoderRAE returned 16x16 pixels for images of 32x32; pass --resolution 16" in capsys.readouterr().err
+    assert evaluate(*command, "--resolution", "16", "--extractor", "none") == 0

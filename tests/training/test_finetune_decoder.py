@@ -100,6 +100,16 @@ def test_a_new_decoder_is_trained_behind_the_very_encoder_and_statistics(tmp_pat
     assert described["encoder_sha256"] == frozen_fingerprint(full)
 
 
+def test_a_new_decoder_must_undo_the_compression(tmp_path, capsys):
+    FOREIGN["AutoencoderDC"]().save_pretrained(tmp_path / "dc")
+    smaller = json.dumps({"decoder_block_out_channels": [8]})
+    with pytest.raises(SystemExit):
+        finetune(tmp_path / "run", autoencoder=tmp_path / "dc", resolution=16, new_decoder=smaller)
+    error = capsys.readouterr().err
+    assert "AutoencoderDC returned 8x8 pixels for images of 16x16; use a decoder that enlarges as much as" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_new_decoder_is_a_function_of_the_seed_and_no_part_of_the_old_one(started):
     old = AutoencoderTC.from_pretrained(trained_tokenizer()).decoder
     same_shape = {"new_decoder": '{"decoder_num_attention_heads": 2}'}

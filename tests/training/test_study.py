@@ -236,3 +236,11 @@ def test_what_is_measured_on_is_looked_at_before_anything_is_trained(tmp_path, n
     arguments = StudyArguments(plan=write_plan(tmp_path / "study", plan), work=tmp_path / "work")
     with pytest.raises(InputError, match="gone"):
         chosen_units(arguments)[0].settings()
+
+
+def test_a_study_without_curves_is_refused_before_anything_is_trained(tmp_path):
+    plan = tiny_plan()
+    plan["tokenizer"]["report_to"] = "none"
+    arguments = StudyArguments(plan=write_plan(tmp_path / "study", plan), work=tmp_path / "work")
+    with pytest.raises(InputError, match="report_to 'none' must be 'tensorboard'"):
+        chosen_units(arguments)[0].settings()

@@ -297,3 +297,13 @@ def test_the_saved_arguments_name_the_run_and_start_it_again(tmp_path):
     ]
     model = "model.safetensors"
     assert manifests[0]["files"][model] == manifests[1]["files"][model]
+
+
+@pytest.mark.parametrize("transformer", ["dit", "tc-dit"])
+def test_a_null_class_that_was_never_trained_guides_nothing(tmp_path, transformer):
+    folder = train(tmp_path / "run", transformer=transformer, label_dropout=0, max_train_steps=2, sample_steps=1)
+    pipeline = DiffusionPipeline.from_pretrained(folder / "pipeline")
+    assert pipeline.null_class_id is None
+    with pytest.raises(ValueError, match="this transformer was trained without one"):
+        pipeline([0], num_inference_steps=1, guidance_scale=2.0)
+    assert len(pipeline([0], num_inference_steps=1, guidance_scale=1.0).images) == 1

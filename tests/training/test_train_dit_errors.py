@@ -52,6 +52,10 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"config": tmp_path / "config.yaml"}, "unknown key 'learning_rat'"),
         ({"learning_rates": 1}, "unknown argument --learning_rates"),
         ({"transformer": "tc-dit-m"}, "invalid choice: 'tc-dit-m'"),
+        (
+            {"label_dropout": 0, "sample_guidance_scale": 3},
+            "--sample_guidance_scale 3.0 must be omitted with --label_dropout 0",
+        ),
         ({"label_dropout": 1}, "--label_dropout 1.0 must be at least 0 and below 1"),
         ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be omitted with flow_matching"),
         ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),

@@ -22,7 +22,7 @@ from tcae_diffusers.trainer.image_batches import image_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
-from ..latent_commands import assert_same_training_state, home, reset_accelerate
+from ..latent_commands import FOREIGN, assert_same_training_state, home, reset_accelerate, weights
 from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted, with_effect
 
 
@@ -364,6 +364,47 @@ def test_the_config_decides_the_class_and_baselines_train_resume_and_load(tmp_pa
     train(folder, **options, resume="latest")
     ours, theirs = (load_file(checkpoint(run) / "model.safetensors") for run in (folder, whole))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def saved(folder, model):
+    """A fresh autoencoder in `folder`, and the options with which it is trained on."""
+    model.save_pretrained(folder)
+    return {"autoencoder": folder, "autoencoder_overrides": "{}", "ssl": "none", "ssl_drop_path": 0}
+
+
+def test_a_frozen_encoder_stays_and_the_average_is_of_what_is_trained(tmp_path):
+    # The encoder of an AutoencoderRAE takes no gradient.
+    options = saved(tmp_path / "rae", FOREIGN["AutoencoderRAE"]())
+    folder = train(tmp_path / "run", **options, resolution=16)
+    before, after = (weights(path) for path in (tmp_path / "rae", folder / "model"))
+    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"decoder"}
+    last = load_file(checkpoint(folder) / "model.safetensors")
+    assert not all(torch.equal(last[f"autoencoder.{name}"], after[name]) for name in after if name.startswith("dec"))
+
+
+def test_images_must_have_the_size_of_their_reconstructions(tmp_path, capsys):
+    options = saved(tmp_path / "rae", FOREIGN["AutoencoderRAE"]())
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", **options, resolution=32)
+    assert "AutoencoderRAE returned 16x16 pixels for images of 32x32; pass --resolution 16" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_may_hold_what_its_class_wrote_beside_the_arguments(tmp_path, capsys):
+    sides = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    options = saved(tmp_path / "tiny", diffusers.AutoencoderTiny(**sides, **blocks))
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    assert "block_out_channels" in config
+    options["autoencoder"] = tmp_path / "tiny.json"
+    options["autoencoder"].write_text(json.dumps(config))
+    folder = train(tmp_path / "run", **options, resolution=16, max_train_steps=1)
+    assert (folder / "model" / "config.json").is_file()
+    options["autoencoder"].write_text(json.dumps({**config, "out_chanels": 3}))
+    with pytest.raises(SystemExit):
+        train(tmp_path / "typo", **options, resolution=16, max_train_steps=1)
+    assert "no config argument 'out_chanels'" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_a_saved_model_without_its_old_statistics(started, tmp_path):

@@ -14,6 +14,7 @@ import yaml
 
 from tcae_diffusers.arguments import ArgumentsType, parse_arguments
 from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.commands.comparison_plan import folder_name, read_plan
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 from tcae_diffusers.evaluation.results.kinds.generation import GenerationResult
@@ -108,11 +109,16 @@ class Unit:
         What it is trained and measured with, except images, as a record holds it.
 
         Raises:
-            InputError: `measures` is no comparison.
+            InputError: `measures` is no comparison, or a record would have no curves.
         """
         read_plan(self.write_comparison())
         named = ("output_dir", "train_data", "heldout_data", "data", "tokenizer", "latents", "resume")
         commands = {"tokenizer": self.tokenizer, "latents": self.latents, "dit": self.dit}
+        if self.tokenizer.report_to != "tensorboard":
+            raise InputError(
+                f"tokenizer: report_to {self.tokenizer.report_to!r} must be 'tensorboard', where a record takes its "
+                "curves from; omit it"
+            )
         settings: dict[str, Any] = {
             command: {name: value for name, value in options_set(arguments).items() if name not in named}
             for command, arguments in commands.items()
