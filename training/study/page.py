@@ -27,7 +27,7 @@ DISTANCE_CHART, CURVE_CHART = "results-distances.png", "results-curves.png"
 GENERATED, RECONSTRUCTED = r"gF(D|ID)(?!-inf)", r"rF(D|ID)"
 # Figures of the table of arms: what a reader calls them, and how their names begin.
 SHOWN = {
-    "PSNR": r"PSNR",
+    "PSNR": r"PSNR \(dB\)$",
     "rFD": RECONSTRUCTED,
     "A1": r"linear probe, tokens",
     "A2": r"linear probe, latent",
