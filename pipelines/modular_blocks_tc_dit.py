@@ -7,7 +7,7 @@ Besides torch and diffusers this file imports only sibling modules, so that an e
 do not have this package; see `tcae_diffusers.pipelines.remote_code_export`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.guiders import BaseGuidance
@@ -55,6 +55,8 @@ OUT_HEIGHT = OutputParam("height", type_hint=int, description="Height in pixels.
 OUT_WIDTH = OutputParam("width", type_hint=int, description="Width in pixels.")
 OUT_LATENTS = OutputParam("latents", type_hint=torch.Tensor, description="Latents (B, C, h, w), fp32.")
 IMAGES = OutputParam("images", description="As output_type says.")
+# What the first step found out, for the later ones.
+RESOLVED = [InputParam(name, required=True) for name in ("class_ids", "height", "width")]
 
 
 def plain_pipeline(components: ModularPipeline) -> TCDiTPipeline:
@@ -77,8 +79,8 @@ class TCDiTInputStep(ModularPipelineBlocks):
     description = "Finds the classes that are asked for, and checks sizes and generators."
     expected_components = GENERATING
     expected_configs = CONFIGS
-    inputs = [CLASS_LABELS, NUM_IMAGES, HEIGHT, WIDTH, LATENTS, GENERATOR, INTERVAL, OUTPUT_TYPE]  # noqa: RUF012
-    intermediate_outputs = [CLASS_IDS, OUT_HEIGHT, OUT_WIDTH]  # noqa: RUF012
+    inputs: ClassVar = [CLASS_LABELS, NUM_IMAGES, HEIGHT, WIDTH, LATENTS, GENERATOR, INTERVAL, OUTPUT_TYPE]
+    intermediate_outputs: ClassVar = [CLASS_IDS, OUT_HEIGHT, OUT_WIDTH]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         asked, pipeline = self.get_block_state(state), plain_pipeline(components)
@@ -101,14 +103,12 @@ class TCDiTSetTimestepsStep(ModularPipelineBlocks):
     description = "Sets the timesteps of the scheduler, or of a copy of it with another shift."
     expected_components = GENERATING
     expected_configs = CONFIGS
-    inputs = [  # noqa: RUF012
+    inputs: ClassVar = [
         InputParam("num_inference_steps", type_hint=int, default=50, description="Denoising steps."),
         InputParam("timestep_shift", type_hint=float, description="Shift of the noise levels, for flow matching."),
-        InputParam("class_ids", required=True),
-        InputParam("height", required=True),
-        InputParam("width", required=True),
+        *RESOLVED,
     ]
-    intermediate_outputs = [  # noqa: RUF012
+    intermediate_outputs: ClassVar = [
         OutputParam("timesteps", type_hint=torch.Tensor, description="Timestep of each step."),
         OutputParam("sampling_scheduler", description="The scheduler of this call."),
     ]
@@ -131,14 +131,8 @@ class TCDiTPrepareLatentsStep(ModularPipelineBlocks):
     description = "Draws the starting noise, each image's from its own generator."
     expected_components = GENERATING
     expected_configs = CONFIGS
-    inputs = [  # noqa: RUF012
-        InputParam("class_ids", required=True),
-        InputParam("height", required=True),
-        InputParam("width", required=True),
-        GENERATOR,
-        LATENTS,
-    ]
-    intermediate_outputs = [OUT_LATENTS]  # noqa: RUF012
+    inputs: ClassVar = [*RESOLVED, GENERATOR, LATENTS]
+    intermediate_outputs: ClassVar = [OUT_LATENTS]
 
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         asked, pipeline = self.get_block_state(state), plain_pipeline(components)
@@ -156,8 +150,10 @@ class TCDiTLoopDenoiser(ModularPipelineBlocks):
     description = "Within the loop: what the guider makes of the predictions of the transformer."
     expected_components = GENERATING
     expected_configs = CONFIGS
-    inputs = [InputParam("class_ids", required=True), InputParam("latents", required=True)]  # noqa: RUF012
-    intermediate_outputs = [OutputParam("model_output", type_hint=torch.Tensor, description="Of the last step.")]  # noqa: RUF012
+    inputs: ClassVar = [InputParam("class_ids", required=True), InputParam("latents", required=True)]
+    intermediate_outputs: ClassVar = [
+        OutputParam("model_output", type_hint=torch.Tensor, description="Of the last step.")
+    ]
 
     def __call__(
         self, components: ModularPipeline, block_state: BlockState, i: int, t: torch.Tensor
@@ -173,11 +169,11 @@ class TCDiTLoopSchedulerStep(ModularPipelineBlocks):
 
     model_name = "tc-dit"
     description = "Within the loop: the step of the scheduler."
-    inputs = [  # noqa: RUF012
+    inputs: ClassVar = [
         GENERATOR,
         InputParam("eta", type_hint=float, default=0.0, description="DDIM's eta; other schedulers ignore it."),
     ]
-    intermediate_outputs = [OUT_LATENTS]  # noqa: RUF012
+    intermediate_outputs: ClassVar = [OUT_LATENTS]
 
     def __call__(
         self, components: ModularPipeline, block_state: BlockState, i: int, t: torch.Tensor
@@ -198,11 +194,11 @@ class TCDiTDenoiseStep(LoopSequentialPipelineBlocks):
 
     model_name = "tc-dit"
     description = "The denoising loop, whose sub_blocks predict and step."
-    block_classes = [TCDiTLoopDenoiser, TCDiTLoopSchedulerStep]  # noqa: RUF012
-    block_names = ["denoiser", "scheduler_step"]  # noqa: RUF012
+    block_classes: ClassVar = [TCDiTLoopDenoiser, TCDiTLoopSchedulerStep]
+    block_names: ClassVar = ["denoiser", "scheduler_step"]
     loop_expected_components = GENERATING
     loop_expected_configs = CONFIGS
-    loop_inputs = [  # noqa: RUF012
+    loop_inputs: ClassVar = [
         InputParam("timesteps", required=True),
         InputParam("sampling_scheduler", required=True),
         InputParam("guidance_scale", type_hint=float, description="1 is none; the guider's own, or 4, if unset."),
@@ -232,11 +228,11 @@ class AutoencoderEncodeStep(ModularPipelineBlocks):
 
     model_name = "tc-dit"
     description = "Encodes images with the autoencoder, scaled as pipelines take latents."
-    expected_components = [VAE]  # noqa: RUF012
-    inputs = [  # noqa: RUF012
+    expected_components: ClassVar = [VAE]
+    inputs: ClassVar = [
         InputParam("image", required=True, description="PIL images, arrays or tensors of one size, in [0, 1].")
     ]
-    intermediate_outputs = [OUT_LATENTS]  # noqa: RUF012
+    intermediate_outputs: ClassVar = [OUT_LATENTS]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
@@ -253,9 +249,9 @@ class AutoencoderDecodeStep(ModularPipelineBlocks):
 
     model_name = "tc-dit"
     description = "Decodes latents with the autoencoder; they stay what they are with output_type='latent'."
-    expected_components = [VAE]  # noqa: RUF012
-    inputs = [InputParam("latents", required=True), OUTPUT_TYPE]  # noqa: RUF012
-    intermediate_outputs = [IMAGES]  # noqa: RUF012
+    expected_components: ClassVar = [VAE]
+    inputs: ClassVar = [InputParam("latents", required=True), OUTPUT_TYPE]
+    intermediate_outputs: ClassVar = [IMAGES]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
@@ -282,14 +278,14 @@ class TCDiTBlocks(SequentialPipelineBlocks):
 
     model_name = "tc-dit"
     description = "Class-conditional generation with a diffusion transformer in the latent space of an autoencoder."
-    block_classes = [  # noqa: RUF012
+    block_classes: ClassVar = [
         TCDiTInputStep,
         TCDiTSetTimestepsStep,
         TCDiTPrepareLatentsStep,
         TCDiTDenoiseStep,
         AutoencoderDecodeStep,
     ]
-    block_names = ["input", "set_timesteps", "prepare_latents", "denoise", "decode"]  # noqa: RUF012
+    block_names: ClassVar = ["input", "set_timesteps", "prepare_latents", "denoise", "decode"]
 
     def init_pipeline(self, *args: Any, **kwargs: Any) -> ModularPipeline:
         """As in diffusers; what a saved plain pipeline lacks is not looked for."""
@@ -313,5 +309,5 @@ class AutoencoderReconstructionBlocks(SequentialPipelineBlocks):
 
     model_name = "tc-dit"
     description = "Encodes images to latents as pipelines take them, and decodes them."
-    block_classes = [AutoencoderEncodeStep, AutoencoderDecodeStep]  # noqa: RUF012
-    block_names = ["encode", "decode"]  # noqa: RUF012
+    block_classes: ClassVar = [AutoencoderEncodeStep, AutoencoderDecodeStep]
+    block_names: ClassVar = ["encode", "decode"]

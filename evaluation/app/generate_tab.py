@@ -131,13 +131,11 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
     def draw_for(
         request: gr.Request,
         progress: gr.Progress,
-        steps: int | None,
-        scale: float | None,
-        scheduler: str,
-        guider: str,
+        settings: tuple[int | None, float | None, str, str],
         draw: Callable[[Sampling], np.ndarray],
     ) -> np.ndarray | None:
-        """`None` if the visitor cancelled it."""
+        """With steps, guidance scale, scheduler and guider as in the fields; `None` if the visitor cancelled it."""
+        steps, scale, scheduler, guider = settings
         stop = running.start(request.session_hash)
 
         def on_step(part: float) -> None:
@@ -166,7 +164,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         scheduler: str,
         guider: str,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio hands it in
+        progress: gr.Progress = gr.Progress(),
     ) -> list[Any]:
         if not classes:
             raise InputError("choose at least one class")
@@ -178,10 +176,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         images = draw_for(
             request,
             progress,
-            steps,
-            scale,
-            scheduler,
-            guider,
+            (steps, scale, scheduler, guider),
             lambda sampling: draw_seeds(chosen, labels, seeds, sampling),
         )
         captions = [f"seed {of_image} · {known[label]}" for label, of_image in zip(labels, seeds, strict=True)]
@@ -198,7 +193,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         scheduler: str,
         guider: str,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        progress: gr.Progress = gr.Progress(),
     ) -> list[Any]:
         if len(classes) != 1:
             raise InputError(f"images between two seeds are of one class; choose one instead of {len(classes)}")
@@ -209,10 +204,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         images = draw_for(
             request,
             progress,
-            steps,
-            scale,
-            scheduler,
-            guider,
+            (steps, scale, scheduler, guider),
             lambda sampling: draw_between(chosen, label, ends, number, sampling),
         )
         between = [f"{part:.0%} of the way" for part in np.linspace(0, 1, number)[1:-1]]

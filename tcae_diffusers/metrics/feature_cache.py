@@ -12,6 +12,7 @@ from accelerate.logging import get_logger
 
 from ..data.cache_folder import default_cache_dir
 from ..data.distributed import gather_in_rank_order
+from ..data.images.decoding import DECODING_VERSION
 from ..data.images.image_sets import ImageSet
 from ..files import write_atomically
 from .features import FeatureNetwork
@@ -43,7 +44,7 @@ def features_of(
     state = PartialState()
     path = None
     if cache_folder is not None:
-        key = f"{images.fingerprint} {len(images)} {network.name} {network.weights_sha256}"
+        key = f"{images.fingerprint} {DECODING_VERSION} {len(images)} {network.name} {network.weights_sha256}"
         path = Path(cache_folder) / f"{network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached = _read(path, len(images))
         # Ranks may see different file systems: the cache counts only if all of them have it.

@@ -271,7 +271,9 @@ def test_a_pipeline_of_another_encoder_is_not_measured_under_its_name(pipeline_f
     FOREIGN["AutoencoderKL"]().save_pretrained(tmp_path / "kl")
     entry = {"autoencoder": str(tmp_path / "kl"), "pipelines": {5: str(pipeline_folder)}}
     plan = {"tokenizers": {"KL": entry}, "train": str(image_folder), "test": str(image_folder), "device": "cpu"}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**plan, "measures": ["generation"]}))
+    (tmp_path / "plan.yaml").write_text(
+        yaml.safe_dump({**plan, "measures": ["generation"], "num_images": 8, "num_inference_steps": 1})
+    )
     assert evaluate("compare", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert f"tokenizer 'KL': the pipeline {pipeline_folder} was not trained on latents of {tmp_path / 'kl'}" in error

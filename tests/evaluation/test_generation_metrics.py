@@ -92,6 +92,14 @@ def test_features_do_not_depend_on_batch_size_or_cache(network, features, image_
     np.testing.assert_allclose(features_of(images, network, 7, tmp_path)["features"], features[0], atol=2e-4)
 
 
+def test_features_of_pixels_as_they_were_decoded_before_are_not_used(network, image_folder, tmp_path, monkeypatch):
+    images = FolderImages(image_folder)
+    for entries, version in ((1, 7), (1, 7), (2, 8)):
+        monkeypatch.setattr("tcae_diffusers.metrics.feature_cache.DECODING_VERSION", version)
+        features_of(images, network, 7, tmp_path)
+        assert len(list(tmp_path.iterdir())) == entries
+
+
 def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(features):
     generator = np.random.default_rng(0)
     real = generator.normal(size=(400, 16))

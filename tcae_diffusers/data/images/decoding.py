@@ -24,6 +24,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Raised when the same file gives other pixels: features that were kept of those before are then computed again.
+DECODING_VERSION = 2
 # From this one on, height and width change places.
 _FIRST_TURNED = 5
 
