@@ -3,6 +3,7 @@ How a command starts: it reads its arguments before it imports what does the wor
 diffusers, and neither `--help` nor a typo should wait for them.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,10 @@ from .arguments import ArgumentsType, parse_arguments
 # Least of the numbers tried (100, 300, 1000, 3000) that costs nothing where nothing else runs; the measurements are in
 # docs/train_your_own.md.
 SPIN_COUNT = 1000
+
+# Of glibc's malloc.h: memory at the end of the heap beyond which it is given back, and how many blocks are mapped.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def start_command(
@@ -26,6 +31,7 @@ def start_command(
     """
     arguments = parse_arguments(arguments_type, argv, prog)
     limit_spinning()
+    keep_freed_memory()
     # diffusers imports torchao where it is installed, which warns that its kernels do not fit this torch. Commands do
     # not quantise, so to their users it says nothing.
     logging.getLogger("torchao").setLevel(logging.ERROR)
@@ -42,3 +48,21 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+
+
+def keep_freed_memory() -> None:
+    """
+    Let glibc keep the memory that tensors have left for the next ones, unless the environment sets its allocator.
+
+    By default it gives large blocks back to the kernel, which clears every page of the next one again. The features of
+    large batches then take five times as long (docs/train_your_own.md). The process keeps the most memory that it ever
+    needed. Other C libraries have no such setting and are left as they are.
+    """
+    if any(name in os.environ for name in MALLOC_VARIABLES):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS and musl have no mallopt, Windows no library of the process
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -11,7 +11,9 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from tcae_diffusers import AutoencoderTC
+from tcae_diffusers.command import keep_freed_memory
 
+keep_freed_memory()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 TINY_CONFIG = {

@@ -1,12 +1,13 @@
 """What a command sets before torch is imported."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from tcae_diffusers.command import SPIN_COUNT, limit_spinning
+from tcae_diffusers.command import MALLOC_VARIABLES, SPIN_COUNT, limit_spinning
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,26 @@ train_tcae(["--output_dir", sys.argv[1], "--autoencoder", "no-such-preset"])
     assert done.stdout.split() == [str(SPIN_COUNT)]
     (line,) = done.stderr.splitlines()
     assert "error: --autoencoder no-such-preset" in line and done.returncode == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize(
+    ("given", "cleared_again"), [({}, False), ({"MALLOC_MMAP_MAX_": "100"}, True), ({"GLIBC_TUNABLES": ""}, True)]
+)
+def test_memory_that_was_freed_is_used_again_unless_the_environment_sets_the_allocator(given, cleared_again):
+    code = """
+import resource
+from tcae_diffusers.command import keep_freed_memory
+
+keep_freed_memory()
+for index in range(9):
+    if index == 1:
+        first = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    _ = b"x" * 2**26
+    del _
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - first) * resource.getpagesize() / 2**26)
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    times = float(done.stdout)  # that a block was cleared, of eight
+    assert times > 7.5 if cleared_again else times < 0.5

@@ -58,6 +58,8 @@ class EfficientNetLite(FrozenNetwork):
             self._load(weights_path)
         self.block_channels = [block._bn2.num_features for block in self.network._blocks]
         self.token_width = self.block_channels[-1]
+        # A fifth faster on CPUs, and what tensor cores want.
+        self.to(memory_format=torch.channels_last)
         self.freeze()
 
     def _load(self, path: str | Path) -> None:
