@@ -64,6 +64,13 @@ class TransformerArguments(Arguments):
     patch_size: int = option(
         1, "Side of a token in latent positions; 1 suits deeply compressed latents (LightningDiT: 1).", at_least=1
     )
+    transformer_weights: str | None = option(
+        None,
+        "Folder of a trained transformer, or of a pipeline with one, that training starts from, for example to adapt "
+        "it to larger images; the options of the transformer must be those it was trained with. Random weights if "
+        "unset.",
+        metavar="FOLDER",
+    )
 
 
 @dataclass

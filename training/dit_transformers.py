@@ -1,9 +1,10 @@
 """The transformers that train_dit can train, by one option, and the id that each gives to "no label"."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from diffusers import DiTTransformer2DModel, ModelMixin
+from diffusers import AutoModel, DiTTransformer2DModel, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 
 from tcae_diffusers.errors import InputError
@@ -105,6 +106,35 @@ def build_transformer(
         **shared,
         num_embeds_ada_norm=null_class_id,
     )
+
+
+def load_transformer_weights(transformer: ModelMixin, path: str) -> None:
+    """
+    Give `transformer` the weights of the one in the folder `path`, or in the pipeline that is there. It may have been
+    trained on latents of another size: positions are computed, not learned.
+
+    Raises:
+        InputError: there is no transformer, or one of other dimensions, channels or classes.
+    """
+    option, folder = f"--transformer_weights {path}", Path(path)
+    if (folder / "model_index.json").is_file():
+        folder = folder / "transformer"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{option} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
+    try:
+        trained = AutoModel.from_pretrained(str(folder), dtype=transformer.dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{option}: cannot load {folder}: {error}") from error
+    ours, theirs = transformer.state_dict(), trained.state_dict()
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        shapes = [tuple(state[name].shape) if name in state else "absent" for state in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{option} is a {type(trained).__name__} whose {name} is {shapes[1]}, and that of the transformer to"
+                f" train ({type(transformer).__name__}) is {shapes[0]}; give --transformer, --num_layers and the like"
+                " the values that it was trained with, and pass latents with as many channels and classes."
+            )
+    transformer.load_state_dict(theirs)
 
 
 def set_training_mode(transformer: ModelMixin) -> None:

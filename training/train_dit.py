@@ -54,6 +54,7 @@ from tcae_diffusers.training.dit_transformers import (
     build_transformer,
     check_latent_shapes,
     choose_null_class_id,
+    load_transformer_weights,
     set_training_mode,
 )
 from tcae_diffusers.training.online_frechet import OnlineFrechet, build_online_frechet
@@ -227,6 +228,8 @@ def start(arguments: DiTArguments) -> DiTTraining:
         arguments.attention_head_dim,
         arguments.patch_size,
     )
+    if arguments.transformer_weights is not None:
+        load_transformer_weights(transformer, arguments.transformer_weights)
     alignment = build_alignment(arguments, transformer.config.num_layers, latent_shapes)
     trained = transformer
     if alignment is not None:

@@ -10,9 +10,19 @@ import pytest
 import torch
 
 from tcae_diffusers.training import train_dit
+from tcae_diffusers.training.dit_transformers import build_transformer
 
 from .. import latent_commands
-from ..latent_commands import assert_same_training_state, fork_ranks, home, signalling, weights, with_tokens
+from ..latent_commands import (
+    CLASSES,
+    SMALL_DIT,
+    assert_same_training_state,
+    fork_ranks,
+    home,
+    signalling,
+    weights,
+    with_tokens,
+)
 
 # Forked children run backward passes, which torch refuses once any earlier test has started autograd's threads.
 pytestmark = pytest.mark.fresh_process
@@ -31,13 +41,24 @@ VARIANTS = {
         "repa_projector": "conv",
         "repa_spatial_normalization": 0.6,
     },
+    "dit from trained weights": {"transformer_weights": "of another run"},
 }
 
 
+@functools.cache
+def trained_weights():
+    """Of a transformer of these tests; random, since nothing may train before ranks are forked."""
+    torch.manual_seed(1)
+    sizes = (SMALL_DIT[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim"))
+    build_transformer("dit", (4, 2, 2), len(CLASSES), len(CLASSES), *sizes).save_pretrained(home() / "trained weights")
+    return home() / "trained weights"
+
+
 def train(output, **options):
-    """With tokens where they are needed; made on first use, as every cache of these tests."""
+    """With tokens and weights where they are needed; made on first use, as every cache of these tests."""
     latents = {"latents": with_tokens()} if "repa_weight" in options else {}
-    return latent_commands.train(output, **latents, **options)
+    start = {"transformer_weights": trained_weights()} if "transformer_weights" in options else {}
+    return latent_commands.train(output, **latents, **{**options, **start})
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tcae_diffusers.training import train_dit
 from tcae_diffusers.training.dit_objectives import build_alignment, build_objective, draw_step_randomness
 from tcae_diffusers.training.dit_transformers import build_transformer, choose_null_class_id, drop_labels
 
-from ..latent_commands import FOREIGN, NUM_IMAGES, cache, calibrated, home, train, weights, with_tokens
+from ..latent_commands import FOREIGN, NUM_IMAGES, assert_close, cache, calibrated, home, train, weights, with_tokens
 
 
 @functools.cache
@@ -307,3 +308,26 @@ def test_a_null_class_that_was_never_trained_guides_nothing(tmp_path, transforme
     with pytest.raises(ValueError, match="this transformer was trained without one"):
         pipeline([0], num_inference_steps=1, guidance_scale=2.0)
     assert len(pipeline([0], num_inference_steps=1, guidance_scale=1.0).images) == 1
+
+
+@pytest.mark.parametrize("name", ["dit", "tc-dit"])
+def test_training_starts_from_the_weights_of_a_transformer_of_smaller_latents(tmp_path, name):
+    trained = train(tmp_path / "trained", transformer=name, max_train_steps=2) / "pipeline"
+    tokenizer = shutil.copytree(home() / "tokenizer", tmp_path / "tokenizer")
+    larger = cache(tmp_path / "larger", tokenizer=tokenizer, write_statistics=True, resolution=32)
+    still = {
+        "tokenizer": tokenizer,
+        "transformer": name,
+        "max_train_steps": 1,
+        "learning_rate": 1e-20,
+        "final_learning_rate": 1e-20,
+    }
+    theirs = weights(trained / "transformer")
+    for folder in (trained, trained / "transformer"):
+        ours = train(tmp_path / f"from {folder.name}", latents=larger, **still, transformer_weights=folder)
+        assert_close(weights(ours / "pipeline/transformer"), theirs)
+    other = weights(train(tmp_path / "random", latents=larger, seed=1, **still) / "pipeline/transformer")
+    with pytest.raises(AssertionError):
+        assert_close(other, theirs)
+    pipeline = DiffusionPipeline.from_pretrained(ours / "pipeline", trust_remote_code=True)
+    assert pipeline.transformer.config.sample_size == 4

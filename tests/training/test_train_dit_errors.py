@@ -38,6 +38,7 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
     shard.write_bytes(shard.read_bytes()[:-5])
     (tmp_path / "config.yaml").write_text("learning_rat: 1.0e-3\n")
     output = tmp_path / "run"
+    trained = train(tmp_path / "trained", max_train_steps=1) / "pipeline"
     good = {**SMALL_DIT, "tokenizer": tokenizer, "latents": latents, "output_dir": output}
     cases = [
         ({"tokenizer": other_tokenizer}, "made with another tokenizer"),
@@ -61,6 +62,17 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),
         ({"objective": "epsilon", "flow_prediction": "sample"}, "--flow_prediction sample must be omitted unless"),
         ({"extra_ema_decays": [0.5, 1.5]}, "must be at least 0 and below 1 each"),
+        (
+            {"transformer_weights": tmp_path},
+            f"{tmp_path} is neither a transformer nor a pipeline",
+        ),
+        ({"transformer_weights": trained, "num_layers": 2}, "is absent, and that of the transformer to train"),
+        (
+            {"transformer_weights": trained, "attention_head_dim": 16},
+            "give --transformer, --num_layers",
+        ),
+        ({"transformer_weights": trained, "transformer": "tc-dit"}, "is a DiTTransformer2DModel whose"),
+        ({"transformer_weights": trained, "unconditional": True}, "with as many channels and classes"),
         ({"repa_weight": 0.5}, f"latent cache {latents} has no tokens; cache the latents anew"),
         (
             {"latents": with_tokens(), "repa_weight": 0.5, "repa_layer": 2},
