@@ -89,16 +89,9 @@ class AutoencoderArguments(Arguments):
 
 
 @dataclass
-class ImageArguments(AutoencoderArguments):
-    """The images to measure it on."""
+class MeasuredSizeArguments(AutoencoderArguments):
+    """The size of its images."""
 
-    group: ClassVar[str] = "Images"
-
-    data: str = option(
-        MISSING,
-        "Images to encode: openmoji:SPLIT, datasets:NAME[:SPLIT], or a folder of root/class/img.png.",
-        metavar="SOURCE",
-    )
     resolution: int | None = option(
         None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS", at_least=1
     )
@@ -109,6 +102,35 @@ class ImageArguments(AutoencoderArguments):
         needs="resolution",
         at_least=1,
     )
+
+    def image_size(self, model: nn.Module) -> int | tuple[int, int] | None:
+        """
+        Side, or height and width, that was asked for; else what the model is made for, `None` where that is any size.
+
+        Raises:
+            InputError: Images that are not square, for a model that decodes squares only.
+        """
+        from tcae_diffusers.models.adapters import adapt
+
+        adapter, size = adapt(model), self.resolution or adapt(model).image_size
+        if not size or not self.width or self.width == size:
+            return size
+        if not adapter.decodes_any_size:
+            raise InputError(f"{adapter.class_name} decodes square images of one size only; omit --width")
+        return size, self.width
+
+
+@dataclass
+class ImageArguments(MeasuredSizeArguments):
+    """The images to measure it on."""
+
+    group: ClassVar[str] = "Images"
+
+    data: str = option(
+        MISSING,
+        "Images to encode: openmoji:SPLIT, datasets:NAME[:SPLIT], or a folder of root/class/img.png.",
+        metavar="SOURCE",
+    )
     max_images: int | None = option(
         None,
         "Number of images to use, evenly spaced in the source; all of them if unset.",
@@ -118,21 +140,14 @@ class ImageArguments(AutoencoderArguments):
 
     def open_images(self, model: nn.Module) -> ImageSet:
         """
-        The images, of the size that the model is made for unless another was asked for.
+        The images, of [`image_size`].
 
         Raises:
             InputError: They cannot be read, or are not square and the model decodes squares only.
         """
         from tcae_diffusers.data.images.image_sets import EvenlySpacedImages, open_data_source
-        from tcae_diffusers.models.adapters import adapt
 
-        adapter, size = adapt(model), self.resolution or adapt(model).image_size
-        if size and self.width and self.width != size:
-            if not adapter.decodes_any_size:
-                raise InputError(f"{adapter.class_name} decodes square images of one size only; omit --width")
-            images: ImageSet = open_data_source(self.data, (size, self.width))
-        else:
-            images = open_data_source(self.data, size)
+        images: ImageSet = open_data_source(self.data, self.image_size(model))
         if self.max_images and self.max_images < len(images):
             images = EvenlySpacedImages(images, self.max_images)
         return images

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
 
-from .groups import AutoencoderArguments, Content, MachineArguments
+from .groups import Content, MachineArguments, MeasuredSizeArguments
 
 
 @dataclass
@@ -18,9 +18,6 @@ class ProbeArguments(Arguments):
 
     train: str = option("openmoji:train", "Labelled images that the probes are fitted to.", metavar="SOURCE")
     test: str = option("openmoji:heldout", "Labelled images that the probes are evaluated on.", metavar="SOURCE")
-    resolution: int | None = option(
-        None, "Side of the images in pixels; the autoencoder's sample_size if unset.", metavar="PIXELS", at_least=1
-    )
     token_module: str | None = option(
         None,
         "Submodule of the encoder whose output is the tokens, for models other than AutoencoderTC.",
@@ -33,7 +30,7 @@ class ProbeArguments(Arguments):
 
 
 @dataclass
-class ProbingArguments(AutoencoderArguments, ProbeArguments, MachineArguments):
+class ProbingArguments(MeasuredSizeArguments, ProbeArguments, MachineArguments):
     """
     What the tokens know about the class, and how much of it survives in the latent (A1, A2 and the structure loss).
 

@@ -21,8 +21,10 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     """
     state = arguments.process_state()
     model = load_autoencoder(arguments.autoencoder, arguments.chosen_device())
-    resolution = arguments.resolution or adapt(model).image_size
-    train, test = (open_labelled_source(spec, resolution) for spec in (arguments.train, arguments.test))
+    size = arguments.image_size(model)
+    train, test = (open_labelled_source(spec, size) for spec in (arguments.train, arguments.test))
+    height, width = test[0].shape[:2]
+    adapt(model).check_image_size(height, width)
     found = evaluate_probing(
         model,
         train,
@@ -36,7 +38,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     return ProbingResult(
         figures=found.figures,
         autoencoder=describe_autoencoder(arguments.autoencoder, model),
-        data=describe_images(arguments.test, test),
+        data={**describe_images(arguments.test, test), "height": height, "width": width},
         pictures=found.pictures,
         labels=found.labels,
         classes=found.classes,
@@ -47,7 +49,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
             epochs=arguments.epochs,
             seed=arguments.seed,
             token_module=arguments.token_module,
-            resolution=resolution,
+            resolution=height,
             ranks=state.num_processes,
         ),
     )

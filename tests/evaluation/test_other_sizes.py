@@ -56,6 +56,17 @@ def test_an_autoencoder_is_measured_on_images_that_are_not_square(any_size, make
         assert content["linear_baseline"]["block"] == 8
 
 
+def test_tokens_of_images_that_are_not_square_are_probed(any_size, image_folder, tmp_path, capsys):
+    arguments = ["probing", "--autoencoder", any_size, "--train", image_folder, "--test", image_folder]
+    arguments += ["--device", "cpu", "--epochs", 1, "--resolution", 32, "--output", tmp_path / "wide"]
+    assert evaluate(*arguments, "--width", 48) == 0
+    content = json.loads((tmp_path / "wide" / "probing.json").read_text())
+    assert (content["data"]["height"], content["data"]["width"]) == (32, 48)
+    assert any(figure["name"].endswith("latent 4x6") for figure in content["figures"])
+    assert evaluate(*arguments, "--width", 36) == 2
+    assert "width 36 is not a multiple of 8" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_samples_of_another_size_are_drawn_and_compared_with_images_cropped_to_it(any_size, image_folder, tmp_path):
     for name, extra in {"square": [], "wide": ["--height", 32, "--width", 48]}.items():
         assert generate(any_size, tmp_path / name, *extra) == 0
