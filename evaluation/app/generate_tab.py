@@ -11,7 +11,7 @@ from tcae_diffusers.errors import InputError
 
 from ..arguments.app import AppArguments
 from ..pictures.contact_sheet import contact_sheet
-from ..pictures.drawing import class_names_of
+from ..pictures.drawing import class_choices
 from .error_sentences import with_sentences
 from .generation import LARGEST_SEED, Sampling, draw_between, draw_seeds, guider_names, scheduler_names
 from .shown import Shown
@@ -68,8 +68,8 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         with gr.Column(scale=1, min_width=280):
             pipeline = gr.Dropdown(names, value=names[0], label="Pipeline", elem_id="pipeline", visible=len(names) > 1)
             classes = gr.Dropdown(
-                class_names_of(first),
-                value=class_names_of(first)[:1],
+                class_choices(first),
+                value=class_choices(first)[:1],
                 multiselect=True,
                 label="Classes",
                 elem_id="classes",
@@ -121,7 +121,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
 
     def suit_pipeline(name: str) -> list[Any]:
         chosen = shown.pipelines[name]
-        class_names, schedulers, guiders = class_names_of(chosen), scheduler_names(chosen), guider_names(chosen)
+        class_names, schedulers, guiders = class_choices(chosen), scheduler_names(chosen), guider_names(chosen)
         return [
             gr.Dropdown(class_names, value=class_names[:1]),
             gr.Dropdown(schedulers, value=schedulers[0]),
@@ -170,7 +170,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
             raise InputError("choose at least one class")
         each = _whole("images of each class", count, 1, arguments.max_images // len(classes))
         start = _whole("first seed", seed, 0, LARGEST_SEED - each)
-        chosen, known = shown.pipelines[name], class_names_of(shown.pipelines[name])
+        chosen, known = shown.pipelines[name], class_choices(shown.pipelines[name])
         labels = [known.index(label) for label in classes for _ in range(each)]
         seeds = [start + index for _ in classes for index in range(each)]
         images = draw_for(
@@ -200,7 +200,7 @@ def add_generate_tab(shown: Shown, arguments: AppArguments, page: "gr.Blocks") -
         ends = _whole("first seed", seed, 0, LARGEST_SEED), _whole("last seed", last_seed, 0, LARGEST_SEED)
         number = _whole("images from the first seed to the last", frames, 2, arguments.max_images)
         chosen = shown.pipelines[name]
-        label = class_names_of(chosen).index(classes[0])
+        label = class_choices(chosen).index(classes[0])
         images = draw_for(
             request,
             progress,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,12 @@ def resolve_point(path: str, folder: Path, name: str, arguments: ConvergenceArgu
     return measure_pipeline(path, folder, name, arguments, arguments)
 
 
+def curve_folder(name: str) -> str:
+    """Folder of a curve that may be called anything; it does not depend on the other curves or their order."""
+    readable = re.sub("[^A-Za-z0-9]+", "-", name)[:40].strip("-")
+    return f"curve-{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
 def run(arguments: ConvergenceArguments) -> ConvergenceResult:
     """
     Draws and measures every point that is not done, and compares the curves.
@@ -83,13 +91,13 @@ def run(arguments: ConvergenceArguments) -> ConvergenceResult:
         InputError: If a point cannot be used, or points cannot be compared.
     """
     state, curves = arguments.process_state(), arguments.curves()
-    points = {
-        name: {
-            steps: resolve_point(path, arguments.output / f"curve-{place}" / str(steps), f"{name} {steps}", arguments)
+    points: dict[str, dict[int, GenerationResult]] = {}
+    for name, of_curve in curves.items():
+        folder = arguments.output / curve_folder(name)
+        points[name] = {
+            steps: resolve_point(path, folder / str(steps), f"{name} {steps}", arguments)
             for steps, path in of_curve.items()
         }
-        for place, (name, of_curve) in enumerate(curves.items())
-    }
     baseline = arguments.baseline or next(iter(curves))
     result = build_convergence(points, baseline, arguments.figure, seed=arguments.seed)
     if state.is_main_process:

@@ -55,9 +55,12 @@ def heldout_measures(
         return []
     heldout, (real, statistics) = open_image_set(arguments.heldout, size), open_reference_content(reference, size)
     measures: list[HeldoutMeasure] = []
-    unlabelled = [each.name for each in (heldout, real, *sets) if each is not None and each.labels is None]
+    # A source without labels may also come as one of a single class.
+    known = [each for each in (heldout, real, *sets) if each is not None]
+    unlabelled = [each.name for each in known if each.labels is None or len(each.classes or ()) < 2]
     if arguments.fdr_networks and (unlabelled or real is None):
-        logger.warning(f"classification accuracy is omitted: no labels in {', '.join(unlabelled) or reference}")
+        places = ", ".join(unlabelled) or reference
+        logger.warning(f"classification accuracy is omitted: no labels of several classes in {places}")
     else:
         accuracy = ClassificationAccuracy(heldout, real, device, seed)
         for images in sets:

@@ -43,6 +43,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
         labels=found.labels,
         classes=found.classes,
         not_measured=found.not_measured,
+        fitted_to=describe_images(arguments.train, train),
         **provenance(
             train=arguments.train,
             test=arguments.test,

@@ -75,6 +75,12 @@ def class_names_of(pipeline: DiffusionPipeline) -> list[str]:
     return [names.get(index, str(index)) for index in range(count)]
 
 
+def class_choices(pipeline: DiffusionPipeline) -> list[str]:
+    """[`class_names_of`], all different: with its id where several classes have the same name."""
+    names = class_names_of(pipeline)
+    return [f"{name} (class {index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
+
+
 def class_counts_by_name(data: LabelledImages, class_names: list[str]) -> list[int]:
     """
     How many images of each of `class_names` there are in `data`, by name; 0 for a class that it does not have.

@@ -66,7 +66,7 @@ class Result:
         subject (`str`): What a comparison calls the thing that was measured.
         conditions (`dict`): What a comparison requires to agree besides data, features and numbers of images.
         path (`Path`, *optional*): The file that it was read from or saved to.
-        files (`dict[str, bytes | str]`): Pictures and tables that are written beside it.
+        files (`dict[str, bytes | str]`): Pictures and tables that are written into [`folder`].
     """
 
     kind: ClassVar[str]
@@ -125,21 +125,23 @@ class Result:
         return {"kind": self.kind, **content}
 
     def save(self, output: str | Path) -> None:
-        """Writes the files beside it, then its own, to [`path_in`] of `output`."""
-        path = self.path_in(output)
+        """Writes the files that belong to it into [`folder`], then its own to [`path_in`] of `output`."""
+        self.path = self.path_in(output)
         for name, content in self.files.items():
             if isinstance(content, str):
-                write_text(path.parent / name, content)
+                write_text(self.folder / name, content)
             else:
-                write_atomically(path.parent / name, content)
-        write_json(path, self.to_json())
-        self.path = path
+                write_atomically(self.folder / name, content)
+        write_json(self.path, self.to_json())
 
     @property
     def folder(self) -> Path:
-        """Folder of its file and pictures, once it has one."""
+        """
+        Folder of its pictures and tables, once it has one: the one that its file is in, or where the file was given
+        another name than [`file_name`], one of that name, so that results side by side keep theirs apart.
+        """
         assert self.path is not None, f"the {self.kind} result was neither read nor saved"
-        return self.path.parent
+        return self.path.parent if self.path.name == self.file_name() else self.path.with_suffix("")
 
     def describe(self) -> list[str]:
         """Lines that the command prints."""

@@ -9,6 +9,7 @@ called `CAS-convnet` and compares with figures of this package only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -150,6 +151,11 @@ class ClassificationAccuracy:
     def __init__(self, heldout: ImageSet, real: ImageSet | None, device: str | torch.device = "cpu", seed: int = 0):
         if heldout.labels is None or heldout.classes is None:
             raise InputError(f"--heldout {heldout.name} has no labels; name labelled images, in a folder per class")
+        if len(heldout.classes) < 2:
+            # What a source without labels looks like, too: any classifier would be right about all of it.
+            raise InputError(
+                f"--heldout {heldout.name} has the single class {heldout.classes[0]!r}; name images of several classes"
+            )
         if real is None:
             raise InputError("--heldout needs real images as --reference, to train on too; it holds statistics only")
         if real.fingerprint == heldout.fingerprint:
@@ -165,16 +171,25 @@ class ClassificationAccuracy:
 
     def labels_of(self, images: ImageSet) -> list[int]:
         """
-        The label of each image among the classes of the held-out ones, which classes are matched to by name.
+        The label of each image among the classes of the held-out ones, which classes are matched to by name, unless
+        both have the same list of classes.
 
         Raises:
-            InputError: No labels, or a class that the held-out images do not have.
+            InputError: No labels, a class that the held-out images do not have, or a name that several classes share.
         """
         if images.labels is None or images.classes is None:
             raise InputError(
                 f"--heldout: {images.name} has no labels, without which no classifier can be trained on it; name a "
                 "folder per class, or a set drawn by generate"
             )
+        if list(images.classes) == list(self._classes):
+            return list(images.labels)
+        for each in (images, self._heldout):
+            if shared := [name for name, count in Counter(each.classes).items() if count > 1]:
+                raise InputError(
+                    f"--heldout: {each.name} has several classes called {shared[0]!r}, so the classes of {images.name}"
+                    f" and {self._heldout.name} cannot be matched by name; rename one"
+                )
         index_of = {name: index for index, name in enumerate(self._classes)}
         unknown = sorted({images.classes[label] for label in images.labels} - index_of.keys())
         if unknown:

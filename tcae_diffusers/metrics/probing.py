@@ -88,8 +88,13 @@ def evaluate_probing(
         tsne: Whether to lay out the test images by [`neighbour_map`] too.
 
     Raises:
-        InputError: If the two sets have other classes, or the size does not fit the model.
+        InputError: If the two sets have other classes or are the same images, or the size does not fit the model.
     """
+    if train.fingerprint == test.fingerprint:
+        raise InputError(
+            f"--train {train.name} and --test {test.name} are the same images; name others to test on, which the "
+            "probes were not fitted to"
+        )
     if train.classes != test.classes:
         raise InputError(f"{train.name} and {test.name} have different classes; the probe needs the same ones")
     adapt(model).check_image_size(*train[0].shape[:2])

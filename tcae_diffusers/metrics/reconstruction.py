@@ -193,6 +193,7 @@ def _mean_figure(measure: ImageMeasure, column: str, values: np.ndarray, images:
         samples=len(values),
         better=measure.better[column],
         baseline=measure.baseline(column, images),
+        extractor=measure.describe_network(),
         per_image=column,
     )
 

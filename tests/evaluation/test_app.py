@@ -26,7 +26,7 @@ from tcae_diffusers.evaluation.app.reconstruction import BRIGHTEST_ERROR, ShownA
 from tcae_diffusers.evaluation.app.reports import ALL_RESULTS, framed, read_report, report_names
 from tcae_diffusers.evaluation.app.shown import open_shown
 from tcae_diffusers.evaluation.arguments.app import AppArguments
-from tcae_diffusers.evaluation.pictures.drawing import load_latent_pipeline
+from tcae_diffusers.evaluation.pictures.drawing import class_choices, load_latent_pipeline, load_pipeline
 from tcae_diffusers.pipelines import TCDiTPipeline
 
 from .conftest import draw_images
@@ -131,6 +131,11 @@ def test_an_image_is_a_function_of_its_seed_and_class(pipeline):
     by_hand = pipeline(1, num_inference_steps=3, guidance_scale=2.0, generator=generator).images[0]
     assert difference(alone[0], by_hand) == 0
     assert difference(together[0], together[1]) > 1
+
+
+def test_classes_of_one_name_can_be_told_apart(save_pipeline):
+    pipeline = load_pipeline(save_pipeline(["crane", "maillot", "crane"]), "cpu")
+    assert class_choices(pipeline) == ["crane (class 0)", "maillot", "crane (class 2)"]
 
 
 def test_an_interpolation_begins_and_ends_at_its_seeds(pipeline):

@@ -2,22 +2,27 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.arguments.guidance_sweep import sweep_points
 from tcae_diffusers.evaluation.commands.compare import equal_budgets
+from tcae_diffusers.evaluation.commands.convergence import curve_folder
 from tcae_diffusers.evaluation.results.figure_differences import comparison_table
+from tcae_diffusers.evaluation.results.kinds.generation import GenerationResult
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
-from tcae_diffusers.evaluation.results.reading import collect_results
+from tcae_diffusers.evaluation.results.reading import collect_results, read_result
 from tcae_diffusers.evaluation.results.speed_up import compare_curves, speed_up, steps_to_reach
 from tcae_diffusers.files import write_json
 
 from ..latent_commands import FOREIGN
-from .conftest import evaluate
+from .conftest import TINY_AUTOENCODER, evaluate
 
 SMALL = ["--num_images", "24", "--num_inference_steps", "2", "--device", "cpu"]
 
@@ -145,7 +150,9 @@ def test_a_sweep_draws_each_point_once_and_resumes(pipeline_folder, image_folder
     assert "'0.8:0.1'" in capsys.readouterr().err
 
 
-def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folder, image_folder, tmp_path, capsys):
+def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(
+    pipeline_folder, image_folder, other_folder, tmp_path, capsys
+):
     plan = {
         "tokenizers": {
             "first/one": {
@@ -154,7 +161,7 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(pipeline_folde
             },
             "second": {"autoencoder": str(pipeline_folder), "pipelines": {100: str(pipeline_folder)}},
         },
-        "train": str(image_folder),
+        "train": str(other_folder),
         "test": str(image_folder),
         "feature_cache": str(tmp_path / "cache"),
         "epochs": 1,
@@ -299,3 +306,72 @@ def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
     ):
         assert evaluate(*command, *points) == 2
         assert message in capsys.readouterr().err
+
+
+def test_results_of_one_folder_keep_their_tables_and_pictures_apart(pipeline_folder, image_folder, tmp_path):
+    torch.manual_seed(3)
+    AutoencoderTC(**TINY_AUTOENCODER).save_pretrained(tmp_path / "other")
+    images = ["--data", image_folder, "--device", "cpu", "--extractor", "none", "--baseline_data", "none"]
+    for place in ("together", "apart"):
+        for name, autoencoder in {"a": pipeline_folder, "b": tmp_path / "other"}.items():
+            output = tmp_path / place / (f"{name}.json" if place == "together" else name)
+            assert evaluate("reconstruction", "--autoencoder", autoencoder, *images, "--output", output) == 0
+        results = [f"{name}={tmp_path / place / name}{'.json' * (place == 'together')}" for name in "ab"]
+        assert evaluate("compare", "--results", *results, "--output", tmp_path / place / "out") == 0
+        shown = [result.split("=", 1)[1] for result in results]
+        assert evaluate("report", "--results", *shown, "--output", tmp_path / place / "report.html") == 0
+    together, apart = (
+        json.loads((tmp_path / place / "out" / "comparison.json").read_text())["rows"]
+        for place in ("together", "apart")
+    )
+    assert [row["differences"] for row in together] == [row["differences"] for row in apart]
+    assert all(pair["interval"] > 0 for row in together for pair in row["differences"])
+    # Each result's own pictures are in the report.
+    pages = [(tmp_path / place / "report.html").read_text() for place in ("together", "apart")]
+    pictures = [set(re.findall(r"data:image/png;base64,[^\"]+", page)) for page in pages]
+    assert pictures[0] == pictures[1] and len(pictures[0]) > 2
+
+
+def test_probes_that_were_fitted_otherwise_are_not_compared(
+    pipeline_folder, image_folder, other_folder, make_image_folder, tmp_path, capsys
+):
+    more = make_image_folder(tmp_path / "more", 5, 20)
+    common = ["probing", "--autoencoder", pipeline_folder, "--test", image_folder, "--device", "cpu"]
+    runs = {"a": (other_folder, 1), "b": (more, 1), "c": (other_folder, 2), "d": (other_folder, 1)}
+    for name, (train, epochs) in runs.items():
+        assert evaluate(*common, "--train", train, "--epochs", epochs, "--output", tmp_path / name) == 0
+    results = [f"{name}={tmp_path / name}" for name in runs]
+    assert evaluate("compare", "--results", *results, "--output", tmp_path / "out") == 0
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    found = [sorted(row["values"]) for row in rows if row["name"] == "linear probe, tokens"]
+    assert sorted(found) == [["a", "d"], ["b"], ["c"]]
+    capsys.readouterr()
+    assert evaluate(*common, "--train", image_folder, "--output", tmp_path / "same") == 2
+    assert "are the same images" in capsys.readouterr().err
+
+
+def test_the_order_of_curves_is_no_setting(pipeline_folder, image_folder, tmp_path, capsys):
+    command = ["convergence", "--reference", image_folder, *SMALL, "--output", tmp_path / "out", "--baseline", "a b"]
+    curves = [["--curve", "a b", f"1={pipeline_folder}"], ["--curve", "a/b", f"1={pipeline_folder}"]]
+    assert evaluate(*command, *curves[0], *curves[1]) == 0
+    assert len({curve_folder(name) for name in ("a b", "a/b", "a-b", "", "\udcff")}) == 5
+    first = json.loads((tmp_path / "out" / "convergence.json").read_text())["curves"]
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("generation.json")}
+    assert len(times) == 2
+    assert evaluate(*command, *curves[1], *curves[0]) == 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("generation.json")} == times
+    assert json.loads((tmp_path / "out" / "convergence.json").read_text())["curves"] == first
+
+
+def test_a_report_compares_distances_of_equally_many_samples_only(
+    image_folder, other_folder, make_image_folder, tmp_path
+):
+    equal = make_image_folder(tmp_path / "equal", 7, 24)
+    few = make_image_folder(tmp_path / "few", 8, 10)
+    command = ["generation", "--samples", f"first={other_folder}", f"equal={equal}", f"few={few}", "--device", "cpu"]
+    assert evaluate(*command, "--reference", image_folder, "--no_feature_cache", "--output", tmp_path / "out") == 0
+    result = read_result(tmp_path / "out" / "generation.json", GenerationResult)
+    labels = [card.label for card in result.cards()]
+    assert len(labels) == 2 and labels[1].endswith("real images than equal")
+    chart = result.shown()["chart"]["svg"]
+    assert ">equal<" in chart and ">few<" not in chart

@@ -192,3 +192,11 @@ def test_only_sets_of_one_seed_and_the_same_labels_are_pairs(
     (pair,) = json.loads((tmp_path / "out" / "generation.json").read_text())["differences"]
     # Too few images for an interval.
     assert pair["difference"] == 0 and pair["interval"] is None
+
+    archives = [generate(f"{name}.npz", "--layout", "npz") for name in "ab"]
+    assert paired(*archives) == 0
+    arrays = dict(np.load(archives[1]))
+    np.savez(archives[1], **{**arrays, "arr_0": 255 - arrays["arr_0"]})
+    capsys.readouterr()
+    assert paired(*archives) == 2
+    assert "b does not say which seed it was drawn with" in capsys.readouterr().err

@@ -161,10 +161,10 @@ def test_noise_does_not_depend_on_the_batch_size(tiny_autoencoder, image_folder)
     np.testing.assert_allclose(first.channels["channel_std"], second.channels["channel_std"], rtol=1e-4)
 
 
-def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_path):
+def test_the_commands_write_their_results(tiny_autoencoder, image_folder, other_folder, tmp_path):
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     common = ["--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
-    data = ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "2"]
+    data = ["--train", str(other_folder), "--test", str(image_folder), "--epochs", "2"]
     assert evaluate("probing", *common, *data) == 0
     probing = json.loads((tmp_path / "probing.json").read_text())
     names = [figure["name"] for figure in probing["figures"]]
@@ -184,7 +184,7 @@ def test_the_commands_write_their_results(tiny_autoencoder, image_folder, tmp_pa
     assert latents["figures"][0]["value"] == latents["channels"]["effective_rank"]
 
 
-def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_folder, capsys):
+def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_folder, other_folder, capsys):
     import diffusers
 
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_f
         up_block_types=["UpDecoderBlock2D"] * 2,
     ).save_pretrained(tmp_path / "vae")
     arguments = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
-    arguments += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--token_module"]
+    arguments += ["--train", str(other_folder), "--test", str(image_folder), "--epochs", "1", "--token_module"]
     assert evaluate(*arguments, "encoder.mid_block") == 0
     names = [figure["name"] for figure in json.loads((tmp_path / "probing.json").read_text())["figures"]]
     structure = [f"{name}, {depth} 16x16" for depth in ("tokens", "latent") for name in ("LDS", "CDS", "RMSC")]
@@ -237,10 +237,12 @@ def test_the_picture_has_a_row_for_each_stage_also_of_oblong_images(tiny_autoenc
     assert maps["latent"].shape == (2, 4, 4, 8)
 
 
-def test_tsne_is_an_option_that_says_what_it_needs(monkeypatch, tiny_autoencoder, image_folder, tmp_path, capsys):
+def test_tsne_is_an_option_that_says_what_it_needs(
+    monkeypatch, tiny_autoencoder, image_folder, other_folder, tmp_path, capsys
+):
     tiny_autoencoder.save_pretrained(tmp_path / "vae")
     command = ["probing", "--autoencoder", str(tmp_path / "vae"), "--device", "cpu", "--output", str(tmp_path)]
-    command += ["--train", str(image_folder), "--test", str(image_folder), "--epochs", "1", "--tsne"]
+    command += ["--train", str(other_folder), "--test", str(image_folder), "--epochs", "1", "--tsne"]
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert evaluate(*command) == 2
     assert "--tsne needs scikit-learn" in capsys.readouterr().err

@@ -56,8 +56,8 @@ def test_an_autoencoder_is_measured_on_images_that_are_not_square(any_size, make
         assert content["linear_baseline"]["block"] == 8
 
 
-def test_tokens_of_images_that_are_not_square_are_probed(any_size, image_folder, tmp_path, capsys):
-    arguments = ["probing", "--autoencoder", any_size, "--train", image_folder, "--test", image_folder]
+def test_tokens_of_images_that_are_not_square_are_probed(any_size, image_folder, other_folder, tmp_path, capsys):
+    arguments = ["probing", "--autoencoder", any_size, "--train", image_folder, "--test", other_folder]
     arguments += ["--device", "cpu", "--epochs", 1, "--resolution", 32, "--output", tmp_path / "wide"]
     assert evaluate(*arguments, "--width", 48) == 0
     content = json.loads((tmp_path / "wide" / "probing.json").read_text())

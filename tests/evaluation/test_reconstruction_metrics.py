@@ -202,6 +202,15 @@ def test_lpips_equals_the_package_per_image_and_is_named_when_missing(
         expected = theirs(output / 127.5 - 1, pixels / 127.5 - 1).mean().item()
     assert figure["value"] == pytest.approx(expected, rel=1e-4)
     assert figure["better"] == "lower"
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "other.pth")
+    other = [*arguments, "--lpips_weights", str(tmp_path / "other.pth"), "--max_images", "5"]
+    assert evaluate(*other, "--output", str(tmp_path / "other")) == 0
+    results = [f"{name}={tmp_path / name}" for name in ("out", "other")]
+    assert evaluate("compare", "--results", *results, "--output", str(tmp_path / "both")) == 0
+    rows = json.loads((tmp_path / "both" / "comparison.json").read_text())["rows"]
+    # The weights are no part of the name, and decide the figure.
+    assert [list(row["values"]) for row in rows if row["name"] == "LPIPS-SQUEEZE"] == [["out"], ["other"]]
     assert evaluate(*arguments, "--lpips_weights", str(tmp_path / "nowhere.pth")) == 2
     assert "nowhere.pth" in capsys.readouterr().err
 

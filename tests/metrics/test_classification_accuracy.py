@@ -111,6 +111,28 @@ def test_classes_are_matched_by_name(folders):
     assert score.figure(renumbered).value == score.figure(real).value
 
 
+def test_classes_of_one_name_are_matched_by_id_or_refused(folders):
+    heldout, real, samples = (FolderImages(folders[name], 12) for name in ("heldout", "real", "samples"))
+    expected = ClassificationAccuracy(heldout, real).figure(samples).value
+    for each in (heldout, real, samples):
+        each.classes = ["crane", "maillot", "crane", "d"]
+    score = ClassificationAccuracy(heldout, real)
+    assert score.labels_of(samples) == samples.labels and score.figure(samples).value == expected
+    samples.classes = ["maillot", "crane", "d", "crane"]
+    with pytest.raises(InputError, match="has several classes called 'crane'"):
+        score.labels_of(samples)
+    samples.classes = ["maillot", "crane", "d", "other crane"]
+    with pytest.raises(InputError, match="has several classes called 'crane'"):
+        score.labels_of(samples)
+
+
+def test_a_single_class_says_nothing(folders):
+    heldout, real = (FolderImages(folders[name], 12) for name in ("heldout", "real"))
+    heldout.classes, heldout.labels = ["image"], [0] * len(heldout)
+    with pytest.raises(InputError, match="has the single class 'image'"):
+        ClassificationAccuracy(heldout, real)
+
+
 def test_large_images_are_resized_to_32_pixels(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (8, 80, 50, 3)).astype(np.uint8)
     images[..., 0] = 200

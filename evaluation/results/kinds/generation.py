@@ -114,6 +114,8 @@ class GenerationResult(Result):
             note += f"; real against real {format_number(first[1].floor.value)}"
         cards = [Card(format_number(value), first[1].name, note)]
         for name, figure in others:
+            if figure.samples != first[1].samples:  # the distance is biased upwards for small sets
+                continue
             ratio = figure.value / value if value > 0 else float("inf")
             note = f"{name}: {format_number(figure.value)}, samples: {format_number(value)}"
             factor, relation = (ratio, "closer to") if ratio >= 1 else (1 / ratio, "further from")
@@ -127,10 +129,10 @@ class GenerationResult(Result):
         }
 
     def _distance_chart(self) -> dict[str, str] | None:
-        """Bars of the Fréchet distance of every sample set, with the floor as a line."""
+        """Bars of the Fréchet distance of every sample set as large as the first, with the floor as a line."""
         if not (distances := self._distances()):
             return None
         first = next(iter(distances.values()))
         marker = None if first.floor is None else ("real against real", first.floor.value)
-        values = {name: figure.value for name, figure in distances.items()}
+        values = {name: figure.value for name, figure in distances.items() if figure.samples == first.samples}
         return {"title": first.name, "svg": bar_chart(values, marker)}

@@ -90,10 +90,12 @@ def recorded_labels(root: Path, files: Sequence[str]) -> tuple[list[str], list[i
 
 
 def recorded_seed(place: str | Path) -> int | None:
-    """Seed that the samples in a folder or an `.npz` were drawn with; `None` where that is not noted."""
+    """Seed that samples in a folder or an `.npz` were drawn with; `None` where it is not noted of this content."""
     path = Path(place)
     note = read_note(path / MANIFEST if path.is_dir() else path.with_suffix(".json"))
-    return None if note is None else note.get("seed")
+    if note is None or (path.is_file() and not is_noted(path, note)):
+        return None
+    return note.get("seed")
 
 
 def refuse_sets_below(root: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ...data.images.pixel_range import to_signed
 from ...errors import InputError
+from ...files import sha256_of_tensors
 from ...objectives.perceptual import LPIPSLoss
 from .measure import ImageMeasure, ImageMeasureSettings
 
@@ -24,6 +25,10 @@ class LPIPS(ImageMeasure):
 
     def __init__(self, network: LPIPSLoss):
         self._network = network
+        self._weights_sha256 = sha256_of_tensors(network.state_dict())
+
+    def describe_network(self) -> dict[str, Any]:
+        return {"name": self._network.name, "weights_sha256": self._weights_sha256}
 
     @classmethod
     def build(cls, settings: ImageMeasureSettings) -> LPIPS | None:

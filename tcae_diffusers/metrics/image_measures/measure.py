@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class ImageMeasure(ABC):
     @abstractmethod
     def figure_name(self, column: str, height: int, width: int) -> str:
         """What the mean of a column is called, for images of this size."""
+
+    def describe_network(self) -> dict[str, Any] | None:
+        """Name and `weights_sha256` of the network that it looks through, for figures; `None` if there is none."""
+        return None
 
     def baseline(self, column: str, images: ImageSet) -> Baseline | None:
         """What can be scored on these images without a model, where that is worth knowing."""
