@@ -302,6 +302,8 @@ def open_writer(
         transform |= {"augmented_min_scale": arguments.augmented_min_scale, "seed": arguments.seed}
     if arguments.mixed_precision != "no":
         transform |= {"mixed_precision": arguments.mixed_precision}
+    if source.classes == ["image"]:
+        logger.info(f"no classes found in {arguments.data}: its images all count as one, called image")
     return LatentShardWriter(
         arguments.output_dir,
         num_samples=len(samples),

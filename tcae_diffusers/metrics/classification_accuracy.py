@@ -151,17 +151,17 @@ class ClassificationAccuracy:
     def __init__(self, heldout: ImageSet, real: ImageSet | None, device: str | torch.device = "cpu", seed: int = 0):
         if heldout.labels is None or heldout.classes is None:
             raise InputError(f"--heldout {heldout.name} has no labels; name labelled images, in a folder per class")
-        if len(heldout.classes) < 2:
-            # What a source without labels looks like, too: any classifier would be right about all of it.
-            raise InputError(
-                f"--heldout {heldout.name} has the single class {heldout.classes[0]!r}; name images of several classes"
-            )
         if real is None:
             raise InputError("--heldout needs real images as --reference, to train on too; it holds statistics only")
         if real.fingerprint == heldout.fingerprint:
             raise InputError(
                 f"--heldout {heldout.name} and --reference {real.name} are the same images; name real images that "
                 "no training saw, such as openmoji:heldout"
+            )
+        if len(heldout.classes) < 2:
+            # What a source without labels looks like, too: any classifier would be right about all of it.
+            raise InputError(
+                f"--heldout {heldout.name} has the single class {heldout.classes[0]!r}; name images of several classes"
             )
         self._heldout, self._real, self._device, self._seed = heldout, real, device, seed
         self._test_labels, self._classes = heldout.labels, heldout.classes

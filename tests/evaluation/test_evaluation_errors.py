@@ -37,6 +37,10 @@ def place(tmp_path_factory, tiny_autoencoder, pipeline_folder):
     for index in range(2):
         picture(root / "four" / "a" / f"{index}.png")
         picture(root / "four" / "b" / f"{index}.png")
+        picture(root / "others" / "b" / f"{index}.png")
+        picture(root / "others" / "c" / f"{index}.png")
+        picture(root / "unlike" / "a" / f"{index}.png", 40)
+        picture(root / "unlike" / "b" / f"{index}.png", 40)
     picture(root / "empty_class" / "a" / "0.png")
     (root / "empty_class" / "b").mkdir()
     (root / "empty").mkdir()
@@ -71,7 +75,7 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
             "--resolution -8 must be at least 1 pixel",
         ),
         (
-            "probing --autoencoder {0}/vae --train {0}/four --test {0}/four --output {0}/out --device cpu",
+            "probing --autoencoder {0}/vae --train {0}/four --test {0}/unlike --output {0}/out --device cpu",
             "at least 5 training images, a fifth of them to choose by; got 4",
         ),
         (RECONSTRUCTION + "--data {0}/good --batch_size 0", "--batch_size 0"),
@@ -156,10 +160,14 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/few", "{0}/few has no labels"),
         (GENERATION + "--samples {0}/good --reference {0}/good --heldout {0}/good", "are the same images"),
         (GENERATION + "--samples {0}/good --reference {0}/moments.npz --heldout {0}/good", "it holds statistics only"),
+        (
+            GENERATION + "--samples {0}/good --reference {0}/four --heldout {0}/good",
+            "{0}/good has the single class 'a'",
+        ),
         (GENERATION + "--samples {0}/few --reference {0}/good --heldout {0}/four", "{0}/few has no labels, without"),
         (
-            GENERATION + "--samples {0}/good --reference {0}/four --heldout {0}/one",
-            "{0}/four has the class 'b', which is none of {0}/one: a",
+            GENERATION + "--samples {0}/good --reference {0}/four --heldout {0}/others",
+            "{0}/four has the class 'a', which is none of {0}/others: b, c",
         ),
         (
             GENERATION + "--samples {0}/good --reference {0}/good --fdr_networks inception",

@@ -1,13 +1,16 @@
 """A study: its plan, equal compute, and tiny units through the real commands, side by side and resumed."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image, ImageOps
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
@@ -19,7 +22,7 @@ from tcae_diffusers.training.study.unit import Unit, tokenizer_macs
 from tcae_diffusers.training.study_arguments import StudyArguments
 
 from ..latent_commands import SMALL_DIT, home
-from ..tokenizer_commands import OPTIONS, TINY
+from ..tokenizer_commands import OPTIONS, TINY, trained_tokenizer
 
 DECIDED = ("heldout_steps", "heldout_images", "report_to", "checkpointing_steps", "autoencoder_overrides")
 
@@ -30,6 +33,16 @@ CLAIM = {
 }
 
 
+@functools.cache
+def unseen_images() -> str:
+    """The images that the tokenizers of tests train on, upside down."""
+    for file in (home() / "images").rglob("*.png"):
+        place = home() / "unseen" / file.relative_to(home() / "images")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.flip(Image.open(file)).save(place)
+    return str(home() / "unseen")
+
+
 def tiny_plan() -> dict:
     tokenizer = {name: value for name, value in OPTIONS.items() if name not in DECIDED}
     tokenizer |= {"autoencoder_overrides": TINY, "max_train_steps": 2, "log_steps": 1, "heldout_steps": 1}
@@ -37,7 +50,7 @@ def tiny_plan() -> dict:
     return {
         "title": "tiny",
         "train": str(home() / "images"),
-        "test": str(home() / "images"),
+        "test": unseen_images(),
         "seeds": [3],
         "measured_after": [2, 4],
         "tokenizer": tokenizer,
@@ -215,6 +228,25 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     with pytest.raises(SystemExit):
         main([*options, "--only", "plain"])
     assert "plain-seed3 was measured with content.measures.train" in capsys.readouterr().err
+
+
+def test_weights_and_archives_count_by_their_content(tmp_path):
+    np.savez(tmp_path / "reference.npz", arr_0=np.zeros((4, 16, 16, 3), np.uint8))
+    shutil.copytree(trained_tokenizer(), tmp_path / "start")
+    content = tiny_plan()
+    content["measures"]["reference"] = str(tmp_path / "reference.npz")
+    content["tokenizer"]["autoencoder"] = str(tmp_path / "start")
+    plan = read_study_plan(write_plan(tmp_path / "study", content))
+
+    def found():
+        return Unit(plan, "plain", 3, tmp_path, tmp_path / "work").settings()["content"]
+
+    first = found()
+    assert {"train", "measures.reference", "tokenizer.autoencoder"} <= set(first)
+    np.savez(tmp_path / "reference.npz", arr_0=np.ones((4, 16, 16, 3), np.uint8))
+    (tmp_path / "start" / "config.json").write_text((tmp_path / "start" / "config.json").read_text() + " ")
+    second = found()
+    assert {name for name in first if first[name] != second[name]} == {"measures.reference", "tokenizer.autoencoder"}
 
 
 def test_arms_and_seeds_are_chosen_by_name(tmp_path, capsys):

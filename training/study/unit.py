@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,21 @@ from typing import Any
 import yaml
 
 from tcae_diffusers.arguments import ArgumentsType, parse_arguments
+from tcae_diffusers.data.images.image_sets import is_archive
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.evaluation.commands.comparison_plan import folder_name, read_plan
+from tcae_diffusers.evaluation.commands.comparison_plan import ComparisonPlan, folder_name, read_plan
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
 from tcae_diffusers.evaluation.results.kinds.generation import GenerationResult
 from tcae_diffusers.evaluation.results.kinds.study_unit import MeasuredPart, StudyUnitResult
 from tcae_diffusers.evaluation.results.provenance import provenance, source_commit
 from tcae_diffusers.evaluation.results.reading import collect_results, read_result
-from tcae_diffusers.evaluation.results.resumption import source_content
+from tcae_diffusers.evaluation.results.resumption import (
+    folder_content,
+    networks_content,
+    reference_content,
+    source_content,
+)
 from tcae_diffusers.files import write_json, write_text
 from tcae_diffusers.training.cache_arguments import CacheArguments
 from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
@@ -128,7 +134,8 @@ class Unit:
 
     def settings(self) -> dict[str, Any]:
         """
-        What a record must agree with to stand for this unit. Images count by their content, not by their names.
+        What a record must agree with to stand for this unit. Images, and weights that training or measures start
+        from, count by their content, not by their names.
 
         Raises:
             InputError: Images cannot be read, or `measures` is no comparison.
@@ -138,8 +145,30 @@ class Unit:
         named = ("train", "test", "reference", "heldout")
         sources = {"train": self.plan.train, "test": self.plan.test}
         sources |= {f"measures.{name}": getattr(measures, name) for name in named if getattr(measures, name)}
-        content = {name: source_content(source) for name, source in sources.items()}
+        content: dict[str, Any] = {
+            name: reference_content(source) if is_archive(source) else source_content(source)
+            for name, source in sources.items()
+        }
+        content |= {name: folder_content(path) for name, path in self._weights(measures).items()}
+        if networks := networks_content(measures.fdr_networks):
+            content["measures.fdr_networks"] = networks
         return {**self.options(), "content": json.loads(json.dumps(content))}
+
+    def _weights(self, measures: ComparisonPlan) -> dict[str, str]:
+        """Files and folders of weights on this machine, by the option that names them."""
+        commands: dict[str, Any] = {
+            "tokenizer": self.tokenizer,
+            "latents": self.latents,
+            "dit": self.dit,
+            "measures": measures,
+        }
+        given = {
+            f"{command}.{entry.name}": getattr(arguments, entry.name)
+            for command, arguments in commands.items()
+            for entry in fields(arguments)
+            if entry.name == "autoencoder" or entry.name.endswith(("_weights", "_weights_path"))
+        }
+        return {name: str(path) for name, path in given.items() if path and Path(path).exists()}
 
     def write_comparison(self) -> Path:
         """The comparison file of this unit alone, for `evaluation compare`."""

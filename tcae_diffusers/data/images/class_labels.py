@@ -31,12 +31,14 @@ def find_label_column(features: datasets.Features, wanted: str | None, name: str
             raise InputError(f"{name} has no column {wanted!r}; expected one of {', '.join(features)}")
         return wanted or None
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(typed) == 1:
+    named = [column for column in LABEL_COLUMNS if column in features]
+    both = [column for column in named if column in typed]
+    if both or not typed:
+        return next(iter(both or named), None)
+    if len(typed) == 1 and not named:
         return typed[0]
-    named = next((column for column in LABEL_COLUMNS if column in (typed or features)), None)
-    if typed and named is None:
-        raise InputError(f"{name} has several label columns ({', '.join(typed)}); name one with ?label=COLUMN")
-    return named
+    several = ", ".join([*typed, *named])
+    raise InputError(f"{name} has several label columns ({several}); name one with ?label=COLUMN")
 
 
 def read_labels(dataset: datasets.Dataset, column: str, name: str) -> tuple[list[str], np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import datasets
+from accelerate.logging import get_logger
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
@@ -17,9 +18,11 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ...errors import InputError
 from ...existing_paths import split_after_path
 from .content_fingerprint import content_digests
-from .folder import image_names
+from .folder import IMAGE_EXTENSIONS, image_names
 from .sample_manifest import refuse_drawn_set
 from .tar_shards import TarShards
+
+logger = get_logger(__name__)
 
 TAR_SCHEME = "webdataset:"
 # `datasets` makes shards of a folder that it saved as it is asked to: enough for any number of ranks and workers.
@@ -113,6 +116,8 @@ def open_dataset(spec: DatasetSpec, cache_dir: str | os.PathLike | None = None) 
             return found
         found.download_and_prepare(_prepared_folder(found))
         dataset = found.as_dataset(split=spec.split or "train")
+        if isinstance(found, ImageFolder):
+            _warn_of_unlisted_images(spec, found)
         if isinstance(found, TarShards) and spec.label_column is None:
             label = found.config.label_column
             return dataset.remove_columns(label) if dataset.unique(label) == [None] else dataset
@@ -182,6 +187,13 @@ def _splits_of(builder: datasets.DatasetBuilder) -> list[str]:
 
 
 def _tar_shards(spec: DatasetSpec, data_files: Mapping[str, Any], **options: str | None) -> TarShards:
+    if os.path.isdir(spec.location) and spec.is_tar:
+        raise InputError(
+            f"webdataset:{spec.location} is a folder; name its tar files, as in webdataset:{spec.location}/*.tar, or"
+            f" datasets:{spec.location}"
+        )
+    if spec.is_tar and "{" in spec.location and not os.path.exists(spec.location):
+        raise InputError(f"webdataset:{spec.location}: braces are not expanded; use a glob, such as shard-*.tar")
     # The hash tells caches of other versions of `TarShards` apart.
     builder = TarShards(
         data_files=data_files, image=spec.image_column, label=spec.label_column or None, hash="2", **options
@@ -212,7 +224,11 @@ def _slice(saved: datasets.DatasetDict, spec: DatasetSpec) -> datasets.Dataset:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(saved[name]) for name in saved})
     except (ValueError, AssertionError) as error:
         raise InputError(f"{spec.location}:{spec.split} cannot be read: {error}") from error
-    return datasets.concatenate_datasets([saved[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    # Of what begins behind the last row, `datasets` says nothing that a user would understand.
+    filled = [part for part in parts if part.from_ < min(part.to, len(saved[part.splitname]))]
+    if not filled:
+        raise InputError(f"{spec.location}:{spec.split} has no rows")
+    return datasets.concatenate_datasets([saved[part.splitname].select(range(part.from_, part.to)) for part in filled])
 
 
 def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:
@@ -265,7 +281,12 @@ def _check_folder(location: str) -> None:
 
 
 def _check_images(location: str, builder: ImageFolder) -> None:
-    """Refuse a folder of images of which `datasets` takes some for a split and leaves out the others."""
+    """
+    Refuse a folder of images of which `datasets` takes some for a split and leaves out the others, or whose folders it
+    would take for other classes than they are where the same folder is named without `datasets:`.
+    """
+    for files in builder.config.data_files.values():
+        _check_class_folders(location, [str(file) for file in files])
     if os.path.exists(os.path.join(location, "README.md")):
         # There, the author of the data set may say what belongs to it.
         return
@@ -277,6 +298,36 @@ def _check_images(location: str, builder: ImageFolder) -> None:
             f"`datasets` takes folders of {location} for splits ({splits}), as it does where one is called train or "
             f"test, and leaves out {len(left_out)} images such as {left_out[0]}; name the folder without datasets:"
         )
+
+
+def _check_class_folders(location: str, files: list[str]) -> None:
+    if any(os.path.basename(file).startswith("metadata.") for file in files):
+        return  # Labels stand there, if anywhere.
+    images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
+    folders = {os.path.dirname(file) for file in images}
+    if len(folders) < 2:
+        return
+    top = os.path.commonpath(folders)
+    for folder in sorted(folders):
+        if os.path.dirname(folder) != top:
+            inside = "it" if folder == top else os.path.relpath(folder, location)
+            raise InputError(
+                f"{location}: {inside} holds images and is no class folder beside the others; `datasets` would make"
+                " other classes of these folders, or none; name the folder without datasets:"
+            )
+
+
+def _warn_of_unlisted_images(spec: DatasetSpec, builder: ImageFolder) -> None:
+    """Say how many images a metadata file leaves out: nobody sees it in the result."""
+    for split, files in (builder.config.data_files or {}).items():
+        if not any(os.path.basename(str(file)).startswith("metadata.") for file in files):
+            continue
+        images = sum(str(file).lower().endswith(IMAGE_EXTENSIONS) for file in files)
+        listed = builder.info.splits[str(split)].num_examples
+        if listed < images:
+            logger.warning(
+                f"{spec.location}: metadata lists {listed} of the {images} images of {split}; the others are not used"
+            )
 
 
 @contextmanager

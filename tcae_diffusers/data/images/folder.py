@@ -208,11 +208,11 @@ def are_loose(root: Path, names: Sequence[str]) -> bool:
 def refuse_splits(root: Path, names: Sequence[str]) -> None:
     """
     Raises:
-        InputError: The folders in `root` are called as the parts of a data set are, and hold folders themselves: they
-            are no classes, and nobody wants to train on all parts.
+        InputError: All folders in `root` are called as the parts of a data set are: they are no classes, and nobody
+            wants to train on all parts.
     """
     folders = dict.fromkeys(name.partition("/")[0] for name in names)
-    if folders and _SPLITS.issuperset(map(str.lower, folders)) and all(name.count("/") > 1 for name in names):
+    if folders and _SPLITS.issuperset(map(str.lower, folders)):
         raise InputError(
             f"{root} holds the parts of a data set ({', '.join(folders)}) and not its classes; name one part, such as "
             f"{root / next(iter(folders))}"

@@ -4,6 +4,7 @@ import os
 
 import datasets
 import pytest
+from accelerate import PartialState
 
 from tcae_diffusers.data.images.dataset_specs import DatasetSpec, open_dataset, open_stream
 from tcae_diffusers.data.images.sources import build_image_source
@@ -81,6 +82,13 @@ def test_a_saved_dataset_is_sliced_as_any_other(saved, split, rows):
     assert len({build_image_source(f"datasets:{saved}/splits:train{part}").fingerprint for part in ("", "[:2]")}) == 2
 
 
+@pytest.mark.parametrize("split", ["train[6:]", "train[9:]", "test[1:]+train[6:]"])
+def test_a_slice_behind_the_last_row_has_no_rows(saved, split):
+    with pytest.raises(InputError, match=r"splits:.* has no rows"):
+        open_dataset(DatasetSpec.parse(f"{saved}/splits:{split}"))
+    assert len(open_dataset(DatasetSpec.parse(f"{saved}/splits:train[6:]+test"))) == 1
+
+
 def test_a_slice_that_is_none_is_refused(saved):
     with pytest.raises(InputError, match=r"splits:train\[:x\] cannot be read: Unrecognized instruction format"):
         open_dataset(DatasetSpec.parse(f"{saved}/splits:train[:x]"))
@@ -140,6 +148,35 @@ def test_a_split_that_class_folders_lack_is_named(tmp_path, use, split, message)
         return
     with pytest.raises(InputError, match=message):
         use(spec)
+
+
+@pytest.mark.parametrize("use", [open_dataset, open_stream])
+@pytest.mark.parametrize("folders", [("a", "b", "b/sub"), ("a/x", "a/y", "b/x"), ("a/x", "b/y"), (".", "a")])
+def test_folders_of_which_datasets_makes_other_classes_are_refused(tmp_path, use, folders):
+    folder = _class_folders(tmp_path / "set", *folders)
+    with pytest.raises(InputError, match="is no class folder beside the others"):
+        use(DatasetSpec.parse(str(folder)))
+    # Parts of a data set, each with the same classes, are what `datasets` is for.
+    parts = _class_folders(tmp_path / "parts", "train/a", "train/b", "test/a", "test/b")
+    assert _counts(f"{parts}:test") == (4, 4)
+
+
+def test_images_that_metadata_does_not_list_are_counted(tmp_path, caplog):
+    folder = _class_folders(tmp_path / "set", "a", "b/c")
+    (folder / "metadata.csv").write_text("file_name,label\na/0.png,x\nb/c/1.png,y\n")
+    PartialState()
+    with caplog.at_level("WARNING"):
+        assert len(open_dataset(DatasetSpec.parse(str(folder)))) == 2
+    assert "metadata lists 2 of the 4 images of train; the others are not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("webdataset:{}", "is a folder; name its tar files, as in"), ("webdataset:{}/s-{{0..2}}.tar", "use a glob")],
+)
+def test_tar_files_that_are_not_found_so_say_how(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        open_dataset(DatasetSpec.parse(text.format(tmp_path)))
 
 
 @pytest.mark.parametrize("use", [open_dataset, open_stream])

@@ -82,6 +82,11 @@ def test_columns_that_cannot_be_told_are_listed():
             _source(dataset, **columns)
     with pytest.raises(ValueError, match=r"several label columns \(a, b\); name one with"):
         _ = _source(_dataset(b=names).rename_column("label", "a")).labels
+    # A column called label, and one that is of classes by its type: neither is the obvious one.
+    by_type = _dataset(split=names, word=(datasets.Value("string"), list("xyxyxy"))).remove_columns("label")
+    with pytest.raises(ValueError, match=r"several label columns \(split, label\); name one with"):
+        _ = _source(by_type.rename_column("word", "label")).labels
+    assert _source(by_type).classes == ["a", "b"]
     with pytest.raises(ValueError, match="row 2 of set has no label"):
         _ = _source(_dataset(hidden=(names[0], [0, 1, -1, 0, 0, 0])), label_column="hidden").labels
     with pytest.raises(ValueError, match="unknown key colour"):

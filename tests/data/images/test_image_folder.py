@@ -141,8 +141,11 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, parts):
     # A class may be called so.
     _folder(root, {"bus/deep/a.png": "red"})
     assert build_image_source(root).classes == sorted([*parts, "bus"])
-    vehicles = _folder(tmp_path / "vehicles", {"train/a.png": "red", "test/deep/a.png": "red"})
-    assert open_image_set(vehicles).classes == ["test", "train"]
+    # Parts without classes of their own, as a tokenizer trains on.
+    flat = _folder(tmp_path / "flat", {"train/a.png": "red", "test/deep/a.png": "red"})
+    with pytest.raises(InputError, match=r"name one part, such as .*/test$"):
+        build_image_source(flat)
+    assert build_image_source(flat / "train").classes == ["image"]
 
 
 def test_an_empty_name_is_not_the_working_directory(two_classes, monkeypatch):
