@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ...errors import InputError
 from ...existing_paths import split_after_path
 from .content_fingerprint import content_digests
-from .folder import IMAGE_EXTENSIONS, image_names
+from .folder import IMAGE_EXTENSIONS, SPLIT_NAMES, image_names
 from .sample_manifest import refuse_drawn_set
 from .tar_shards import TarShards
 
@@ -285,10 +286,11 @@ def _check_images(location: str, builder: ImageFolder) -> None:
     Refuse a folder of images of which `datasets` takes some for a split and leaves out the others, or whose folders it
     would take for other classes than they are where the same folder is named without `datasets:`.
     """
+    # There, the author of the data set may say what belongs to it.
+    has_readme = os.path.exists(os.path.join(location, "README.md"))
     for files in builder.config.data_files.values():
-        _check_class_folders(location, [str(file) for file in files])
-    if os.path.exists(os.path.join(location, "README.md")):
-        # There, the author of the data set may say what belongs to it.
+        _check_class_folders(location, [str(file) for file in files], has_readme)
+    if has_readme:
         return
     taken = {os.path.abspath(file) for files in builder.config.data_files.values() for file in files}
     left_out = [name for name in image_names(location) if os.path.abspath(os.path.join(location, name)) not in taken]
@@ -300,14 +302,25 @@ def _check_images(location: str, builder: ImageFolder) -> None:
         )
 
 
-def _check_class_folders(location: str, files: list[str]) -> None:
+def _check_class_folders(location: str, files: list[str], has_readme: bool) -> None:
     if any(os.path.basename(file).startswith("metadata.") for file in files):
         return  # Labels stand there, if anywhere.
+    if archive := next((file for file in files if file.lower().endswith(".zip")), None):
+        raise InputError(
+            f"{location}: of archives such as {os.path.basename(archive)} `datasets` makes other classes than of"
+            " folders, or none; unpack them"
+        )
     images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
     folders = {os.path.dirname(file) for file in images}
     if len(folders) < 2:
         return
     top = os.path.commonpath(folders)
+    below = [part for part in Path(os.path.relpath(top, location)).parts if not _is_split_folder(part)]
+    if below and not has_readme:
+        raise InputError(
+            f"{location}: `datasets` takes the folders in {os.path.relpath(top, location)} for classes, and"
+            f" {below[0]} for none; name {top}, or the folder without datasets:"
+        )
     for folder in sorted(folders):
         if os.path.dirname(folder) != top:
             inside = "it" if folder == top else os.path.relpath(folder, location)
@@ -315,6 +328,11 @@ def _check_class_folders(location: str, files: list[str]) -> None:
                 f"{location}: {inside} holds images and is no class folder beside the others; `datasets` would make"
                 " other classes of these folders, or none; name the folder without datasets:"
             )
+
+
+def _is_split_folder(name: str) -> bool:
+    """Whether `datasets` would take a folder for a split, as it does `train`, `test-00` and what is in `data`."""
+    return name == "data" or not SPLIT_NAMES.isdisjoint(re.split("[-._ 0-9]+", name.lower()))
 
 
 def _warn_of_unlisted_images(spec: DatasetSpec, builder: ImageFolder) -> None:

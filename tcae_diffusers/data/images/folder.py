@@ -71,7 +71,19 @@ _UNREADABLE = (
     ".xcf",
 )
 # What the parts of a data set are called. That all classes of one are is unheard of.
-_SPLITS = {"dev", "eval", "heldout", "held_out", "test", "testing", "train", "training", "val", "valid", "validation"}
+SPLIT_NAMES = {
+    "dev",
+    "eval",
+    "heldout",
+    "held_out",
+    "test",
+    "testing",
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+}
 
 
 class ImageFolderSource:
@@ -212,7 +224,7 @@ def refuse_splits(root: Path, names: Sequence[str]) -> None:
             wants to train on all parts.
     """
     folders = dict.fromkeys(name.partition("/")[0] for name in names)
-    if folders and _SPLITS.issuperset(map(str.lower, folders)):
+    if folders and SPLIT_NAMES.issuperset(map(str.lower, folders)):
         raise InputError(
             f"{root} holds the parts of a data set ({', '.join(folders)}) and not its classes; name one part, such as "
             f"{root / next(iter(folders))}"

@@ -1,6 +1,7 @@
 """Texts that name a data set: each is understood, or refused with a list of what there is."""
 
 import os
+import shutil
 
 import datasets
 import pytest
@@ -156,8 +157,15 @@ def test_folders_of_which_datasets_makes_other_classes_are_refused(tmp_path, use
     folder = _class_folders(tmp_path / "set", *folders)
     with pytest.raises(InputError, match="is no class folder beside the others"):
         use(DatasetSpec.parse(str(folder)))
+    above = _class_folders(tmp_path / "above", "a/x", "a/y")
+    with pytest.raises(InputError, match=r"takes the folders in a for classes, and a for none; name .*/above/a, or"):
+        use(DatasetSpec.parse(str(above)))
+    assert len(list(use(DatasetSpec.parse(f"{above}/a")))) in (2, 4)
+    shutil.make_archive(str(tmp_path / "zips" / "all"), "zip", above / "a")
+    with pytest.raises(InputError, match=r"of archives such as all\.zip .* unpack them"):
+        use(DatasetSpec.parse(str(tmp_path / "zips")))
     # Parts of a data set, each with the same classes, are what `datasets` is for.
-    parts = _class_folders(tmp_path / "parts", "train/a", "train/b", "test/a", "test/b")
+    parts = _class_folders(tmp_path / "parts", "train/a", "train/b", "data/test-01/a", "data/test-01/b")
     assert _counts(f"{parts}:test") == (4, 4)
 
 
