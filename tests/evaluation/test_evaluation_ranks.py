@@ -32,6 +32,8 @@ if state.is_main_process:
 
 def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, tmp_path):
     training = make_image_folder(tmp_path / "training", 2, 131)
+    # Not those of the reference: of these, distances would equal the radii of density and coverage, up to rounding.
+    samples = make_image_folder(tmp_path / "samples", 4, 30)
 
     def commands(output):
         yield ["generate", "--pipeline", str(pipeline_folder), "--output", str(output / "drawn")] + [
@@ -41,7 +43,7 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, t
             *("--output", str(output), "--max_images", "13", "--batch_size", "4", "--device", "cpu"),
             *("--baseline_data", str(training)),
         ]
-        yield ["generation", "--samples", str(image_folder), "--reference", str(image_folder), "--device", "cpu"] + [
+        yield ["generation", "--samples", str(samples), "--reference", str(image_folder), "--device", "cpu"] + [
             *("--no_feature_cache", "--output", str(output), "--heldout", str(training)),
             *("--fdr_networks", "efficientnet-lite0"),
         ]

@@ -163,7 +163,7 @@ def test_the_command_measures_it_beside_classification_accuracy_which_alone_need
     expected = "FDr3-" + "+".join(TRIO)
     assert names["labelled"][-2:] == ["CAS-convnet", expected]
     assert names["flat"][-1] == expected and "CAS-convnet" not in names["flat"]
-    assert f"classification accuracy is omitted: no labels in {flat}" in caplog.text
+    assert f"classification accuracy is omitted: no labels of several classes in {flat}" in caplog.text
     figure = results["labelled"]["sets"][0]["figures"][-1]
     assert list(figure["networks"]) == TRIO and figure["samples"] == 22 and figure["reference_images"] == 24
     assert figure["value"] == pytest.approx(np.mean([entry["ratio"] for entry in figure["networks"].values()]))
