@@ -138,10 +138,13 @@ class Result:
     def folder(self) -> Path:
         """
         Folder of its pictures and tables, once it has one: the one that its file is in, or where the file was given
-        another name than [`file_name`], one of that name, so that results side by side keep theirs apart.
+        another name than [`file_name`], one called after it, `a_files` for `a.json`, so that results side by side keep
+        theirs apart, also from one whose output is the folder `a`.
         """
         assert self.path is not None, f"the {self.kind} result was neither read nor saved"
-        return self.path.parent if self.path.name == self.file_name() else self.path.with_suffix("")
+        if self.path.name == self.file_name():
+            return self.path.parent
+        return self.path.with_name(f"{self.path.stem}_files")
 
     def describe(self) -> list[str]:
         """Lines that the command prints."""

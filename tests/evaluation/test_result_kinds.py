@@ -96,6 +96,16 @@ def test_a_new_kind_is_one_class_and_one_registration(tmp_path, monkeypatch):
         assert content in html
 
 
+def test_results_beside_each_other_never_write_the_same_file(tmp_path):
+    outputs = ("a", "a.json", "a/b.json", "b.json", "a.b.json", "warmth.json")
+    results = {output: WarmthResult(figures=[], files={"room.png": output}) for output in outputs}
+    for output, result in results.items():
+        result.save(tmp_path / output)
+    for output, result in results.items():
+        assert (result.folder / "room.png").read_text() == output
+        assert result.path is not None and WarmthResult(figures=[], path=result.path).folder == result.folder
+
+
 def test_every_kind_shows_something_and_has_its_templates():
     templates = Path(page.__file__).parent / "templates"
     for name, kind in RESULT_KINDS.items():
