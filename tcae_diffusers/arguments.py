@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, cast, get_a
 import yaml
 
 from .errors import InputError
+from .existing_paths import local_folder
 
 ArgumentsType = TypeVar("ArgumentsType", bound="Arguments")
 FieldsType = TypeVar("FieldsType")
@@ -174,6 +175,7 @@ def parse_arguments(
         arguments = arguments_type(**values)
         _refuse_nan(arguments)
         _refuse_without_effect(arguments, typed)
+        _refuse_output_among_images(arguments)
         return arguments
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -205,6 +207,27 @@ def _refuse_without_effect(arguments: Arguments, typed: Iterable[str]) -> None:
         value, needed = getattr(arguments, name), needs[name]
         if needed and value not in (*_OFF, default_of(options[name])) and getattr(arguments, needed) in _OFF:
             raise InputError(f"--{name} {_as_text(value)} has no effect without --{needed}; omit it or give both.")
+
+
+def _refuse_output_among_images(arguments: Arguments) -> None:
+    """
+    Raises:
+        InputError: what the command writes would lie in a folder of images that it reads, and be taken for images, or
+            for a class of them, by the next command that reads them.
+    """
+    options = {each.name: each for each in fields(arguments)}
+    outputs = [(name, getattr(arguments, name)) for name in ("output_dir", "output") if name in options]
+    for name, output in outputs:
+        for source, each in options.items():
+            value = getattr(arguments, source)
+            if not output or not value or "SOURCE" not in (each.metadata["metavar"] or ""):
+                continue
+            folder = local_folder(str(value))
+            if folder and Path(output).resolve().is_relative_to(Path(folder).resolve()):
+                raise InputError(
+                    f"--{name} {output} lies in {folder}, whose images --{source} names: what is written there would "
+                    "be taken for some of them; choose a folder elsewhere."
+                )
 
 
 def _needs_by_option(arguments_type: type[Arguments]) -> dict[str, str | None]:

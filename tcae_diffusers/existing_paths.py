@@ -37,5 +37,17 @@ def scheme_before(text: str, schemes: Collection[str]) -> str | None:
     return scheme if separator and scheme in schemes and not os.path.exists(text) else None
 
 
+def local_folder(source: str) -> str | None:
+    """The folder in which the images of a data source lie, `FOLDER` in `stream:FOLDER:train?name=all`, if any."""
+    if os.path.isdir(source):
+        return source
+    scheme, _, rest = source.partition(":")
+    if scheme not in ("datasets", "stream"):
+        return None
+    # With a split, with options, or with both behind it.
+    places = [len(rest), *reversed(_places(rest, ":")), *reversed(_places(rest, "?"))]
+    return next((rest[:place] for place in places if os.path.isdir(rest[:place])), None)
+
+
 def _places(text: str, separator: str) -> list[int]:
     return [place for place in range(len(text)) if text.startswith(separator, place)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tcae_diffusers.existing_paths import scheme_before, split_after_path, split_before_path
+from tcae_diffusers.existing_paths import local_folder, scheme_before, split_after_path, split_before_path
 
 
 @pytest.fixture
@@ -57,3 +57,22 @@ def test_what_begins_with_a_scheme(here, text, expected):
 )
 def test_what_stands_after_a_path(here, text, separator, expected):
     assert split_after_path(text, separator) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("plain", "plain"),
+        ("12:30", "12:30"),
+        ("datasets:plain", "plain"),
+        ("datasets:12:30/flat:train[:10%]", "12:30/flat"),
+        ("stream:plain:test?name=all", "plain"),
+        ("datasets:what?/ds?label=x", "what?/ds"),
+        ("datasets:name:plain", None),
+        ("plain:train", None),
+        ("openmoji:plain", None),
+        ("", None),
+    ],
+)
+def test_which_folder_a_source_lies_in(here, source, expected):
+    assert local_folder(source) == expected

@@ -18,6 +18,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ...errors import InputError
 from ...existing_paths import split_after_path
+from .command_outputs import refuse_outputs
 from .content_fingerprint import content_digests
 from .folder import IMAGE_EXTENSIONS, SPLIT_NAMES, image_names
 from .sample_manifest import refuse_drawn_set
@@ -250,6 +251,10 @@ def _check_split(spec: DatasetSpec, known: list[str], sliceable: bool) -> None:
 def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetBuilder:
     if os.path.isdir(spec.location):
         _check_folder(spec.location)
+    elif os.path.isfile(spec.location):
+        raise InputError(
+            f"{spec.location} is a file; name the folder that it is in, or a tar file with webdataset: before it"
+        )
     try:
         builder = datasets.load_dataset_builder(spec.location, name=spec.config, cache_dir=cache_dir)
     except ValueError as error:
@@ -272,13 +277,17 @@ def _find_builder(spec: DatasetSpec, cache_dir: str | None) -> datasets.DatasetB
 def _check_folder(location: str) -> None:
     """Refuse what `datasets` would read as something else, or not at all, without a word."""
     refuse_drawn_set(Path(location), "name the folder without datasets:")
-    for folder, subfolders, _ in os.walk(location):
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(location):
+        names += [os.path.relpath(os.path.join(folder, file), location) for file in files]
         for name in subfolders:
             if os.path.islink(path := os.path.join(folder, name)):
                 raise InputError(
                     f"{path} is a link to a folder, which `datasets` does not follow; name the folder without "
                     "datasets:, or put a copy in place of the link"
                 )
+    images = [name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
+    refuse_outputs(Path(location), images, [name for name in names if name.endswith(".json")])
 
 
 def _check_images(location: str, builder: ImageFolder) -> None:

@@ -12,9 +12,10 @@ from PIL import Image
 
 from ...errors import InputError
 from ...files import file_names
+from .command_outputs import refuse_outputs
 from .content_fingerprint import content_fingerprint
 from .decoding import load_rgb_image, read_image_size
-from .sample_manifest import MANIFEST, recorded_labels, refuse_sets_below
+from .sample_manifest import MANIFEST, recorded_labels
 
 logger = logging.get_logger(__name__)
 
@@ -114,8 +115,6 @@ class ImageFolderSource:
             raise FileNotFoundError(f"image folder {self.root} {state}; expected a folder of root/class/image.png")
         names = image_names(self.root)
         recorded = recorded_labels(self.root, names)
-        if recorded is None:
-            refuse_sets_below(self.root)
         self._notes = [] if recorded is None else [MANIFEST]
         if recorded is not None:
             self.classes, labels = recorded
@@ -174,10 +173,11 @@ def image_names(root: str | os.PathLike[str]) -> list[str]:
     """The images among [`file_names`]. Those in formats that cannot be read are left out, and the log says so.
 
     Raises:
-        InputError: A link leads nowhere, so what it held would be left out.
+        InputError: A link leads nowhere, so what it held would be left out; or pictures that commands wrote are among
+            them, see [`refuse_outputs`].
     """
     _warn_of_hidden_images(root)
-    names, unreadable = [], []
+    names, unreadable, notes = [], [], []
     for name in file_names(root):
         if name.lower().endswith(IMAGE_EXTENSIONS):
             names.append(name)
@@ -185,6 +185,9 @@ def image_names(root: str | os.PathLike[str]) -> list[str]:
             raise InputError(f"{os.path.join(root, name)} is a link to something that does not exist; remove it")
         elif name.lower().endswith(_UNREADABLE):
             unreadable.append(name)
+        elif name.endswith(".json"):
+            notes.append(name)
+    refuse_outputs(Path(root), names, notes)
     if unreadable:
         logger.warning(
             f"{len(unreadable)} files of {printable_name(os.fspath(root))} are left out because their format cannot "

@@ -20,7 +20,7 @@ from .center_crop import center_crop, height_and_width
 from .content_fingerprint import content_digests, content_fingerprint
 from .decoding import load_rgb_image
 from .folder import IMAGE_EXTENSIONS, are_loose, image_names, printable_name, refuse_splits
-from .sample_manifest import recorded_classes, recorded_labels, refuse_sets_below
+from .sample_manifest import recorded_classes, recorded_labels
 from .sources import ImageSource, build_image_source, drawing_resolution, scheme_of
 
 logger = logging.get_logger(__name__)
@@ -126,8 +126,6 @@ class FolderImages:
             raise InputError(f"no images in {root}; expected {', '.join(IMAGE_EXTENSIONS)} files")
         recorded = recorded_labels(self.root, self.files)
         self._is_recorded = recorded is not None
-        if recorded is None:
-            refuse_sets_below(self.root)
         self.classes: list[str] | None
         self.labels: list[int] | None
         self.classes, self.labels = recorded or self._labels_by_folder()

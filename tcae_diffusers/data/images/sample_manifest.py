@@ -9,7 +9,6 @@ A class may have any name, and a folder may not, so labels are read from here an
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,24 +97,18 @@ def recorded_seed(place: str | Path) -> int | None:
     return note.get("seed")
 
 
-def refuse_sets_below(root: Path) -> None:
-    """
-    Raises:
-        InputError: A folder in `root` is a set of drawn samples, whose name is that of no class.
-    """
-    with os.scandir(root) as entries:
-        folders = sorted(entry.path for entry in entries if entry.is_dir())
-    for folder in folders:
-        refuse_drawn_set(Path(folder), "name one set instead")
-
-
 def refuse_drawn_set(folder: Path, remedy: str) -> None:
     """
     Raises:
         InputError: `folder` is a set of drawn samples, finished or not.
     """
-    if any((folder / name).is_file() and read_note(folder / name) for name in (SETTINGS, MANIFEST)):
+    if is_drawn_set(folder):
         raise InputError(f"{folder} holds generated samples, whose labels are not those of its folders; {remedy}")
+
+
+def is_drawn_set(folder: Path) -> bool:
+    """Whether a folder is a set of drawn samples, finished or not. Raises as [`read_note`] does."""
+    return any((folder / name).is_file() and read_note(folder / name) for name in (SETTINGS, MANIFEST))
 
 
 def recorded_classes(archive: Path, labels: Sequence[int]) -> list[str] | None:

@@ -254,6 +254,13 @@ def test_the_parts_of_a_text(text, expected):
     assert {key: getattr(spec, key) for key in expected} == expected and spec.text == text
 
 
+def test_a_file_is_no_data_set(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    for opened in (open_dataset, open_stream):
+        with pytest.raises(InputError, match=r"train.parquet is a file; name the folder that it is in"):
+            opened(DatasetSpec.parse(f"{tmp_path}/train.parquet"))
+
+
 def test_a_path_may_hold_colons(tmp_path):
     (tmp_path / "10:30").mkdir()
     for split in (None, "test"):
