@@ -25,9 +25,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # Raised when the same file gives other pixels: features that were kept of those before are then computed again.
-DECODING_VERSION = 2
+DECODING_VERSION = 3
 # From this one on, height and width change places.
 _FIRST_TURNED = 5
+_TIFF_SIZE = (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
+# Where Pillow finds the orientation of a PNG: its own chunk, XMP, and what ImageMagick writes.
+_PNG_ORIENTATIONS = {"exif", "XML:com.adobe.xmp", "Raw profile type exif"}
 
 
 class BrokenImageError(InputError):
@@ -71,16 +74,19 @@ def load_rgb_image(file: str | os.PathLike | bytes, name: str | None = None) -> 
 
 
 def read_image_size(file: str | os.PathLike | bytes, name: str | None = None) -> tuple[int, int]:
-    """Height and width of what [`load_rgb_image`] returns, from the file's header alone.
+    """Height and width of what [`load_rgb_image`] returns, from what stands before the pixels.
 
-    A PNG may name its orientation behind its pixels, where it is not looked for.
+    A PNG may name its orientation behind them alone, where it is not looked for.
 
     Args, Raises: As in [`load_rgb_image`].
     """
     with _opened(file, name) as image:
         width, height = image.size
-        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= _FIRST_TURNED
-        return (width, height) if turned else (height, width)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            # Pillow gives the size of a TIFF as it will be once turned.
+            width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
+        known = image.format != "PNG" or not _PNG_ORIENTATIONS.isdisjoint(image.info)
+        return (width, height) if known and _orientation(image) >= _FIRST_TURNED else (height, width)
 
 
 @contextmanager
@@ -115,6 +121,9 @@ def _as_stored(image: Image.Image, raw_mode: str | None) -> Image.Image:
     elif image.format == "PNG" and isinstance(clear, tuple) and raw_mode == "RGB;16B":
         # Of 16-bit samples Pillow keeps the upper halves.
         image.info["transparency"] = tuple(sample >> 8 for sample in clear)
+    elif image.format == "TGA" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        # The fourth byte of a pixel of 32 bits need not be transparency.
+        return image.convert("RGB")
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.mode.startswith("I;16"):
         return image
     samples = np.asarray(image).astype(np.uint16)

@@ -141,3 +141,35 @@ def test_the_size_is_that_of_the_decoded_image_without_decoding_it(form):
             assert read_image_size(content[:-5]) == (height, width)
     with pytest.raises(BrokenImageError, match="cannot read image it: it is not an image"):
         read_image_size(b"text", "it")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_deflate", "jpeg"])
+def test_the_size_of_a_turned_tiff_is_that_of_the_decoded_image(compression):
+    for number in (1, 3, 6, 8):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 16), "red").save(buffer, "TIFF", compression=compression, tiffinfo={0x0112: number})
+        width, height = load_rgb_image(buffer.getvalue()).size
+        assert (width, height) == ((16, 8) if number > 4 else (8, 16))
+        assert read_image_size(buffer.getvalue()) == (height, width)
+
+
+def test_the_size_of_a_png_that_is_turned_by_xmp_or_by_what_imagemagick_writes():
+    profile = _exif(TURNED).hex()
+    texts = {
+        "XML:com.adobe.xmp": '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>',
+        "Raw profile type exif": f"\nexif\n{len(profile) // 2:8d}\n{profile}\n",
+    }
+    for key, text in texts.items():
+        written = PngImagePlugin.PngInfo()
+        written.add_itxt(key, text)
+        content = _encoded("PNG", pnginfo=written)
+        assert load_rgb_image(content).size == (16, 8), key
+        assert read_image_size(content) == (8, 16), key
+
+
+def test_a_tga_without_transparency_keeps_its_colours():
+    """Programs that know no alpha leave the fourth byte at zero."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 32, 0)
+    assert load_rgb_image(header + bytes([10, 20, 200, 0] * 2)).getpixel((0, 0)) == (200, 20, 10)
+    seen = load_rgb_image(header + bytes([10, 20, 200, 0, 10, 20, 200, 255]))
+    assert [seen.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 20, 10)]
