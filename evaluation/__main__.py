@@ -110,15 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = start_command(arguments_type, argv, f"{program_name()} {command}")
     from accelerate import PartialState
 
+    from tcae_diffusers.evaluation.results.reading import refuse_other_json
     from tcae_diffusers.trainer.user_errors import exit_on_user_error
 
     run = importlib.import_module(f"tcae_diffusers.evaluation.commands.{command}").run
     try:
         with exit_on_user_error():
+            # Every command has the option.
+            output = vars(arguments)["output"]
+            refuse_other_json(output)
             result = run(arguments)
             if PartialState().is_main_process:
-                # Every command has the option.
-                if (output := vars(arguments)["output"]) is not None:
+                if output is not None:
                     result.save(output)
                 print("\n".join(result.describe()))
     except KeyboardInterrupt:

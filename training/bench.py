@@ -49,6 +49,10 @@ def run(arguments: BenchArguments) -> int:
         for name, module in available.items():
             print(f"{name:24} {module.DESCRIPTION}" + (" (by name only)" if is_by_name_only(module) else ""))
         return 0
+    if arguments.output:
+        from tcae_diffusers.evaluation.results.reading import refuse_other_json
+
+        refuse_other_json(arguments.output)
     results = {}
     for name in arguments.names or [name for name, module in available.items() if not is_by_name_only(module)]:
         print(f"== {name}: {available[name].DESCRIPTION}")

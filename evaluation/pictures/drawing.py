@@ -26,7 +26,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.pipelines.class_names import ClassNames
 
-from .sample_store import SampleStore
+from .sample_store import SampleStore, withdrawn_if_empty
 
 
 def load_pipeline(
@@ -200,7 +200,10 @@ def _fill(stores: Sequence[SampleStore], draw_batch: Callable[[list[int]], list[
     lacking = [set(store.missing(indices)) for store in stores]
     missing = sorted(set().union(*lacking))
     hidden, done = not state.is_main_process, len(indices) - len(missing)
-    with tqdm(total=len(indices), initial=done, desc="generate", unit="image", disable=hidden) as bar:
+    with (
+        withdrawn_if_empty(stores),
+        tqdm(total=len(indices), initial=done, desc="generate", unit="image", disable=hidden) as bar,
+    ):
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             for store, its, images in zip(stores, lacking, draw_batch(batch), strict=True):

@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,8 @@ class SampleStore:
                 self._compare_settings(self.output, note if note and is_noted(self.output, note) else None)
                 return
             found = set(image_names(self.folder)) if self.folder.is_dir() else set()
-            if found:
+            # Also without an image yet: the command that noted them may be running.
+            if found or read_note(self.folder / SETTINGS) is not None:
                 self._compare_settings(self.folder, read_note(self.folder / SETTINGS))
             elif is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +163,13 @@ class SampleStore:
         write_atomically(self.path(index), png_bytes(Image.fromarray(pixels)))
 
     def finish(self, provenance: dict[str, Any]) -> None:
-        """Checks that every image is there and writes the last file; removes the parts of an archive."""
+        """
+        Checks that every image is there and writes the last file; removes the parts of an archive.
+
+        Raises:
+            InputError: Images of this set are damaged, or another command has drawn into the same folder.
+        """
+        self._compare_settings(self.folder, read_note(self.folder / SETTINGS))
         missing = self.missing(range(len(self.labels)))
         if missing:
             raise RuntimeError(
@@ -208,6 +217,18 @@ class SampleStore:
             with archive.open("arr_1.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(self.labels, dtype=np.int64))
         return partial
+
+
+@contextmanager
+def withdrawn_if_empty(stores: Sequence[SampleStore]) -> Iterator[None]:
+    """Where nothing could be drawn at all, take back what was noted, so that another set may take the place."""
+    try:
+        yield
+    except BaseException:
+        for store in stores:
+            if not any(store.folder.rglob("*.png")):
+                (store.folder / SETTINGS).unlink(missing_ok=True)
+        raise
 
 
 def _change(key: str, before: Any, now: Any) -> str:

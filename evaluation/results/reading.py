@@ -71,5 +71,22 @@ def collect_results(paths: Sequence[str | Path]) -> list[Result]:
     return sorted(results, key=lambda result: order.index(result.kind))
 
 
+def refuse_other_json(output: str | Path | None) -> None:
+    """
+    What a command does before it measures anything.
+
+    Raises:
+        InputError: The result would take the place of a JSON file that is none, such as the notes beside an archive of
+            samples, which hold their classes.
+    """
+    path = Path(output or "")
+    if path.suffix != ".json" or not path.is_file():
+        return
+    try:
+        collect_results([path])
+    except InputError as error:
+        raise InputError(f"--output {path} would replace something else: {error}; choose another name") from error
+
+
 def _json_files(folder: Path) -> list[Path]:
     return [folder / name for name in file_names(folder) if name.endswith(".json")]
