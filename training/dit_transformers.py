@@ -1,14 +1,17 @@
 """The transformers that train_dit can train, by one option, and the id that each gives to "no label"."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoModel, DiTTransformer2DModel, ModelMixin
+from accelerate.logging import get_logger
+from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
+
+logger = get_logger(__name__)
 
 DIT, TC_DIT = "dit", "tc-dit"
 # Classes of the blocks that each repeats, for regional compilation.
@@ -108,16 +111,23 @@ def build_transformer(
     )
 
 
-def load_transformer_weights(transformer: ModelMixin, path: str) -> None:
+def load_transformer_weights(
+    transformer: ModelMixin, path: str, prediction_type: str, id2label: Mapping[int, str]
+) -> None:
     """
     Give `transformer` the weights of the one in the folder `path`, or in the pipeline that is there. It may have been
     trained on latents of another size: positions are computed, not learned.
 
+    Args:
+        prediction_type, id2label: What will be trained. Only a pipeline says what its transformer was trained for.
+
     Raises:
-        InputError: there is no transformer, or one of other dimensions, channels or classes.
+        InputError: there is no transformer, or one of other dimensions, channels or classes, or of a pipeline with
+            another prediction, or with some of the same classes under other ids.
     """
     option, folder = f"--transformer_weights {path}", Path(path)
     if (folder / "model_index.json").is_file():
+        _require_the_same_task(option, folder, prediction_type, id2label)
         folder = folder / "transformer"
     if not (folder / "config.json").is_file():
         raise InputError(f"{option} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
@@ -135,6 +145,25 @@ def load_transformer_weights(transformer: ModelMixin, path: str) -> None:
                 " the values that it was trained with, and pass latents with as many channels and classes."
             )
     transformer.load_state_dict(theirs)
+
+
+def _require_the_same_task(option: str, folder: Path, prediction_type: str, id2label: Mapping[int, str]) -> None:
+    config = DiffusionPipeline.load_config(folder)
+    if (theirs := config.get("prediction_type")) not in (None, prediction_type):
+        raise InputError(
+            f"{option} was trained with prediction type {theirs!r}, and this run has {prediction_type!r}; choose the "
+            "same --objective and the options that belong to it."
+        )
+    known = {str(name): int(class_id) for class_id, name in (config.get("id2label") or {}).items()}
+    moved = [name for class_id, name in id2label.items() if known.get(name, class_id) != class_id]
+    if moved:
+        own = {name: class_id for class_id, name in id2label.items()}[moved[0]]
+        raise InputError(
+            f"{option} has the class {moved[0]!r} as {known[moved[0]]}, and the latents have it as {own}: it would"
+            " begin with what was learned of another class; cache latents of data whose classes have the same order."
+        )
+    if renamed := [name for name in id2label.values() if name not in known]:
+        logger.info(f"{option} does not know {len(renamed)} of the classes, such as {renamed[0]!r}")
 
 
 def set_training_mode(transformer: ModelMixin) -> None:

@@ -35,7 +35,12 @@ from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
-from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes, with_new_decoder
+from tcae_diffusers.trainer.build_autoencoder import (
+    build_autoencoder,
+    require_weights,
+    resolve_sizes,
+    with_new_decoder,
+)
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Side
 from tcae_diffusers.trainer.image_batches import build_training_images
@@ -146,6 +151,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
             f"--autoencoder {arguments.autoencoder} is not a folder; pass the folder of a trained autoencoder."
         )
     autoencoder = build_autoencoder(arguments.autoencoder)
+    require_weights(arguments.autoencoder, "a decoder is trained for the latents of a trained encoder")
     encoder_sha256 = frozen_fingerprint(autoencoder)
     identity = {"encoder": encoder_sha256}
     teacher = None

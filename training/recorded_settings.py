@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,23 @@ def options_set(arguments: Arguments) -> dict[str, Any]:
         if (value := getattr(arguments, each.name)) != default_of(each):
             found[each.name] = list(value) if isinstance(value, tuple) else value
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+
+def local_weights(commands: Mapping[str, Any]) -> dict[str, str]:
+    """
+    Files and folders of weights on this machine that commands start from, by `command.option`: records hold their
+    content, since others may take their place.
+
+    Args:
+        commands (`Mapping`): Options of each command, by its name.
+    """
+    given = {
+        f"{command}.{entry.name}": getattr(arguments, entry.name)
+        for command, arguments in commands.items()
+        for entry in fields(arguments)
+        if entry.name == "autoencoder" or entry.name.endswith(("_weights", "_weights_path"))
+    }
+    return {name: str(path) for name, path in given.items() if path and Path(path).exists()}
 
 
 def require_same_settings(path: Path, found: dict[str, Any], now: dict[str, Any], remedy: str) -> None:

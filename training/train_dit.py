@@ -27,6 +27,7 @@ from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import warn_of_latents_without_unit
+from tcae_diffusers.files import sha256_of_json
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
 from tcae_diffusers.objectives.representation_alignment import RepresentationAlignment
 from tcae_diffusers.pipelines import TCDiTPipeline
@@ -229,7 +230,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         arguments.patch_size,
     )
     if arguments.transformer_weights is not None:
-        load_transformer_weights(transformer, arguments.transformer_weights)
+        load_transformer_weights(transformer, arguments.transformer_weights, objective.prediction_type, id2label)
     alignment = build_alignment(arguments, transformer.config.num_layers, latent_shapes)
     trained = transformer
     if alignment is not None:
@@ -265,6 +266,7 @@ def start(arguments: DiTArguments) -> DiTTraining:
         "EMA decays": [average.decay for average in averages],
         "post-hoc EMA": arguments.posthoc_ema_sigmas,
         "data": cache.fingerprint,
+        "normalisation of the latents": cache.normalisation and sha256_of_json(cache.normalisation),
     }
     run = begin_run("train_dit", arguments, accelerator, transformer, all_averages, [], identity)
     side = Side(transformer, model, optimizer, all_averages)

@@ -18,7 +18,6 @@ if __name__ == "__main__":
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
-from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.latent_shaping import Decoded
 from tcae_diffusers.objectives.schedules import weight_decay
@@ -36,7 +34,7 @@ from tcae_diffusers.self_supervision.method import SelfSupervision, StudentOutpu
 from tcae_diffusers.self_supervision.student import TokenizerStudent
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
 from tcae_diffusers.trainer.averages import averaged_weights, trained_parameters
-from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, require_weights, resolve_sizes
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, is_log_step
 from tcae_diffusers.trainer.gradient_norms import gradient_norms
@@ -197,11 +195,9 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
         require_whole_parameters(
             accelerator, f"--trained_layers {arguments.trained_layers} freezes some of what FSDP shards"
         )
-        if not any(Path(arguments.autoencoder).glob("diffusion_pytorch_model*")):
-            raise InputError(
-                f"--trained_layers {arguments.trained_layers} adapts a trained autoencoder; --autoencoder"
-                f" {arguments.autoencoder} has no weights, pass a folder that has."
-            )
+        require_weights(
+            arguments.autoencoder, f"--trained_layers {arguments.trained_layers} adapts a trained autoencoder"
+        )
     method = build_method(arguments, adapt(autoencoder))
     shaping = build_latent_shaping(arguments, adapt(autoencoder), accelerator)
     student = TokenizerStudent(autoencoder, method.parts, shaping)

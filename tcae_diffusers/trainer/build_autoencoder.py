@@ -21,6 +21,22 @@ from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..models.fingerprint import DECODER_CONFIG_PREFIX
 from ..models.tcae.autoencoder_tc import AutoencoderTC
 
+# How files of weights end, whatever they are called.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def require_weights(name: str, why: str) -> None:
+    """
+    Raises:
+        InputError: `--autoencoder name` is no folder of an autoencoder with weights.
+    """
+    if not _weights_in(Path(name)):
+        raise InputError(f"{why}; --autoencoder {name} has no weights, pass a folder that has.")
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return list(folder.glob("diffusion_pytorch_model*"))
+
 
 def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> ModelMixin:
     """
@@ -57,7 +73,13 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
             f"{option}: {config_file} has the class {class_name!r}, which is not an autoencoder of "
             f"diffusers {diffusers.__version__} or of this package."
         )
-    if not path.is_dir() or not any(path.glob("diffusion_pytorch_model*")):
+    if not path.is_dir() or not _weights_in(path):
+        unread = [file.name for suffix in _WEIGHTS for file in path.glob(f"*{suffix}")] if path.is_dir() else []
+        if unread:
+            raise InputError(
+                f"{option} holds {unread[0]}, and diffusers reads weights from diffusion_pytorch_model.safetensors; "
+                "rename the file, or remove it to start from random weights."
+            )
         return _construct(model_class, {**_public(config), **overrides}, option)
     _check_keys(overrides, _config_arguments(model_class), model_class.__name__, option)
     try:

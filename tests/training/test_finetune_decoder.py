@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import diffusers
 import pytest
@@ -365,6 +366,14 @@ def test_generated_latents_are_decoded_and_compared_beside_the_encoded_ones(star
     assert {"step-00000003-generated.png", "step-00000006-generated.png"} <= pictures
 
 
+def saved_without(name):
+    """A tokenizer whose weights were renamed to `name`, or removed."""
+    folder = shutil.copytree(home() / "tokenizer", home() / f"without-{name}", dirs_exist_ok=True)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.unlink() if name == "removed" else weights.rename(folder / name)
+    return folder
+
+
 def saved_kl():
     FOREIGN["AutoencoderKL"]().save_pretrained(home() / "kl")
     return home() / "kl"
@@ -400,6 +409,11 @@ BAD_INPUT = {
         "AutoencoderKL has no entries of its decoder alone",
     ),
     "no tokenizer": ({"autoencoder": "nowhere"}, "nowhere"),
+    "a tokenizer without weights": ({"autoencoder": lambda: saved_without("removed")}, "has no weights"),
+    "weights under another name": (
+        {"autoencoder": lambda: saved_without("model.safetensors")},
+        "holds model.safetensors, and diffusers reads weights from diffusion_pytorch_model.safetensors",
+    ),
     "another kind of model": ({"autoencoder": home}, "config.json"),
     "images too small for the discriminator": ({"discriminator_layers": 3}, "discriminator_layers 3"),
     "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),

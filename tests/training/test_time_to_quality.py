@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.errors import InputError
@@ -231,6 +232,19 @@ def test_a_record_stands_for_the_images_that_it_was_measured_on(study, tmp_path,
     with pytest.raises(SystemExit):
         bench.main(options)
     assert "was measured with content.heldout_data" in capsys.readouterr().err
+
+
+def test_a_record_stands_for_the_weights_that_it_began_with(study, tmp_path, capsys):
+    config, options = study
+    weights = shutil.copytree(home() / "tokenizer", tmp_path / "weights")
+    named = f"a={config},autoencoder={weights},autoencoder_overrides={{}}"
+    options = [*options, "--recipe", named, "--seeds", "0", "--psnr", "1"]
+    assert bench.main(options) == 0
+    file = weights / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    with pytest.raises(SystemExit):
+        bench.main(options)
+    assert "was measured with content.tokenizer.autoencoder" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_read_are_named_before_anything_is_trained(study, tmp_path, monkeypatch, capsys):

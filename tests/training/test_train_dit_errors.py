@@ -1,5 +1,6 @@
 """Bad input to `train_dit` and `cache_latents`: one line that names it, exit code 2, nothing half-written."""
 
+import json
 import os
 import shutil
 
@@ -11,7 +12,7 @@ from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.arguments import program_name
 from tcae_diffusers.training import cache_latents, train_dit
 
-from ..latent_commands import SMALL_DIT, TOKENIZER, calibrated, home, run, train, with_tokens
+from ..latent_commands import SMALL_DIT, TOKENIZER, cache, calibrated, home, run, train, with_tokens
 
 
 def ends_in_one_line(capsys, main, *positional, **options):
@@ -121,6 +122,37 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, capsys):
     ):
         assert name in ends_in_one_line(capsys, train_dit.main, **{**good, **change}, resume="latest")
     assert {file: file.stat().st_mtime_ns for file in (run_folder / "checkpoints").rglob("*")} == before
+
+
+def test_a_run_does_not_go_on_with_latents_of_another_normalisation(tmp_path, capsys):
+    tokenizer = shutil.copytree(home() / "tokenizer", tmp_path / "tokenizer")
+    latents = cache(tmp_path / "latents", tokenizer=tokenizer)
+    good = {**SMALL_DIT, "tokenizer": tokenizer, "latents": latents, "output_dir": tmp_path / "run"}
+    run(train_dit.main, **good)
+    # What the run advised in its log: the statistics that it had not.
+    cache(latents, tokenizer=tokenizer, write_statistics=True)
+    line = ends_in_one_line(capsys, train_dit.main, **good, resume="latest")
+    assert "belongs to another run: its normalisation of the latents is None" in line
+
+
+def test_weights_of_a_pipeline_are_not_those_of_other_classes_or_predictions(tmp_path, capsys):
+    trained = train(tmp_path / "trained", max_train_steps=1) / "pipeline"
+    tokenizer, latents = calibrated()
+    good = {**SMALL_DIT, "tokenizer": tokenizer, "latents": latents, "output_dir": tmp_path / "run"}
+    good["transformer_weights"] = trained
+    line = ends_in_one_line(capsys, train_dit.main, **good, objective="epsilon", null_class_id=3)
+    assert "trained with prediction type 'flow_prediction', and this run has 'epsilon'" in line
+    index = trained / "model_index.json"
+    content = json.loads(index.read_text())
+    names = list(content["id2label"].values())
+    index.write_text(
+        json.dumps({**content, "id2label": dict(zip("012", [names[1], names[0], names[2]], strict=True))})
+    )
+    line = ends_in_one_line(capsys, train_dit.main, **good)
+    assert f"has the class {names[0]!r} as 1, and the latents have it as 0" in line
+    # Classes that it does not know may begin with what it learned of others.
+    index.write_text(json.dumps({**content, "id2label": dict(zip("012", "xyz", strict=True))}))
+    run(train_dit.main, **{**good, "max_train_steps": 1})
 
 
 def test_cache_latents_names_what_is_wrong_and_leaves_no_cache(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tcae_diffusers.files import write_json, write_text
 from tcae_diffusers.training.cache_arguments import CacheArguments
 from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
 from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.recorded_settings import options_set, require_same_settings
+from tcae_diffusers.training.recorded_settings import local_weights, options_set, require_same_settings
 from tcae_diffusers.training.stages import Stage, run_stages
 from tcae_diffusers.training.study.plan import StudyPlan
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
@@ -162,13 +162,7 @@ class Unit:
             "dit": self.dit,
             "measures": measures,
         }
-        given = {
-            f"{command}.{entry.name}": getattr(arguments, entry.name)
-            for command, arguments in commands.items()
-            for entry in fields(arguments)
-            if entry.name == "autoencoder" or entry.name.endswith(("_weights", "_weights_path"))
-        }
-        return {name: str(path) for name, path in given.items() if path and Path(path).exists()}
+        return local_weights(commands)
 
     def write_comparison(self) -> Path:
         """The comparison file of this unit alone, for `evaluation compare`."""

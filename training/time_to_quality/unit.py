@@ -16,13 +16,13 @@ from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.images.sources import scheme_of
 from tcae_diffusers.data.images.streamed_images import StreamedImages
 from tcae_diffusers.evaluation.results.provenance import provenance, source_commit
-from tcae_diffusers.evaluation.results.resumption import reference_content, source_content
+from tcae_diffusers.evaluation.results.resumption import folder_content, reference_content, source_content
 from tcae_diffusers.trainer.run import reset_accelerate
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 from tcae_diffusers.training import cache_latents, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import TimeToQualityArguments
 from tcae_diffusers.training.cache_arguments import CacheArguments
-from tcae_diffusers.training.recorded_settings import options_set
+from tcae_diffusers.training.recorded_settings import local_weights, options_set
 from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, tokenizer_arguments
 from tcae_diffusers.training.time_to_quality.records import first_crossing, level_name
 
@@ -111,7 +111,8 @@ class Curve:
 
 def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dict[str, Any]:
     """
-    What a record must agree with to stand for the recipe and seed: options, and the content of the images they name.
+    What a record must agree with to stand for the recipe and seed: options, and the content of images and weights that
+    they name.
 
     Raises:
         InputError: images that cannot be read.
@@ -120,15 +121,18 @@ def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) ->
     tokenizer = tokenizer_arguments(recipe, arguments, seed, output_dir="")
     assert tokenizer.heldout_data is not None, "recipes without held-out images are refused"
     settings["tokenizer"] = options_set(tokenizer)
+    commands: dict[str, Any] = {"tokenizer": tokenizer}
     content = {"heldout_data": source_content(tokenizer.heldout_data)}
     if arguments.gfd is not None:
         folders = dict.fromkeys(("latents", "tokenizer", "output_dir"), "")
-        settings["dit"] = options_set(dit_arguments(recipe, arguments, seed, folders))
+        dit = dit_arguments(recipe, arguments, seed, folders)
+        settings["dit"], commands["dit"] = options_set(dit), dit
         content["gfd_reference"] = reference_content(arguments.gfd_reference)
     if arguments.gfd is None and scheme_of(tokenizer.train_data) == "stream":
         content["train_data"] = StreamedImages(tokenizer.train_data, MultiCropTransform(1), seed, 0).fingerprint
     else:
         content["train_data"] = source_content(tokenizer.train_data)
+    content |= {name: folder_content(path) for name, path in local_weights(commands).items()}
     return {**settings, "content": content}
 
 

@@ -243,6 +243,13 @@ class LatentCache(torch.utils.data.Dataset):
         self._shift, self._scale = mean.float().cpu()[:, None, None], std.float().cpu()[:, None, None]
         return self
 
+    @property
+    def normalisation(self) -> dict[str, list[float]] | None:
+        """`mean` and `std` per channel that reads are normalised with; `None` for raw latents."""
+        if self._shift is None or self._scale is None:
+            return None
+        return {"mean": self._shift.flatten().tolist(), "std": self._scale.flatten().tolist()}
+
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation `(C,)` per channel, over all views, of what this returns: raw, or normalised."""
         if self._shift is None or self._scale is None:
