@@ -398,6 +398,8 @@ class TCDiTPipeline(DiffusionPipeline):
             num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             kwargs["mu"] = config.base_shift + slope * (num_tokens - config.base_image_seq_len)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps {num_inference_steps} must be 1 or more; images would be noise.")
         scheduler.set_timesteps(num_inference_steps, device=device, **kwargs)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)

@@ -1,6 +1,7 @@
 """What a run saved beyond the step from which it is resumed, or started anew in the same folder."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.logging import get_logger
@@ -19,11 +20,16 @@ def set_aside_steps_after(folder: Path, step: int) -> None:
     """
     numbered = [(path, _STEP.match(path.name)) for path in sorted(folder.glob("step-*"))]
     later = [path for path, match in numbered if match and int(match[1]) > step]
-    for path in later:
+    set_aside(folder, later, f"this run goes on from step {step}")
+
+
+def set_aside(folder: Path, given_up: Sequence[Path], why: str = "another run left it here") -> None:
+    """Move files and folders in `folder` to its subfolder [`GIVEN_UP`]."""
+    for path in given_up:
         path.rename(_free(folder / GIVEN_UP, path.name))
-    if later:
-        names = ", ".join(path.name for path in later)
-        logger.info(f"moved {names} to {folder / GIVEN_UP}: this run goes on from step {step}")
+    if given_up:
+        names = ", ".join(path.name for path in given_up)
+        logger.info(f"moved {names} to {folder / GIVEN_UP}: {why}")
 
 
 def _free(folder: Path, name: str) -> Path:

@@ -14,15 +14,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 
 from ..data.sample_randomness import slot_generators
+from ..errors import InputError
 from ..files import write_json
 from ..objectives.schedules import cosine_with_warmup
 from .arguments import RunArguments
 from .checkpoint import CheckpointManager
-from .given_up_steps import set_aside_steps_after
+from .given_up_steps import GIVEN_UP, set_aside, set_aside_steps_after
 from .nonfinite import NonFiniteGuard
 from .sharding import is_sharded, model_class, refuse_deepspeed, register_averages
 from .trackers import require_tracker, start_trackers
@@ -39,6 +40,8 @@ _WITHOUT_EFFECT = {
 
 # Folders of a run that hold something of several of its steps, beside the checkpoints.
 SAVED_BY_STEP = ("ema_snapshots", "pipelines", "pictures")
+# Folders of what a run leaves at its end, under names that the next run in the folder may not have.
+SAVED_AT_THE_END = ("ema",)
 
 
 def prepare_run_folder(arguments: RunArguments) -> Path:
@@ -99,21 +102,41 @@ def start_accelerator(arguments: RunArguments) -> Accelerator:
 
     Raises:
         OSError: see [`prepare_run_folder`].
-        InputError: if `accelerate launch` was told to use DeepSpeed.
+        InputError: if `accelerate launch` was told to use DeepSpeed, or another precision than the run's.
         ValueError: if `--report_to` names a tracker that is unknown or not installed.
     """
     folder = prepare_run_folder(arguments)
     refuse_deepspeed()
     require_tracker(arguments.report_to)
+    _refuse_settings_of_accelerate(arguments)
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        # The bare number would give way to an environment variable of `accelerate launch`, and the steps of the loop
+        # are counted by the option.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=arguments.gradient_accumulation_steps),
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
     )
     configure_logging(accelerator)
     set_seed(arguments.seed)
     return accelerator
+
+
+def _refuse_settings_of_accelerate(arguments: RunArguments) -> None:
+    """
+    Raises:
+        InputError: `accelerate launch`, or its configuration, asks for something that the options of the run decide,
+            and that they decide otherwise.
+    """
+    for name, option in (("MIXED_PRECISION", "mixed_precision"), ("GRADIENT_ACCUMULATION_STEPS",) * 2):
+        option, asked = option.lower(), os.environ.get(f"ACCELERATE_{name}")
+        ours = getattr(arguments, option)
+        # What accelerate writes where nobody asked for anything.
+        if asked not in (None, "", "no", "1", str(ours)):
+            raise InputError(
+                f"accelerate launch was given {option} {asked}, and this run has --{option} {ours}; pass "
+                f"--{option} {asked} behind the name of the script, or take it out of accelerate's configuration"
+            )
 
 
 @dataclass
@@ -216,6 +239,9 @@ def begin_run(
     if accelerator.is_main_process:
         for saved in SAVED_BY_STEP:
             set_aside_steps_after(folder / saved, first_step)
+        if first_step == 0:
+            for saved in SAVED_AT_THE_END:
+                set_aside(folder / saved, [path for path in (folder / saved).glob("*") if path.name != GIVEN_UP])
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
 
 

@@ -147,6 +147,17 @@ def test_an_earlier_checkpoint_gives_up_what_the_run_saved_after_it(tmp_path):
     assert sorted(path.name for path in given_up[0].iterdir()) == [f"2-{last}", last]
 
 
+def test_averages_of_an_earlier_run_in_the_folder_are_not_those_of_the_next(tmp_path):
+    run = train(tmp_path / "run", extra_ema_decays=[0.9], max_train_steps=1)
+    shutil.rmtree(run / "checkpoints")
+    train(run, seed=5, extra_ema_decays=[0.8], max_train_steps=1)
+    assert sorted(path.name for path in (run / "ema").iterdir()) == ["0.8", "given_up"]
+    assert (run / "ema" / "given_up" / "0.9" / "config.json").is_file()
+    # One that goes on replaces its own.
+    train(run, seed=5, extra_ema_decays=[0.8], max_train_steps=1, resume="latest")
+    assert sorted(path.name for path in (run / "ema").iterdir()) == ["0.8", "given_up"]
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     name = "dit by flow matching"
     run = shutil.copytree(uninterrupted(name), tmp_path / "run")

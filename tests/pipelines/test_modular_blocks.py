@@ -105,11 +105,12 @@ def test_bad_requests_say_what_is_wrong(make_pipeline):
     for call, message in (
         ({"class_labels": "flag"}, "no class named 'flag'"),
         ({"class_labels": 0, "height": 20}, "height 20 is not a positive multiple of 8"),
+        ({"class_labels": 0, "num_inference_steps": 0}, "num_inference_steps 0 must be 1 or more"),
         ({"class_labels": 0, "guidance_interval": (0.5, 0.2)}, r"guidance_interval \(0.5, 0.2\)"),
         ({}, "Required input 'class_labels' is missing"),
     ):
         with pytest.raises(ValueError, match=message):
-            modular(num_inference_steps=1, **call)
+            modular(**{"num_inference_steps": 1, **call})
     with pytest.raises(ValueError, match=r"has no vae; call load_components\(\) or update_components\(vae=...\)"):
         TCDiTBlocks().init_pipeline()(class_labels=0)
 

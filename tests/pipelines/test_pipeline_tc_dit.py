@@ -474,6 +474,7 @@ def test_the_null_class_is_the_last_row_and_can_be_drawn(make_pipeline):
         ({"class_labels": 1.5}, r"1.5 of type float"),
         ({"class_labels": []}, r"class_labels is empty"),
         ({"height": 20}, r"height 20 is not a positive multiple of 8"),
+        ({"num_inference_steps": 0}, r"num_inference_steps 0 must be 1 or more"),
         ({"height": 16, "width": 32}, r"square images only, got height 16 and width 32"),
         ({"latents": torch.zeros(2, 4, 2, 2)}, r"latents has shape \(2, 4, 2, 2\), expected \(1, 4, 2, 2\)"),
         ({"latents": torch.zeros(1, 4, 2)}, r"latents has shape"),

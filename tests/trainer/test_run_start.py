@@ -7,8 +7,9 @@ from accelerate import DistributedType
 
 from tcae_diffusers.arguments import program_name
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
-from tcae_diffusers.trainer.run import discard_new_folder_on_error
+from tcae_diffusers.trainer.run import discard_new_folder_on_error, reset_accelerate, start_accelerator
 from tcae_diffusers.trainer.sharding import require_whole_parameters
 from tcae_diffusers.trainer.user_errors import RUN_ERRORS, exit_on_user_error
 
@@ -25,6 +26,22 @@ def test_a_preset_takes_overrides_and_a_saved_folder_keeps_its_weights(tmp_path)
     model.save_pretrained(tmp_path / "model")
     again = build_autoencoder(str(tmp_path / "model"))
     assert all((value == again.state_dict()[name]).all() for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MIXED_PRECISION", "bf16"), ("GRADIENT_ACCUMULATION_STEPS", "4")], ids=str.lower
+)
+def test_what_accelerate_was_asked_for_is_not_passed_over(tmp_path, monkeypatch, name, value):
+    arguments = RunArguments(output_dir=str(tmp_path / "run"), report_to="none", gradient_accumulation_steps=2)
+    for harmless in ("no", "1", ""):
+        monkeypatch.setenv(f"ACCELERATE_{name}", harmless)
+        try:
+            assert start_accelerator(arguments).gradient_accumulation_steps == 2
+        finally:
+            reset_accelerate()
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(InputError, match=f"was given {name.lower()} {value}, and this run has --{name.lower()} "):
+        start_accelerator(arguments)
 
 
 def test_a_defect_in_the_loop_keeps_its_traceback_where_bad_input_at_the_start_does_not(capsys):
