@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, ModelMixin
+from diffusers import DiffusionPipeline, DiTTransformer2DModel, ModelMixin
 from diffusers.models.embeddings import LabelEmbedding
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.tcae.transformer_tc_dit import TC_DIT_PRESETS, TCDiTTransformer2DModel
+from tcae_diffusers.models.whole_weights import load_whole_model
 
 logger = get_logger(__name__)
 
@@ -132,7 +133,7 @@ def load_transformer_weights(
     if not (folder / "config.json").is_file():
         raise InputError(f"{option} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
     try:
-        trained = AutoModel.from_pretrained(str(folder), dtype=transformer.dtype)
+        trained = load_whole_model(folder, dtype=transformer.dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{option}: cannot load {folder}: {error}") from error
     ours, theirs = transformer.state_dict(), trained.state_dict()

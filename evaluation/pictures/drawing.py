@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
@@ -23,10 +25,13 @@ from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import LabelledImages
 from tcae_diffusers.data.sample_labels import image_seed
 from tcae_diffusers.errors import InputError
+from tcae_diffusers.models.whole_weights import load_whole
 from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.pipelines.class_names import ClassNames
 
 from .sample_store import SampleStore, withdrawn_if_empty
+
+logger = get_logger(__name__)
 
 
 def load_pipeline(
@@ -39,9 +44,14 @@ def load_pipeline(
     """
     if (Path(path).exists() or str(path).startswith((".", "/"))) and not (Path(path) / "model_index.json").is_file():
         raise InputError(f"no pipeline at {path}: {Path(path) / 'model_index.json'} does not exist")
+    options = {"dtype": dtype} if dtype else {}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(path), **({"dtype": dtype} if dtype else {}))
+        pipeline = DiffusionPipeline.from_pretrained(str(path), **_whole_models(path, options), **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path} needs code of its own, which is not run here; name the pipeline that it was exported from"
+            ) from error
         raise InputError(f"cannot load the pipeline {path}: {error}") from error
     if "class_labels" not in inspect.signature(pipeline.__call__).parameters:
         raise InputError(
@@ -49,6 +59,17 @@ def load_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _whole_models(path: str | Path, options: dict[str, Any]) -> dict[str, ModelMixin]:
+    """The models of a pipeline, by the names of its components; see [`load_whole`]."""
+    models = {}
+    for name, entry in DiffusionPipeline.load_config(str(path)).items():
+        class_name = entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+        model_class = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
+        if inspect.isclass(model_class) and issubclass(model_class, ModelMixin):
+            models[name] = load_whole(model_class, path, subfolder=name, **options)
+    return models
 
 
 def load_latent_pipeline(path: str | Path, device: str | torch.device, dtype: torch.dtype) -> TCDiTPipeline:
@@ -69,9 +90,15 @@ def class_names_of(pipeline: DiffusionPipeline) -> list[str]:
         # diffusers' DiTPipeline keeps single synonyms only, and not even those that two classes have.
         id2label = pipeline.load_config(pipeline.name_or_path).get("id2label") or {}
     names = {int(class_id): str(name) for class_id, name in id2label.items()}
-    count = (
-        getattr(pipeline, "num_classes", None) or pipeline.transformer.config.get("num_embeds_ada_norm") or len(names)
-    )
+    config = pipeline.transformer.config
+    # A class table may have rows that no class was trained in: names say more.
+    count = getattr(pipeline, "num_classes", None) or max(names, default=-1) + 1
+    if not count:
+        count = config.get("num_classes") or config.get("num_embeds_ada_norm") or 0
+        logger.warning(
+            f"the pipeline names no classes, so the {count} of its transformer are drawn, trained or not; id2label in "
+            "its model_index.json says which there are"
+        )
     return [names.get(index, str(index)) for index in range(count)]
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.adapters import load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
+from tcae_diffusers.models.whole_weights import load_whole_model
 from tcae_diffusers.pipelines import TCDiTPipeline
 from tcae_diffusers.pipelines.pipeline_tc_dit import scheduler_prediction_type
 from tcae_diffusers.trainer.posthoc_ema import reconstruct
@@ -34,7 +35,7 @@ def _load(option: str, path: str | Path, pipeline: DiffusionPipeline) -> ModelMi
     if not (folder / "config.json").is_file():
         raise InputError(f"--{option} {path} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
     try:
-        model = AutoModel.from_pretrained(str(folder), dtype=pipeline.transformer.dtype)
+        model = load_whole_model(folder, dtype=pipeline.transformer.dtype)
     except (OSError, ValueError) as error:
         raise InputError(f"--{option}: cannot load {folder}: {error}") from error
     return model.to(pipeline.device).eval()

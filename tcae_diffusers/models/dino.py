@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from .frozen_network import FrozenNetwork, loads_pretrained_weights
+from .whole_weights import load_whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,7 +56,7 @@ def _network(name: str) -> Any:
     from transformers import AutoConfig, AutoModel
 
     if loads_pretrained_weights():
-        return AutoModel.from_pretrained(name)
+        return load_whole(AutoModel, name)
     if name in PUBLISHED_SHAPES:
         return AutoModel.from_config(AutoConfig.for_model(**PUBLISHED_SHAPES[name]))
     return AutoModel.from_config(AutoConfig.from_pretrained(name))

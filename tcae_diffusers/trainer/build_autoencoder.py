@@ -20,6 +20,7 @@ from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
 from ..models.fingerprint import DECODER_CONFIG_PREFIX
 from ..models.tcae.autoencoder_tc import AutoencoderTC
+from ..models.whole_weights import load_whole
 
 # How files of weights end, whatever they are called.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -78,12 +79,15 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
         if unread:
             raise InputError(
                 f"{option} holds {unread[0]}, and diffusers reads weights from diffusion_pytorch_model.safetensors; "
-                "rename the file, or remove it to start from random weights."
+                "save the model with save_pretrained(), or remove the file to start from random weights."
             )
         return _construct(model_class, {**_public(config), **overrides}, option)
     _check_keys(overrides, _config_arguments(model_class), model_class.__name__, option)
     try:
-        return model_class.from_pretrained(name, low_cpu_mem_usage=False, **overrides)
+        return load_whole(model_class, name, low_cpu_mem_usage=False, **overrides)
+    except InputError as error:
+        remedy = f" (--autoencoder_overrides {json.dumps(overrides)} may be why)" if overrides else ""
+        raise InputError(f"{option}: {error}{remedy}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{option}: its weights cannot be loaded: {error}") from error
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import ModelMixin
 
 from ...errors import InputError
+from ..whole_weights import load_whole
 
 
 def load_autoencoder(
@@ -21,7 +22,8 @@ def load_autoencoder(
         device, dtype: Where and in which precision to run; weights keep their stored dtype if `dtype` is `None`.
 
     Raises:
-        InputError: If the folder is missing a `config.json` or names a class that cannot be loaded.
+        InputError: If the folder is missing a `config.json` or names a class that cannot be loaded, or its weights are
+            not those of its config.
     """
     folder = Path(path)
     if (folder / "model_index.json").is_file():
@@ -46,7 +48,7 @@ def load_autoencoder(
             "similar."
         )
     try:
-        model = model_class.from_pretrained(target, **({"dtype": dtype} if dtype else {}))
+        model = load_whole(model_class, target, **({"dtype": dtype} if dtype else {}))
     except OSError as error:
         raise InputError(f"cannot load the weights of {path}: {error}") from error
     return model.to(device).eval().requires_grad_(False)
