@@ -7,7 +7,7 @@ have this package; see `tcae_diffusers.pipelines.remote_code_export`.
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class TCDiTPipeline(DiffusionPipeline):
             without a label, and those that weaken layers where they find layers that they know. By default
             classifier-free guidance. [`~diffusers.guiders.AutoGuidance`] weakens the transformer at the class asked
             for, as in its paper, and needs no null class.
-        id2label (`dict[int, str]`, *optional*):
+        id2label (`dict[int, str]` or `list[str]`, *optional*):
             Class names. A value may list synonyms: `"tench, Tinca tinca"`. Kept in `model_index.json`.
         prediction_type (`str`, *optional*):
             What the transformer predicts, see above. By default what `transformer.config.prediction_type` says, else
@@ -102,7 +102,7 @@ class TCDiTPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         guidance_transformer: ModelMixin | None = None,
         guider: BaseGuidance | None = None,
-        id2label: dict | None = None,
+        id2label: dict | list | None = None,
         prediction_type: str | None = None,
         has_null_class: bool = True,
     ):
@@ -117,7 +117,7 @@ class TCDiTPipeline(DiffusionPipeline):
         prediction_type = prediction_type or transformer.config.get("prediction_type")
         prediction_type = prediction_type or scheduler_prediction_type(scheduler)
         # JSON has only string keys; with string keys the config is the same before and after saving.
-        id2label = id2label or {}
+        id2label = dict(enumerate(id2label)) if isinstance(id2label, list) else id2label or {}
         names = {str(int(class_id)): str(name) for class_id, name in id2label.items()}
         if len(names) != len(id2label):
             raise ValueError(f"id2label contains ids both as a number and as text: {', '.join(map(repr, id2label))}.")
@@ -275,7 +275,9 @@ class TCDiTPipeline(DiffusionPipeline):
         scheduler_type = scheduler_prediction_type(self.scheduler)
         needed_type = FLOW if self._is_flow else self.config.prediction_type
         if scheduler_type != needed_type:
-            fix = f'prediction_type="{needed_type}"' + (", use_flow_sigmas=True" if self._is_flow else "")
+            fix = f'prediction_type="{needed_type}"'
+            if self._is_flow:
+                fix += f", use_flow_sigmas=True, flow_shift={self.scheduler.config.get('shift', 1.0)}"
             raise ValueError(
                 f"The transformer was trained for {self.config.prediction_type!r}, but "
                 f"{self.scheduler.__class__.__name__} is configured for {scheduler_type!r}. Configure it "
@@ -367,10 +369,17 @@ class TCDiTPipeline(DiffusionPipeline):
 
     def _scheduler_with_shift(self, timestep_shift: float | None) -> SchedulerMixin:
         """The scheduler, or a copy with another shift: the pipeline's own is left as it will be saved."""
-        if timestep_shift is None:
-            return self.scheduler
         name, config = self.scheduler.__class__.__name__, self.scheduler.config
-        key = next((key for key in ("shift", "flow_shift") if key in config), None)
+        key = shift_argument(self.scheduler)
+        if timestep_shift is None:
+            for other in SHIFTS:
+                # from_config() keeps what the class that it was called with does not know.
+                if self._is_flow and key and config.get(other, config[key]) != config[key]:
+                    raise ValueError(
+                        f"{name} has {key}={config[key]}, and the scheduler that it was made from had "
+                        f"{other}={config[other]}: pass {key}={config[other]} to from_config(), or timestep_shift."
+                    )
+            return self.scheduler
         if key is None or not self._is_flow:
             raise ValueError(
                 f"timestep_shift={timestep_shift} needs a flow matching scheduler with a shift, such as "
@@ -393,6 +402,11 @@ class TCDiTPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> torch.Tensor:
         config, kwargs = scheduler.config, {}
+        if config.get("use_dynamic_shifting") and "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"{scheduler.__class__.__name__} does not know use_dynamic_shifting, which its config asks for; pass "
+                "use_dynamic_shifting=False and a shift to from_config(), or use FlowMatchEulerDiscreteScheduler."
+            )
         if config.get("use_dynamic_shifting"):
             # Resolution-dependent shift: linear in the number of tokens, as in the Flux and SD3 pipelines.
             num_tokens = latent_shape[2] * latent_shape[3] // (self.transformer.config.get("patch_size") or 1) ** 2
@@ -434,8 +448,7 @@ class TCDiTPipeline(DiffusionPipeline):
         # The scheduler's noise level, and not the timestep's, which some schedulers round.
         sigma = scheduler.sigmas[i].item() if self.config.prediction_type == FLOW_SAMPLE else None
         model_output = self._guided_prediction(guider, model_input, t, ids, sigma)
-        learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
-        if model_output.shape[1] == 2 * latents.shape[1] and not learned_variance:
+        if model_output.shape[1] == 2 * latents.shape[1] and not splits_variance(scheduler):
             model_output = model_output.chunk(2, dim=1)[0]
         return model_output
 
@@ -651,19 +664,59 @@ class TCDiTPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
+# What schedulers call the shift of their noise levels.
+SHIFTS = ("shift", "flow_shift")
+
+
+def _arguments_of(scheduler: SchedulerMixin) -> Collection[str]:
+    """What its class can be configured with; its config may hold more, of the class that it was made from."""
+    return inspect.signature(type(scheduler).__init__).parameters
+
+
+def shift_argument(scheduler: SchedulerMixin) -> str | None:
+    """Which of [`SHIFTS`] the class of `scheduler` has, if any."""
+    return next((key for key in SHIFTS if key in _arguments_of(scheduler)), None)
+
+
+def splits_variance(scheduler: SchedulerMixin) -> bool:
+    """
+    Whether `scheduler` takes a prediction with its variance behind it, and uses both.
+
+    Raises:
+        ValueError: It would cut the prediction to three channels, as diffusers' DPM-Solver does.
+    """
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    if not learned or "variance_type" not in _arguments_of(scheduler):
+        return False
+    if "solver_order" in _arguments_of(scheduler):
+        raise ValueError(
+            f"{scheduler.__class__.__name__} with variance_type={scheduler.config.variance_type!r} takes images only, "
+            "not latents; pass variance_type=None to from_config()."
+        )
+    return True
+
+
 def scheduler_prediction_type(scheduler: SchedulerMixin) -> str:
     """
     How `scheduler` interprets the model's output: `"flow_prediction"`, `"epsilon"`, `"v_prediction"` or `"sample"`.
 
     Raises:
-        ValueError: for `"flow_prediction"` with a variance-preserving noise schedule, which would generate only noise.
+        ValueError: for `"flow_prediction"` with a variance-preserving noise schedule, which would generate only noise;
+            and for schedulers that read the output in a way of their own.
     """
     if scheduler.__class__.__name__.startswith("FlowMatch"):
         return FLOW
+    if "prediction_type" not in _arguments_of(scheduler) or scheduler.__class__.__name__.startswith("EDM"):
+        raise ValueError(
+            f"{scheduler.__class__.__name__} reads a model's output in a way of its own, which no prediction type of "
+            "this pipeline is; use a scheduler with prediction_type, such as DDIM, DPM-Solver++, UniPC or Euler, or a "
+            "FlowMatch scheduler."
+        )
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     if prediction_type == FLOW and not scheduler.config.get("use_flow_sigmas"):
         raise ValueError(
             f"{scheduler.__class__.__name__} has prediction_type='flow_prediction' but not use_flow_sigmas=True; "
-            "use from_config(scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True)."
+            "use from_config(scheduler.config, prediction_type='flow_prediction', use_flow_sigmas=True, "
+            "flow_shift=...) with the shift of training."
         )
     return prediction_type

@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.pipelines import TCDiTPipeline
+from tcae_diffusers.pipelines.pipeline_tc_dit import SHIFTS, shift_argument
 
 from ..arguments.sampling import GuidanceArguments
 from ..pictures.drawing import as_uint8
@@ -91,19 +92,19 @@ def build_scheduler(pipeline: TCDiTPipeline, name: str) -> SchedulerMixin:
         raise InputError(f"scheduler {name} must be one of {', '.join(scheduler_names(pipeline))}")
     if name == type(own).__name__:
         return type(own).from_config(own.config)
-    kind = getattr(diffusers, name)
+    kind, key = getattr(diffusers, name), shift_argument(own)
+    shift = 1.0 if key is None else own.config[key]
+    # The shift that is not the class's own is a leftover of another one.
+    config = {key: value for key, value in own.config.items() if key not in SHIFTS}
     if name.startswith("FlowMatch"):
-        return kind.from_config(own.config, shift=own.config.get("shift", own.config.get("flow_shift", 1.0)))
+        return kind.from_config(config, shift=shift)
     if not pipeline.config.prediction_type.startswith("flow_"):
         # Latents of unit variance exceed the range to which samples are clipped by default.
         clipping = {"clip_sample": False} if name.startswith("DD") else {}
-        return kind.from_config(own.config, prediction_type=pipeline.config.prediction_type, **clipping)
-    return kind.from_config(
-        own.config,
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=own.config.get("flow_shift", own.config.get("shift", 1.0)),
-    )
+        # Those that cut a learned variance off leave three channels of the prediction.
+        fixed = {"variance_type": None} if "Solver" in name else {}
+        return kind.from_config(own.config, prediction_type=pipeline.config.prediction_type, **clipping, **fixed)
+    return kind.from_config(config, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
 def draw_seeds(pipeline: TCDiTPipeline, labels: Sequence[int], seeds: Sequence[int], sampling: Sampling) -> np.ndarray:

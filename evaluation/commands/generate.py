@@ -90,7 +90,11 @@ def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, va
         "prediction_type": pipeline.config.get("prediction_type"),
         "transformer": model_fingerprint(pipeline.transformer),
         "vae": model_fingerprint(vae),
-        "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
+        # Its class too: from_config() of another one keeps all that the config held.
+        "scheduler": {
+            "class": type(pipeline.scheduler).__name__,
+            **{key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
+        },
     }
 
 

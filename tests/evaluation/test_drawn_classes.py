@@ -5,7 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 from tcae_diffusers.data.images.folder import ImageFolderSource
 from tcae_diffusers.data.images.image_sets import open_image_set
@@ -148,7 +155,7 @@ def test_generation_names_the_classes_that_were_drawn(oddly_named, tmp_path):
     assert entry["grid_rows"] == NAMES[:16]
 
 
-def test_stock_pipelines_keep_their_whole_class_names(tmp_path):
+def test_stock_pipelines_keep_their_whole_class_names(tmp_path, caplog):
     transformer = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=4, num_embeds_ada_norm=3
     )
@@ -160,6 +167,12 @@ def test_stock_pipelines_keep_their_whole_class_names(tmp_path):
     pipeline = load_pipeline(tmp_path)
     assert type(pipeline) is DiTPipeline
     assert class_names_of(pipeline) == names
+    # Rows of the table that no name belongs to are none of its classes.
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "id2label": {"0": "a", "1": "b"}}))
+    assert class_names_of(load_pipeline(tmp_path)) == ["a", "b"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert class_names_of(load_pipeline(tmp_path)) == ["0", "1", "2"]
+    assert "the pipeline names no classes, so the 3 of its transformer are drawn" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------- labels in proportion of data
@@ -247,6 +260,17 @@ def test_other_class_names_do_not_mix_into_a_set(save_pipeline, pipeline_folder,
     (drawn.parent / "rings").rename(drawn.parent / "data")
     assert draw_again(renamed, drawn) == 2
     assert "classes[1]: 'squares' before, 'rings' now" in capsys.readouterr().err
+
+
+def test_the_samples_of_another_scheduler_do_not_stand_for_those_of_this_one(save_pipeline, tmp_path, capsys):
+    folder = save_pipeline(["circles"], scheduler=FlowMatchEulerDiscreteScheduler())
+    assert generate(folder, tmp_path / "set", "--num_images", 2) == 0
+    pipeline = load_pipeline(folder)
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(folder)
+    assert generate(folder, tmp_path / "set", "--num_images", 2) == 2
+    error = capsys.readouterr().err
+    assert "holds samples generated with other settings (scheduler" in error and "FlowMatchHeun" in error
 
 
 def test_another_layout_does_not_mix_into_a_set(pipeline_folder, drawn, capsys):

@@ -1,6 +1,7 @@
 import json
 import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -337,6 +338,70 @@ def test_guidance_moves_away_from_the_null_class_within_the_interval_only(make_p
     pipeline([0, 1], num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.3, 0.8), output_type="latent")
     # Four steps of FlowMatchEuler are at noise levels 1, 0.667, 0.334 and 0.001. 3 is the null class of three classes.
     assert [labels for _, labels in transformer.calls] == [[0, 1], [0, 1, 3, 3], [0, 1, 3, 3], [0, 1]]
+
+
+def test_a_learned_variance_in_a_config_is_used_only_by_classes_that_know_it(make_pipeline):
+    pipeline = make_pipeline(
+        transformer=make_transformer(out_channels=8),
+        scheduler=DDPMScheduler(clip_sample=False, variance_type="learned_range"),
+    )
+    settings = {"num_inference_steps": 2, "output_type": "latent", "generator": None}
+    trained = pipeline.scheduler.config
+    for kind in (DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler):
+        pipeline.scheduler = kind.from_config(trained)
+        assert pipeline.scheduler.config.variance_type == "learned_range"
+        assert pipeline(0, **settings).images.shape == (1, 4, 2, 2)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(trained)
+    with pytest.raises(ValueError, match="takes images only, not latents; pass variance_type=None"):
+        pipeline(0, **settings)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(trained, variance_type=None)
+    assert pipeline(0, **settings).images.shape == (1, 4, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["IPNDMScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_schedulers_that_read_the_output_otherwise_are_refused(make_pipeline, name):
+    pipeline = make_pipeline(scheduler=DDIMScheduler(clip_sample=False), prediction_type="epsilon")
+    # It keeps the prediction type of the other class.
+    pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match=f"{name} reads a model's output in a way of its own"):
+        pipeline(0, num_inference_steps=2)
+
+
+def test_the_shift_of_training_is_not_lost_with_the_class_of_the_scheduler(make_pipeline):
+    pipeline = make_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    settings = {"num_inference_steps": 3, "output_type": "latent"}
+
+    def draw(scheduler, **shift):
+        pipeline.scheduler = scheduler
+        return pipeline([0, 1], generator=seeds(0, 1), **settings, **shift).images
+
+    trained = pipeline.scheduler.config
+    lost = DPMSolverMultistepScheduler.from_config(trained, **FLOW_SOLVER)
+    with pytest.raises(ValueError, match=r"has flow_shift=1.0, and .* had shift=3.0: pass flow_shift=3.0"):
+        draw(lost)
+    kept = DPMSolverMultistepScheduler.from_config(trained, **FLOW_SOLVER, flow_shift=3.0)
+    clean = DPMSolverMultistepScheduler(**FLOW_SOLVER, flow_shift=3.0)
+    assert torch.equal(draw(kept), draw(clean))
+    # The shift of a call is the class's own, whatever else its config holds.
+    unshifted = draw(DPMSolverMultistepScheduler(**FLOW_SOLVER, flow_shift=1.0))
+    assert torch.equal(draw(kept, timestep_shift=1.0), unshifted) and torch.equal(
+        draw(lost, timestep_shift=1.0), unshifted
+    )
+    assert not torch.allclose(draw(kept), unshifted, atol=1e-3)
+    back = FlowMatchEulerDiscreteScheduler.from_config(clean.config)
+    with pytest.raises(ValueError, match=r"has shift=1.0, .* had flow_shift=3.0"):
+        draw(back)
+
+
+def test_a_shift_by_size_is_not_passed_over(make_pipeline):
+    dynamic = FLOW_SCHEDULERS["euler-dynamic-shift"]
+    pipeline = make_pipeline(scheduler=FlowMatchHeunDiscreteScheduler.from_config(dynamic.config))
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler does not know use_dynamic_shifting"):
+        pipeline(0, num_inference_steps=2)
+
+
+def test_class_names_may_be_a_list(make_pipeline):
+    assert make_pipeline(id2label=["a", "b", "c"]).id2label == {0: "a", 1: "b", 2: "c"}
 
 
 def test_learned_variance_reaches_the_scheduler_that_uses_it_and_no_other(make_pipeline):
