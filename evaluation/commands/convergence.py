@@ -14,7 +14,7 @@ from tcae_diffusers.metrics.figure import Figure
 from ..arguments.convergence import ConvergenceArguments
 from ..report.page import build_report
 from ..results.kinds.convergence import ConvergenceResult
-from ..results.kinds.generation import GenerationResult, distance_figure
+from ..results.kinds.generation import GenerationResult, SampleSet, distance_figure
 from ..results.provenance import provenance
 from ..results.reading import read_result
 from ..results.speed_up import compare_curves
@@ -36,7 +36,12 @@ def build_convergence(
     conditions: dict[str, Any] = {}
     for name, of_curve in points.items():
         for steps, result in sorted(of_curve.items()):
-            figure = distance_figure(result.sets[0].figures, figure_name)
+            figure = distance_figure(_set_of(result, name).figures, figure_name)
+            if figure.better == "higher":
+                raise InputError(
+                    f"--figure {figure.name} is better when higher, and curves are compared where they fall; choose a "
+                    "distance, such as gFD or gKID"
+                )
             found = _conditions(figure, result)
             conditions = conditions or found
             differing = [f"{key} {found[key]} and {conditions[key]}" for key in found if found[key] != conditions[key]]
@@ -53,6 +58,18 @@ def build_convergence(
         levels=compare_curves(curves, baseline),
         **provenance(**settings),
     )
+
+
+def _set_of(result: GenerationResult, curve: str) -> SampleSet:
+    """The set that a point of `curve` is: the only one, or that of the same name."""
+    named = [each for each in result.sets if each.name == curve]
+    if len(result.sets) > 1 and len(named) != 1:
+        names = ", ".join(each.name for each in result.sets)
+        raise InputError(
+            f"{result.path} holds several sets of samples ({names}), and none is called {curve} like the curve; give "
+            "the curve the name of one"
+        )
+    return named[0] if named else result.sets[0]
 
 
 def _conditions(figure: Figure, result: GenerationResult) -> dict[str, Any]:

@@ -288,10 +288,14 @@ def test_a_pipeline_of_another_encoder_is_not_measured_under_its_name(pipeline_f
 
 
 def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
-    def generation(name, samples):
-        entry = figure(100.0, 5.0, "gFD-x", "lower", samples)
-        drawn = {"name": name, "figures": [entry], "images": samples, "grid": "samples.png"}
-        write_json(tmp_path / f"{name}.json", {"kind": "generation", "reference": {"spec": "r"}, "sets": [drawn]})
+    def generation(name, samples, sets=("one",)):
+        entries = [figure(100.0, 5.0, "gFD-x", "lower", samples), figure(0.5, 0.1, "precision-x", "higher", samples)]
+        for place, entry in enumerate(entries):
+            entry["value"] += place + samples
+        drawn = [{"name": each, "figures": entries, "images": samples, "grid": "samples.png"} for each in sets]
+        for place, entry in enumerate(drawn):
+            entry["figures"] = [{**each, "value": each["value"] + 10 * place} for each in entries]
+        write_json(tmp_path / f"{name}.json", {"kind": "generation", "reference": {"spec": "r"}, "sets": drawn})
         return tmp_path / f"{name}.json"
 
     first, second = generation("few", 500), generation("many", 800)
@@ -306,6 +310,16 @@ def test_points_that_cannot_share_a_curve_are_refused(tmp_path, capsys):
     ):
         assert evaluate(*command, *points) == 2
         assert message in capsys.readouterr().err
+    assert evaluate(*command, f"10={first}", "--figure", "precision-x") == 2
+    assert "--figure precision-x is better when higher" in capsys.readouterr().err
+    # Of several sets a curve is the one of its name, and no other.
+    both = generation("both", 500, sets=("b", "a"))
+    assert evaluate(*command, f"10={both}") == 0
+    values = {entry["name"]: entry["figures"][0]["value"] for entry in json.loads(both.read_text())["sets"]}
+    (point,) = json.loads((tmp_path / "out" / "convergence.json").read_text())["curves"]["a"]
+    assert point["value"] == values["a"] != values["b"]
+    assert evaluate("convergence", "--output", str(tmp_path / "out"), "--curve", "c", f"10={both}") == 2
+    assert "several sets of samples (b, a), and none is called c" in capsys.readouterr().err
 
 
 def test_results_of_one_folder_keep_their_tables_and_pictures_apart(pipeline_folder, image_folder, tmp_path):
