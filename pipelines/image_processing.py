@@ -1,6 +1,7 @@
 """Images of any size for autoencoders that need multiples of their compression ratio."""
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -44,12 +45,9 @@ class PaddingImageProcessor(VaeImageProcessor):
             right so that the latent grid starts at the first pixel, and the size `(H, W)` that `crop` needs.
 
         Raises:
-            ValueError: if the images are not of one size.
+            ValueError: if the images are not of one size, or PIL images have more than 8 bits per channel.
         """
-        if isinstance(image, list) and len({_size(one) for one in image}) > 1:
-            sizes = ", ".join(str(size) for size in sorted({_size(one) for one in image}))
-            raise ValueError(f"images of one batch must have one size, got {sizes} (height, width); pad one by one.")
-        pixels = self.preprocess(image)
+        pixels = self.preprocess(as_rgb_of_one_size(image))
         height, width = pixels.shape[-2:]
         ratio = self.config.vae_scale_factor
         bottom, right = -height % ratio, -width % ratio
@@ -73,6 +71,34 @@ class PaddingImageProcessor(VaeImageProcessor):
         if sample.shape[-2] < height or sample.shape[-1] < width:
             raise ValueError(f"sample of shape {tuple(sample.shape)} is smaller than the size {size} to crop to.")
         return self.postprocess(sample[..., :height, :width].float(), output_type=output_type)
+
+
+def as_rgb_of_one_size(image: PipelineImageInput) -> PipelineImageInput:
+    """
+    PIL images upright and in RGB, transparency on white; arrays and tensors as they are.
+
+    Raises:
+        ValueError: PIL images have more than 8 bits per channel, or images are of several sizes.
+    """
+    images = [_as_rgb(one) for one in image] if isinstance(image, list) else _as_rgb(image)
+    if isinstance(images, list) and len({_size(one) for one in images}) > 1:
+        sizes = ", ".join(str(size) for size in sorted({_size(one) for one in images}))
+        raise ValueError(f"images of one batch must have one size, got {sizes} (height, width); pass them one by one.")
+    return images
+
+
+def _as_rgb(image: PipelineImageInput) -> PipelineImageInput:
+    if not isinstance(image, PIL.Image.Image):
+        return image
+    upright = PIL.ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"a PIL image of mode {image.mode} has more than 8 bits per channel, which PIL would clip; scale it first."
+        )
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    white = PIL.Image.new("RGBA", upright.size, "white")
+    return PIL.Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
 
 
 def _size(image: PipelineImageInput) -> tuple[int, int]:

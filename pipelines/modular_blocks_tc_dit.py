@@ -24,6 +24,7 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec, InputParam, OutputParam
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from .image_processing import as_rgb_of_one_size
 from .latents import decode_latents, encode_images, spatial_ratio_of
 from .pipeline_tc_dit import TCDiTPipeline
 
@@ -238,7 +239,7 @@ class AutoencoderEncodeStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         asked = self.get_block_state(state)
         processor = VaeImageProcessor(vae_scale_factor=spatial_ratio_of(components.vae))
-        pixels = processor.preprocess(asked.image).to(components._execution_device)
+        pixels = processor.preprocess(as_rgb_of_one_size(asked.image)).to(components._execution_device)
         asked.latents = encode_images(components.vae, pixels)
         self.set_block_state(state, asked)
         return components, state

@@ -3,7 +3,7 @@ import PIL.Image
 import pytest
 import torch
 
-from tcae_diffusers.pipelines import PaddingImageProcessor
+from tcae_diffusers.pipelines import AutoencoderReconstructionBlocks, PaddingImageProcessor
 
 
 @pytest.fixture
@@ -38,6 +38,25 @@ def test_any_size_goes_through_the_autoencoder(processor, tiny_vae):
         reconstruction = processor.crop(tiny_vae(padded).sample.detach(), size)[0]
         assert reconstruction.size == image.size
         assert reconstruction.mode == "RGB"
+
+
+def test_pil_images_are_upright_rgb_with_transparency_on_white(processor, tiny_vae):
+    red = PIL.Image.new("RGBA", (16, 8), (255, 0, 0, 0))
+    assert (processor.pad(red)[0] == 1).all()
+    turned = PIL.Image.new("L", (16, 8), 255)
+    turned.getexif()[0x0112] = 6
+    assert processor.pad(turned)[1] == (16, 8)
+    deep = PIL.Image.fromarray(np.full((8, 8), 0x8080, dtype=np.uint16))
+    with pytest.raises(ValueError, match="mode I;16 has more than 8 bits per channel"):
+        processor.pad(deep)
+    modular = AutoencoderReconstructionBlocks().init_pipeline()
+    modular.update_components(vae=tiny_vae)
+    for image, message in ((deep, "more than 8 bits"), ([red, red.resize((32, 16))], "must have one size")):
+        with pytest.raises(ValueError, match=message):
+            modular(image=image)
+    for mode in ("L", "P", "LA", "RGBA", "CMYK", "1"):
+        seen = modular(image=random_image(16, 16).convert(mode), output="images")
+        assert seen[0].size == (16, 16)
 
 
 def test_batches_of_tensors_and_arrays(processor):
