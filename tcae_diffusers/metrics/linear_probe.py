@@ -152,7 +152,7 @@ def structure_loss(tokens: ProbeResult, latent: ProbeResult, seed: int = 0) -> t
     Returns:
         `(value, low, high)` with the 95 % interval of a paired bootstrap, 1,000 draws, over the test images.
     """
-    value = 1 - latent.accuracy / tokens.accuracy if tokens.accuracy > 0 else float("nan")
+    value = 1 - latent.accuracy / tokens.accuracy
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(1000):
@@ -160,5 +160,5 @@ def structure_loss(tokens: ProbeResult, latent: ProbeResult, seed: int = 0) -> t
         a1 = tokens.correct[chosen].mean()
         if a1 > 0:
             values.append(1 - latent.correct[chosen].mean() / a1)
-    low, high = np.percentile(values, (2.5, 97.5)) if values else (float("nan"),) * 2
+    low, high = np.percentile(values, (2.5, 97.5))
     return float(value), float(low), float(high)

@@ -114,10 +114,13 @@ def evaluate_probing(
         pictures[name] = {"points": points.round(4).tolist(), "variance_share": share.tolist()}
         if tsne:
             pictures[name]["tsne"] = neighbour_map(judged.features[name], seed).round(3).tolist()
-    if TOKENS in probes:
+    not_measured = dict(structure.not_measured)
+    if TOKENS in probes and probes[TOKENS].correct.any():
         figures.append(_structure_loss_figure(probes[TOKENS], probes[LATENT], seed))
+    elif TOKENS in probes:
+        not_measured["structure loss 1 - A2/A1"] = "the probe of the tokens was right about no image"
     figures += structure.figures(judged.structure)
-    return ProbingFigures(figures, pictures, judged.labels.tolist(), train.classes, structure.not_measured)
+    return ProbingFigures(figures, pictures, judged.labels.tolist(), train.classes, not_measured)
 
 
 def _accuracy_figure(name: str, probe: ProbeResult, dimensions: int, baseline: Baseline) -> Figure:

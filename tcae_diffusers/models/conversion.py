@@ -202,11 +202,12 @@ def _apply_key_map(key_map: KeyMap, key: str) -> Any:
     if callable(key_map):
         return key_map(key)
     for pattern, target in key_map.items():
-        match = re.fullmatch(pattern, key)
-        if match:
-            return (
-                [match.expand(one) for one in target] if isinstance(target, list) else target and match.expand(target)
-            )
+        try:
+            if match := re.fullmatch(pattern, key):
+                expanded = [match.expand(one) for one in (target if isinstance(target, list) else [target]) if one]
+                return expanded if isinstance(target, list) else target and expanded[0]
+        except re.error as error:
+            raise ValueError(f"key_map: {pattern!r} to {target!r} cannot be applied: {error}") from error
     return _NO_RULE
 
 

@@ -250,7 +250,12 @@ def _read_results(evaluation: Any) -> list[tuple[str, dict]]:
         if not files or not path.exists():
             raise FileNotFoundError(f"There is no evaluation result at {path}.")
         for file in files:
-            content = json.loads(file.read_text())
+            try:
+                content = json.loads(file.read_text())
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                if path.is_dir():
+                    continue  # of others
+                raise ValueError(f"{file} is not a JSON result: {error}") from error
             # A folder may hold other results too: of generated images, of speed.
             if path.is_file() or (isinstance(content, dict) and content.get("kind") in _KINDS):
                 results.append((str(file), content))

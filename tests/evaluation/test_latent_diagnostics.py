@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
-from tcae_diffusers.data.images.image_sets import open_data_source
+from tcae_diffusers.data.images.image_sets import open_data_source, open_labelled_source
 from tcae_diffusers.metrics.component_colours import component_colours, feature_maps
 from tcae_diffusers.metrics.frechet import FrechetStatistics
 from tcae_diffusers.metrics.latent_diagnostics import evaluate_latents
@@ -21,6 +21,7 @@ from tcae_diffusers.metrics.linear_probe import (
     standardise,
     structure_loss,
 )
+from tcae_diffusers.metrics.probing import evaluate_probing
 
 from ..latent_commands import FOREIGN
 from .conftest import evaluate
@@ -260,3 +261,13 @@ def test_an_autoencoder_of_one_size_is_not_measured_at_another(image_folder, tmp
     assert evaluate(*command, "--resolution", "32", "--extractor", "none") == 2
     assert "AutoencoderRAE returned 16x16 pixels for images of 32x32; pass --resolution 16" in capsys.readouterr().err
     assert evaluate(*command, "--resolution", "16", "--extractor", "none") == 0
+
+
+def test_where_the_probe_is_never_right_there_is_no_structure_loss(tiny_autoencoder, image_folder, other_folder):
+    train, test = (open_labelled_source(folder, 16) for folder in (other_folder, image_folder))
+    wrong = ProbeResult(np.zeros(len(test), bool), np.array(test.labels), 1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcae_diffusers.metrics.probing.linear_probe", lambda *_, **__: wrong)
+        found = evaluate_probing(tiny_autoencoder, train, test, epochs=1)
+    assert "structure loss 1 - A2/A1" not in [figure.name for figure in found.figures]
+    assert found.not_measured["structure loss 1 - A2/A1"] == "the probe of the tokens was right about no image"

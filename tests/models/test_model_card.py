@@ -88,6 +88,11 @@ def test_figures_of_other_weights_are_refused(tiny_tcae, evaluation, tmp_path):
         autoencoder_model_card(tiny_tcae, "someone/tiny", evaluation)
     with pytest.raises(ValueError, match=r"bench\.json is of kind 'bench'"):
         autoencoder_model_card(tiny_tcae, "someone/tiny", evaluation / "bench.json")
+    (evaluation / "theirs.json").write_text("{} {}")
+    with pytest.raises(ValueError, match=r"theirs\.json is not a JSON result: Extra data"):
+        autoencoder_model_card(tiny_tcae, "someone/tiny", evaluation / "theirs.json")
+    with pytest.raises(ValueError, match=r"reconstruction\.json was measured on weights"):
+        autoencoder_model_card(tiny_tcae, "someone/tiny", evaluation)
     with pytest.raises(FileNotFoundError, match="missing"):
         autoencoder_model_card(tiny_tcae, "someone/tiny", tmp_path / "missing")
 

@@ -124,6 +124,15 @@ def rule(pattern, target):
     return lambda weights, key_map: key_map.__setitem__(pattern, target)
 
 
+def first_rule(pattern, target):
+    def change(weights, key_map):
+        others = dict(key_map)
+        key_map.clear()
+        key_map.update({pattern: target, **others})
+
+    return change
+
+
 BIAS = "module.encoder.patch_embed.bias"
 
 
@@ -137,6 +146,11 @@ BIAS = "module.encoder.patch_embed.bias"
         (put("module.encoder.blocks.0.qkv.bias", torch.zeros(47)), r"qkv\.bias \(47,\) cannot be split into 3 parts"),
         (put("module.latent_mean", torch.zeros(4)), r"missing: latent_std"),
         (rule(r"loss\..*", "encoder.patch_embed.bias"), r"encoder\.patch_embed\.bias expects"),
+        (first_rule("(enc", None), r"key_map: '\(enc' to None cannot be applied: missing \)"),
+        (
+            first_rule(r"module\.encoder\.patch_embed\.bias", r"\2"),
+            "cannot be applied: invalid group reference 2",
+        ),
     ],
 )
 def test_every_weight_that_does_not_fit_is_named(foreign, config, change, message):
