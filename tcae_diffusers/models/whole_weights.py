@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoModel, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 
 from ..errors import InputError
 
 # What transformers adds to a network without using it for tokens.
 _UNUSED = ("pooler.",)
+
+
+class _ModelConfig(ConfigMixin):
+    """Reads the config of any model. AutoModel looks for another file once it has loaded a part of a pipeline."""
+
+    config_name = ModelMixin.config_name
 
 
 def load_whole_model(folder: Path, **options: Any) -> ModelMixin:
@@ -23,7 +29,7 @@ def load_whole_model(folder: Path, **options: Any) -> ModelMixin:
     Raises:
         InputError: There is no such class. Otherwise as [`load_whole`].
     """
-    class_name = AutoModel.load_config(str(folder)).get("_class_name")
+    class_name = _ModelConfig.load_config(str(folder)).get("_class_name")
     model_class = getattr(diffusers, str(class_name), None)
     if not (inspect.isclass(model_class) and issubclass(model_class, ModelMixin)):
         raise InputError(f"{folder} holds a {class_name!r}, which is no model of diffusers {diffusers.__version__}")

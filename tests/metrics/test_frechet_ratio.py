@@ -152,7 +152,7 @@ def test_the_command_measures_it_beside_classification_accuracy_which_alone_need
     monkeypatch.setattr(classification_accuracy, "_STEPS", 3)
     command = ["generation", "--samples", folders["few"], "--reference", folders["reference"], "--device", "cpu"]
     command += ["--feature_cache", tmp_path / "cache", "--fdr_networks", *TRIO]
-    flat = tmp_path / "flat"
+    flat = tmp_path / "heldout"
     flat.mkdir()
     for path in sorted(folders["dark"].rglob("*.png"))[:20]:
         (flat / path.name).write_bytes(path.read_bytes())
