@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
 
@@ -53,8 +53,18 @@ def _attention_backward_flops(
     return 2 * sdpa_flop_count(query, key, value)
 
 
-# FlopCounterMode takes some of these for nothing; without attention on CPUs, a transformer would look cheaper there.
-_UNCOUNTED = {
+def _convolution_backward_flops(
+    gradient: torch.Size, inputs: torch.Size, weight: torch.Size, *settings: Any, **_: Any
+) -> int:
+    """The gradients of input and weight each cost as much as the forward pass, whatever the number of groups."""
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = settings
+    return sum(wanted[:2]) * conv_flop_count(list(inputs), list(weight), list(gradient), transposed)
+
+
+# FlopCounterMode takes most of these for nothing; without attention on CPUs, a transformer would look cheaper there.
+# The weight's gradient of a convolution in groups it takes for that of one without: many times as much.
+_FORMULAS = {
+    "convolution_backward": _convolution_backward_flops,
     "mv": _product_flops,
     "dot": _product_flops,
     "_int_mm": _product_flops,
@@ -75,7 +85,7 @@ _UNCOUNTED = {
     ),
 }
 # For `custom_mapping` of FlopCounterMode. Which fused kernels exist depends on the PyTorch version and build.
-FLOP_FORMULAS = {getattr(aten, name): formula for name, formula in _UNCOUNTED.items() if hasattr(aten, name)}
+FLOP_FORMULAS = {getattr(aten, name): formula for name, formula in _FORMULAS.items() if hasattr(aten, name)}
 
 
 class _NoModules:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.mac_counter import count_macs
+from tcae_diffusers.metrics.mac_counter import FlopCounter, count_macs
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128, build_named_autoencoder
 
@@ -28,6 +28,28 @@ from tcae_diffusers.models.named_models import AUTOENCODER_DC_F32C128, build_nam
 )
 def test_known_modules(module, shape, expected, device):
     assert count_macs(module.to(device), torch.empty(shape, device=device)).total == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(8, 5),
+        nn.Conv2d(8, 6, 3, padding=1, stride=2),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.Conv2d(8, 4, 1, groups=2),
+        nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2),
+    ],
+    ids=str,
+)
+def test_a_backward_pass_costs_as_much_for_each_of_input_and_weight_as_the_forward_pass(module, device):
+    module = module.to(device)
+    for wanted in (True, False):
+        inputs = torch.zeros(2, 8, 6, 8, device=device, requires_grad=wanted)
+        forward = count_macs(module, inputs).total
+        with FlopCounter() as counter:
+            module(inputs).sum().backward()
+        assert counter.get_total_flops() / 2 == (3 if wanted else 2) * forward
 
 
 @pytest.mark.parametrize(
