@@ -500,7 +500,7 @@ def read_fields(cls: type[FieldsType], content: Any, where: str) -> FieldsType:
     """
     if not isinstance(content, dict):
         raise InputError(f"{where} is {content!r}; expected keys and values")
-    known = {entry.name: entry for entry in fields(cast(Any, cls))}
+    known = {entry.name: entry for entry in fields(cast(Any, cls)) if entry.init}
     unknown = [str(key) for key in content if key not in known]
     if unknown:
         raise InputError(f"{where}: unknown key {', '.join(unknown)}; expected one of {', '.join(known)}")

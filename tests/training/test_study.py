@@ -5,16 +5,20 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image, ImageOps
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
 from tcae_diffusers.evaluation.results.reading import read_result
+from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.training.stages import Stage, run_stages
 from tcae_diffusers.training.study.__main__ import chosen_units, main
 from tcae_diffusers.training.study.plan import read_study_plan
@@ -96,6 +100,45 @@ def test_a_bad_plan_is_named(tmp_path, change, message):
         read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), **change}))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extends": "../gone/plan.yaml"}, "cannot read plan .*gone/plan.yaml"),
+        ({"extends": "../study/plan.yaml"}, "extends itself: .*study/plan.yaml -> .*study/plan.yaml"),
+        ({"measured_after": [2]}, "omit measured_after, or let arms change it; expected extends, title, arms"),
+        ({"arms": {"SSL": {"shared": True}}}, "arm 'SSL' is no arm of .*base/plan.yaml; expected one of plain, SSL"),
+        ({"arms": {"plain": {"shared": True, "dit": {"num_layers": 1}}}}, "omit its other keys, or shared"),
+        ({"arms": {"plain": {"shared": True}}, "seeds": [3, 4]}, "base/plan.yaml has no seed 4; add it there"),
+        ({"extends": None, **tiny_plan(), "arms": {"plain": {"shared": True}}}, "is shared with no plan; name one"),
+    ],
+)
+def test_a_bad_plan_that_extends_another_is_named(tmp_path, change, message):
+    write_plan(tmp_path / "base", tiny_plan())
+    content = {"extends": "../base/plan.yaml", "title": "more", "arms": {"wide": None}, **change}
+    with pytest.raises(InputError, match=message):
+        read_study_plan(write_plan(tmp_path / "study", content))
+
+
+def test_a_plan_has_the_terms_of_the_one_that_it_extends_and_shares_its_arms(tmp_path):
+    base = read_study_plan(write_plan(tmp_path / "base", tiny_plan()))
+    arms = {
+        "plain": {"shared": True},
+        "wide": {"like": "plain", "dit": {"num_layers": 2}},
+        "more": {"equal_macs_to": "plain", "tokenizer": {"ssl_weight": 2.0}},
+    }
+    content = {"extends": "../base/plan.yaml", "title": "more", "arms": arms}
+    extended = write_plan(tmp_path / "study", content)
+    # Another that shares an arm which is shared itself.
+    again = {"extends": "../study/plan.yaml", "title": "again", "arms": {"plain": {"shared": True}}}
+    for path in (extended, write_plan(tmp_path / "again", again)):
+        unit = chosen_units(StudyArguments(plan=path))[0]
+        assert unit.record == base.records / "plain-seed3.json" and unit.plan.path.samefile(base.path)
+    plain, wide, more = chosen_units(StudyArguments(plan=extended, work=tmp_path / "work"))
+    assert wide.record == extended.parent / "results" / "wide-seed3.json" and wide.plan.measured_after == [2, 4]
+    assert wide.dit == replace(plain.dit, num_layers=2) and wide.tokenizer == plain.tokenizer
+    assert tokenizer_macs(more.tokenizer) <= tokenizer_macs(plain.tokenizer) and more.tokenizer.max_train_steps == 1
+
+
 def test_an_arm_has_what_the_one_has_that_it_is_like(tmp_path):
     arms = {"a": {"tokenizer": {"ssl": "mae", "ssl_weight": 2.0}}, "b": {"like": "a"}}
     arms["b"]["tokenizer"] = {"ssl_weight": 3.0}
@@ -163,6 +206,21 @@ def test_plans_of_openmoji_differ_in_what_they_name_alone(tmp_path, name):
         for arm, each in options.items():
             assert (each["tokenizer"].get("ssl") != "none") == ("SSL" in arm)
             assert each["tokenizer"]["autoencoder"].endswith("-nostc") == ("STC" not in arm)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/plan.yaml")), ids=lambda path: path.parent.name)
+def test_every_plan_is_accepted_and_its_autoencoders_can_be_built(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(STUDIES.parents[1])
+    for unit in chosen_units(StudyArguments(plan=path, seeds=[0], work=tmp_path)):
+        assert unit.options() and unit.dit
+        latent = encoded_shape(unit.tokenizer)
+        # Latents of 2x2 positions that DiTs of one width take; their number of channels is what one plan is about.
+        assert not path.parent.name.startswith("fashion") or latent == (64 if "64 channels" in unit.arm else 32, 2, 2)
+
+
+def encoded_shape(arguments):
+    autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+    return tuple(adapt(autoencoder).encode(torch.zeros(1, 3, 32, 32)).shape[1:])
 
 
 def test_the_plan_of_fashion_mnist_is_accepted(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,7 @@ def rename(path: Path) -> None:
     [
         (lambda path: path.unlink(), "has no record of a study; run .*plan.yaml first"),
         (lambda path: change(path, lambda it: it.update(seed=9)), "arm 'STC' with seed 9, which is not in"),
-        (rename, "other.json is of arm 'STC' with seed 0; call it STC-seed0.json"),
+        (rename, "other.json is of arm 'STC' with seed 0; call it .*/STC-seed0.json"),
         (
             lambda path: change(path, lambda it: it["settings"]["tokenizer"].update(ssl_weight=7.0)),
             "was measured with tokenizer.ssl_weight 7.0, now it is 1.5",
@@ -293,6 +294,32 @@ def test_records_that_cannot_be_compared_are_refused(
     plan = partial(("plain", 0), ("STC", 0))
     change(plan.parent / "results" / "STC-seed0.json", edit)
     with pytest.raises(InputError, match=re.escape(message)):
+        write_page(plan)
+
+
+def test_arms_may_start_from_different_weights(partial: Callable[..., Path]) -> None:
+    plan = partial(("plain", 0), ("STC", 0))
+    record = plan.parent / "results" / "STC-seed0.json"
+    change(record, lambda it: it["settings"]["content"].update({"tokenizer.autoencoder": "3"}))
+    assert set(read_records(plan).units) == {"plain", "STC"}
+
+
+def test_records_of_a_shared_arm_are_those_of_the_plan_that_runs_it(partial: Callable[..., Path]) -> None:
+    base = partial(("plain", 0), ("plain", 1), ("SSL", 0))
+    arms = {"plain": {"shared": True}, "STC": {"tokenizer": {"ssl_weight": 1.5}}}
+    content = {"extends": "../study/plan.yaml", "title": "more", "arms": arms}
+    plan = write_plan(base.parent.parent / "more", content)
+    assert {arm: list(units) for arm, units in read_records(plan).units.items()} == {"plain": [0, 1]}
+    save_record(plan, "STC", 1)
+    write_page(plan)
+    page = (plan.parent / PAGE).read_text()
+    assert f"3 of {2 * len(SEEDS)} units" in page and "| seeds | 0, 1 | 1 |" in page
+    # One that lies here as well would be another run of it.
+    shutil.copy(base.parent / "results" / "SSL-seed0.json", plan.parent / "results" / "plain-seed0.json")
+    change(plan.parent / "results" / "plain-seed0.json", lambda it: it.update(arm="plain"))
+    with pytest.raises(
+        InputError, match=r"more/results/plain-seed0\.json is of arm 'plain' .* call it .*study/results"
+    ):
         write_page(plan)
 
 

@@ -14,6 +14,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.training.study_arguments import StudyArguments
 
 if TYPE_CHECKING:
+    from tcae_diffusers.training.study.plan import StudyPlan
     from tcae_diffusers.training.study.unit import Unit
 
 
@@ -54,7 +55,7 @@ def run(arguments: StudyArguments) -> None:
     jobs = []
     for unit in missing:
         options = ["--only", unit.arm, "--seeds", str(unit.seed), "--work", str(unit.work)]
-        command = [sys.executable, "-m", "tcae_diffusers.training.study", str(arguments.plan), *options]
+        command = [sys.executable, "-m", "tcae_diffusers.training.study", str(unit.plan.path), *options]
         jobs.append(Job(unit.name, command, unit.work / f"{unit.name}.log", unit.record))
     run_side_by_side(jobs, arguments.processes, lambda job: print(job.result, flush=True))
 
@@ -62,7 +63,6 @@ def run(arguments: StudyArguments) -> None:
 def chosen_units(arguments: StudyArguments) -> list[Unit]:
     """Arms and seeds of the plan, seed by seed, so that those that are compared run at about the same time."""
     from tcae_diffusers.training.study.plan import read_study_plan
-    from tcae_diffusers.training.study.unit import Unit
 
     plan = read_study_plan(arguments.plan)
     known: dict[str, list] = {"only": list(plan.arms), "seeds": plan.seeds}
@@ -71,14 +71,18 @@ def chosen_units(arguments: StudyArguments) -> list[Unit]:
             raise InputError(
                 f"--{name} {wrong[0]} is not in {arguments.plan}; expected one of {', '.join(map(str, values))}"
             )
-    folder = arguments.plan.resolve().parent
-    work = arguments.work or Path("runs") / folder.name
     return [
-        Unit(plan, arm, seed, folder / "results", work)
+        _unit(plan.owner(arm), arm, seed, arguments.work)
         for seed in plan.seeds
         for arm in plan.arms
         if arm in (arguments.only or plan.arms) and seed in (arguments.seeds or plan.seeds)
     ]
+
+
+def _unit(plan: StudyPlan, arm: str, seed: int, work: Path | None) -> Unit:
+    from tcae_diffusers.training.study.unit import Unit
+
+    return Unit(plan, arm, seed, plan.records, work or Path("runs") / plan.path.resolve().parent.name)
 
 
 def units_without_record(units: Sequence[Unit]) -> list[Unit]:

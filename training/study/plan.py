@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,10 @@ DECIDED = {
     "dit": ("output_dir", "resume", "seed", "latents", "tokenizer", "max_train_steps", "pipeline_steps"),
     "measures": ("tokenizers", "seed", "test"),
 }
+# Sections of commands that train.
+TRAINING = ("tokenizer", "latents", "dit")
+# What a plan that extends another says itself. It has the seeds of the other unless it says otherwise.
+OWN = ("extends", "title", "arms", "claims", "seeds")
 
 
 @dataclass
@@ -31,12 +36,14 @@ class Arm:
         equal_macs_to (`str`, *optional*): The arm whose tokenizer takes as many multiply-accumulates to train: as many
             steps as that allows replace `max_train_steps`. DiTs are trained for equally many steps in all arms.
         tokenizer, dit (`dict`): Options of train_tcae and train_dit.
+        shared (`bool`): The arm of this name in the plan that this one extends, which is run there, with its records.
     """
 
     like: str | None = None
     equal_macs_to: str | None = None
     tokenizer: dict = field(default_factory=dict)
     dit: dict = field(default_factory=dict)
+    shared: bool = False
 
 
 @dataclass
@@ -75,6 +82,9 @@ class StudyPlan:
         measures: Keys of a comparison file, see `evaluation compare`; `train` fits the probes and the linear baseline.
         arms: `{name: Arm}`; the first is what the others are compared with.
         claims: `{statement: Claim}`, the family that is judged together, see [`claims`].
+        extends: File of another plan, relative to this one, whose keys this one has, except for title, arms and
+            claims, and for seeds if it gives any.
+        path: Of the file. base: The plan that this one extends.
     """
 
     title: str
@@ -88,10 +98,24 @@ class StudyPlan:
     dit: dict = field(default_factory=dict)
     measures: dict = field(default_factory=dict)
     claims: dict[str, Any] = field(default_factory=dict)
+    extends: str | None = None
+    path: Path = field(init=False)
+    base: StudyPlan | None = field(init=False, default=None)
+
+    @property
+    def records(self) -> Path:
+        """Folder of the records of the arms that are this plan's own."""
+        return self.path.parent / "results"
+
+    def owner(self, arm: str) -> StudyPlan:
+        """The plan that runs an arm, and has its records: this one, unless the arm is shared."""
+        return self.base.owner(arm) if self.base is not None and self.arms[arm].shared else self
 
     def arm(self, name: str) -> Arm:
         """The arm with what it takes from the one that it is `like`."""
         arm: Arm = self.arms[name]
+        if self.base is not None and arm.shared:
+            return self.base.arm(name)
         if arm.like is None:
             return arm
         base = self.arm(arm.like)
@@ -103,11 +127,21 @@ def read_study_plan(path: Path) -> StudyPlan:
     Raises:
         InputError: The file is no plan; the message says what is wrong. Options are checked when a unit begins.
     """
+    return _read(path, [])
+
+
+def _read(path: Path, extending: list[Path]) -> StudyPlan:
+    """`extending` are the plans that lead to this one."""
     try:
         content = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read plan {path}: {' '.join(str(error).split())}") from error
+    base = None
+    if isinstance(content, dict) and isinstance(content.get("extends"), str):
+        base = _read_base(path, content, [*extending, path])
+        content = {**_taken_over(base), **content}
     plan = read_fields(StudyPlan, content, str(path))
+    plan.path, plan.base = path, base
     if not plan.arms or not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
         raise InputError(f"{path}: arms and seeds must be one or more, and all different; got {plan.seeds}")
     steps = plan.measured_after
@@ -118,7 +152,10 @@ def read_study_plan(path: Path) -> StudyPlan:
         for name, arm in plan.arms.items()
     }
     for name, arm in plan.arms.items():
-        _check_arm(plan, name, arm, path)
+        if arm.shared:
+            _check_shared(plan, name, arm)
+        else:
+            _check_arm(plan, name, arm, path)
     if len({folder_name(arm) for arm in plan.arms}) < len(plan.arms):
         raise InputError(f"{path}: two arms would share a folder; choose clearer names")
     plan.claims = {
@@ -134,6 +171,35 @@ def read_study_plan(path: Path) -> StudyPlan:
     return plan
 
 
+def _read_base(path: Path, content: dict, extending: list[Path]) -> StudyPlan:
+    other = Path(os.path.normpath(path.parent / content["extends"]))
+    if any(other.resolve() == each.resolve() for each in extending):
+        raise InputError(f"{path} extends itself: {' -> '.join(map(str, [*extending, other]))}")
+    if changed := [str(key) for key in content if key not in OWN]:
+        raise InputError(
+            f"{path} extends {other}, whose arms are under equal terms with its own: omit {', '.join(changed)}, "
+            f"or let arms change it; expected {', '.join(OWN)}"
+        )
+    return _read(other, extending)
+
+
+def _taken_over(base: StudyPlan) -> dict[str, Any]:
+    names = ["seeds", *(entry.name for entry in fields(base) if entry.init and entry.name not in OWN)]
+    return {name: getattr(base, name) for name in names}
+
+
+def _check_shared(plan: StudyPlan, name: str, arm: Arm) -> None:
+    where = f"{plan.path}: arm {name!r}"
+    if plan.base is None:
+        raise InputError(f"{where} is shared with no plan; name one with extends")
+    if name not in plan.base.arms:
+        raise InputError(f"{where} is no arm of {plan.base.path}; expected one of {', '.join(plan.base.arms)}")
+    if arm != Arm(shared=True):
+        raise InputError(f"{where} is that of {plan.base.path}; omit its other keys, or shared")
+    if unknown := [seed for seed in plan.seeds if seed not in plan.base.seeds]:
+        raise InputError(f"{where} is shared, and {plan.base.path} has no seed {unknown[0]}; add it there")
+
+
 def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
     for key, other in (("like", arm.like), ("equal_macs_to", arm.equal_macs_to)):
         if other is not None and (other == name or other not in plan.arms):
@@ -147,7 +213,7 @@ def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
         like = plan.arms[like].like
     if arm.equal_macs_to is None:
         return
-    if plan.arms[arm.equal_macs_to].equal_macs_to is not None:
+    if plan.arm(arm.equal_macs_to).equal_macs_to is not None:
         raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
     if "max_train_steps" in arm.tokenizer:
         raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")

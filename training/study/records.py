@@ -14,7 +14,7 @@ from tcae_diffusers.evaluation.results.figure_differences import ComparedFigure,
 from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
 from tcae_diffusers.metrics.figure import Figure
 from tcae_diffusers.training.recorded_settings import require_same_settings
-from tcae_diffusers.training.study.plan import StudyPlan, read_study_plan
+from tcae_diffusers.training.study.plan import TRAINING, StudyPlan, read_study_plan
 from tcae_diffusers.training.study.unit import REMEDY, Unit, read_unit
 
 
@@ -98,20 +98,21 @@ class StudyRecords:
 def read_records(plan_path: Path) -> StudyRecords:
     """
     Args:
-        plan_path: Of the plan; the records are in the folder `results` beside it.
+        plan_path: Of the plan; the records are in the folder `results` beside it, and those of arms that it shares
+            beside the plan that it extends.
 
     Raises:
         InputError: A bad plan; no record; a record that is of no unit of the plan, or was measured with other settings
             than the plan's, on other images than another record, or under other conditions.
     """
-    plan, folder = read_study_plan(plan_path), plan_path.parent / "results"
-    paths = sorted(folder.glob("*.json"))
+    plan = read_study_plan(plan_path)
+    paths = [*sorted(plan.records.glob("*.json")), *_shared_records(plan)]
     if not paths:
-        raise InputError(f"{folder} has no record of a study; run {plan_path} first")
+        raise InputError(f"{plan.records} has no record of a study; run {plan_path} first")
     records = [read_unit(path) for path in paths]
     with tempfile.TemporaryDirectory() as work:
         for path, record in zip(paths, records, strict=True):
-            _require_of_plan(plan, plan_path, path, record, Path(work))
+            _require_of_plan(plan, path, record, Path(work))
     _require_comparable(records)
     units = {arm: {record.seed: record for record in _of_arm(records, arm, plan.seeds)} for arm in plan.arms}
     return StudyRecords(plan, {arm: by_seed for arm, by_seed in units.items() if by_seed})
@@ -121,15 +122,25 @@ def _of_arm(records: Sequence[StudyUnitResult], arm: str, seeds: Sequence[int]) 
     return sorted((record for record in records if record.arm == arm), key=lambda record: seeds.index(record.seed))
 
 
-def _require_of_plan(plan: StudyPlan, plan_path: Path, path: Path, record: StudyUnitResult, work: Path) -> None:
+def _shared_records(plan: StudyPlan) -> list[Path]:
+    """Those that are there of arms that another plan runs."""
+    owners = {arm: owner for arm in plan.arms if (owner := plan.owner(arm)) is not plan}
+    units = [
+        Unit(owner, arm, seed, owner.records, owner.records) for arm, owner in owners.items() for seed in plan.seeds
+    ]
+    return [unit.record for unit in units if unit.record.exists()]
+
+
+def _require_of_plan(plan: StudyPlan, path: Path, record: StudyUnitResult, work: Path) -> None:
     if record.arm not in plan.arms or record.seed not in plan.seeds:
         raise InputError(
-            f"{path} is of arm {record.arm!r} with seed {record.seed}, which is not in {plan_path};"
+            f"{path} is of arm {record.arm!r} with seed {record.seed}, which is not in {plan.path};"
             f" put it back there, or delete the record"
         )
-    unit = Unit(plan, record.arm, record.seed, path.parent, work)
+    owner = plan.owner(record.arm)
+    unit = Unit(owner, record.arm, record.seed, owner.records, work)
     if unit.record != path:
-        raise InputError(f"{path} is of arm {record.arm!r} with seed {record.seed}; call it {unit.record.name}")
+        raise InputError(f"{path} is of arm {record.arm!r} with seed {record.seed}; call it {unit.record}")
     measured_with = {name: value for name, value in record.settings.items() if name != "content"}
     require_same_settings(path, measured_with, unit.options(), REMEDY)
 
@@ -137,7 +148,7 @@ def _require_of_plan(plan: StudyPlan, plan_path: Path, path: Path, record: Study
 def _require_comparable(records: Sequence[StudyUnitResult]) -> None:
     first = records[0]
     for record in records:
-        if record.settings.get("content") != first.settings.get("content"):
+        if _images(record) != _images(first):
             raise InputError(
                 f"{first.path} and {record.path} are of different images; delete one of them, and run it again"
             )
@@ -146,6 +157,12 @@ def _require_comparable(records: Sequence[StudyUnitResult]) -> None:
         other = known.setdefault((row.name, row.conditions.get("DiT steps")), row)
         if other is not row:
             raise InputError(_described_conflict(other, row))
+
+
+def _images(record: StudyUnitResult) -> dict[str, object]:
+    """Content of what was trained on and of what measured; arms may start from different weights or configs."""
+    content = record.settings.get("content") or {}
+    return {name: it for name, it in content.items() if not name.startswith(tuple(f"{each}." for each in TRAINING))}
 
 
 def _described_conflict(first: ComparedFigure, second: ComparedFigure) -> str:
