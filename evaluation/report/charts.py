@@ -29,7 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType
 
 # Contrast of 3 and more with white and with near-black, what WCAG 2.1 (1.4.11) asks of graphics.
-PALETTE = ("#3b7dbd", "#d2622f", "#3d8f5a", "#9a66b8", "#9c8026")
+PALETTE = ("#3b7dbd", "#d2622f", "#3d8f5a", "#9a66b8", "#9c8026", "#c2407e", "#2b8f98")
 INK, SOFT, LINE = "#1d2733", "#5b6875", "#dfe4ea"
 # What a page has colours of its own for; the values are for SVG outside a page.
 _PAGE_COLORS = {INK: f"var(--ink, {INK})", SOFT: f"var(--soft, {SOFT})", LINE: f"var(--line, {LINE})"}

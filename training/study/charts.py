@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from tcae_diffusers.evaluation.report.charts import PALETTE, chart_style
 from tcae_diffusers.training.study.records import MeasuredFigure, StudyRecords
 
-_MARKERS = "osD^v"
+_MARKERS = "osD^vPX"
 _HELDOUT = "heldout/psnr"
 # Per arm and seed `[xs, ys]`.
 _Curves = dict[str, dict[int, list[list[float]]]]
