@@ -55,7 +55,7 @@ def run(arguments: StudyArguments) -> None:
     jobs = []
     for unit in missing:
         options = ["--only", unit.arm, "--seeds", str(unit.seed), "--work", str(unit.work)]
-        command = [sys.executable, "-m", "tcae_diffusers.training.study", str(unit.plan.path), *options]
+        command = [sys.executable, "-m", "tcae_diffusers.training.study", str(arguments.plan), *options]
         jobs.append(Job(unit.name, command, unit.work / f"{unit.name}.log", unit.record))
     run_side_by_side(jobs, arguments.processes, lambda job: print(job.result, flush=True))
 

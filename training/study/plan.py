@@ -151,10 +151,12 @@ def _read(path: Path, extending: list[Path]) -> StudyPlan:
         str(name): read_fields(Arm, {} if arm is None else arm, f"{path}: arm {name!r}")
         for name, arm in plan.arms.items()
     }
+    # First, since the others may name them.
     for name, arm in plan.arms.items():
         if arm.shared:
             _check_shared(plan, name, arm)
-        else:
+    for name, arm in plan.arms.items():
+        if not arm.shared:
             _check_arm(plan, name, arm, path)
     if len({folder_name(arm) for arm in plan.arms}) < len(plan.arms):
         raise InputError(f"{path}: two arms would share a folder; choose clearer names")
@@ -213,7 +215,7 @@ def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
         like = plan.arms[like].like
     if arm.equal_macs_to is None:
         return
-    if plan.arm(arm.equal_macs_to).equal_macs_to is not None:
+    if plan.owner(arm.equal_macs_to).arms[arm.equal_macs_to].equal_macs_to is not None:
         raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
     if "max_train_steps" in arm.tokenizer:
         raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")
