@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import platform
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -51,8 +54,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps ranks apart that write the same file at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    temporary = place_to_write(path)
     try:
         with open(temporary, "wb") as stream:
             stream.write(content)
@@ -62,6 +64,26 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def place_to_write(path: Path) -> Path:
+    """
+    Name for a file or folder beside `path` that is to be renamed to it once it is complete. It is this process's own,
+    so that ranks can write the same file at the same time. What killed processes of this machine left is deleted.
+    """
+    # Process ids mean nothing on another machine that shares the folder; a hash keeps the name short.
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    start, end = f".{path.name}.{host}-", ".writing"
+    with os.scandir(path.parent) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
+    for leftover in map(Path, left):
+        process = leftover.name.removeprefix(start).removesuffix(end)
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    return path.with_name(f"{start}{os.getpid()}{end}")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -11,7 +11,15 @@ from tcae_diffusers.training import finetune_decoder
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
 from tcae_diffusers.training.heldout_latents import draw_heldout_latents
 
-from ..latent_commands import assert_same_training_state, calibrated, fork_ranks, reset_accelerate, signalling, weights
+from ..latent_commands import (
+    assert_same_training_state,
+    calibrated,
+    fork_ranks,
+    home,
+    reset_accelerate,
+    signalling,
+    weights,
+)
 from ..latent_commands import train as train_dit
 from ..tokenizer_commands import NEW_DECODER, checkpoint, finetune, save_state_of_each_step, uninterrupted_finetuning
 from ..tokenizer_kills import LONG, kill_and_resume
@@ -98,7 +106,7 @@ def test_two_ranks_draw_the_latents_of_one(tmp_path):
     tokenizer, _ = calibrated()
     pipeline = train_dit(tmp_path / "dit") / "pipeline"
     argv = ["--autoencoder", str(tokenizer), "--output_dir", str(tmp_path), "--resolution", "16"]
-    argv += ["--heldout_data", str(tmp_path), "--heldout_rfd", "efficientnet-lite0", "--heldout_pipeline"]
+    argv += ["--heldout_data", str(home() / "images"), "--heldout_rfd", "efficientnet-lite0", "--heldout_pipeline"]
     arguments = parse_arguments(DecoderArguments, [*argv, str(pipeline), "--heldout_samples", "9"])
 
     def drawn():

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 
 from ...errors import InputError
+from ...files import place_to_write
 from .dataset_specs import DatasetSpec
 from .hf_datasets import HuggingFaceDatasetSource
 
@@ -69,7 +70,8 @@ def prepare_fashion_mnist(source: str, output: Path) -> None:
         columns = {"image": list(_encoded(images)), "label": labels.tolist()}
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
         splits[name] = datasets.Dataset.from_dict(columns, datasets.Features(features))
-    building = output.with_name(f".{output.name}.{os.getpid()}.writing")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    building = place_to_write(output)
     try:
         datasets.DatasetDict(splits).save_to_disk(building)
         os.rename(building, output)
