@@ -254,6 +254,8 @@ class TCDiTPipeline(DiffusionPipeline):
         is_null = class_labels == self.null_class_id
         if self.id2label and class_labels not in self.id2label and not is_null:
             known = f"{min(self.id2label)} to {max(self.id2label)}"
+            if len(self.id2label) <= max(self.id2label) - min(self.id2label):
+                known = f"{len(self.id2label)} of those from {known}"
             raise ValueError(f"Class id {class_labels} is not in id2label, whose ids are {known}; see pipe.id2label.")
         if self.num_classes is not None and not 0 <= class_labels < self.num_classes and not is_null:
             raise ValueError(f"Class id {class_labels} is out of range; expected 0 to {self.num_classes - 1}.")

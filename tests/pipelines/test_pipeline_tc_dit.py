@@ -555,6 +555,12 @@ def test_bad_requests_say_what_is_wrong(make_pipeline, call, message):
         make_pipeline()(**{"class_labels": 0, "num_inference_steps": 1, **call})
 
 
+def test_a_class_without_a_name_among_named_ones_is_said_to_have_none(make_pipeline):
+    pipeline = make_pipeline(id2label={0: "cat", 2: "dog"})
+    with pytest.raises(ValueError, match="Class id 1 is not in id2label, whose ids are 2 of those from 0 to 2"):
+        pipeline(1, num_inference_steps=1)
+
+
 def test_class_ids_beyond_the_table_are_refused_without_names_too(make_pipeline):
     pipeline = make_pipeline(id2label=None)
     with pytest.raises(ValueError, match="out of range; expected 0 to 2"):
