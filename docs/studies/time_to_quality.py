@@ -21,13 +21,7 @@ from tcae_diffusers.arguments import exit_with_error
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.training.markdown_tables import markdown_table, with_table
 from tcae_diffusers.training.time_to_quality.records import format_record, read_record
-from tcae_diffusers.training.time_to_quality.table import (
-    CURVES,
-    minutes_text,
-    require_comparable,
-    speed_up_text,
-    speed_up_to_best_text,
-)
+from tcae_diffusers.training.time_to_quality.table import minutes_text, require_comparable, speed_up_text
 
 ENTRIES = Path(__file__).with_suffix("")
 PAGE = Path(__file__).parents[1] / "time_to_quality.md"
@@ -82,16 +76,7 @@ def levels_of(entries: list[dict]) -> list[str]:
     return sorted(names, key=lambda name: (name.startswith("gFD"), float(re.findall(r"[\d.]+", name)[0])))
 
 
-def measures_of(entries: list[dict]) -> list[str]:
-    """Measures of which an entry and what it was compared with both have checks."""
-    return [name for name in CURVES if any(_best(entry, name) for entry in entries)]
-
-
-def _best(entry: dict, measure: str) -> str:
-    return speed_up_to_best_text(entry["records"], entry["baseline"], measure)
-
-
-def row(entry: dict, levels: list[str], measures: list[str]) -> dict[str, str]:
+def row(entry: dict, levels: list[str]) -> dict[str, str]:
     records = entry["records"]
     cells = {
         "date": records[0]["date"][:10],
@@ -101,8 +86,6 @@ def row(entry: dict, levels: list[str], measures: list[str]) -> dict[str, str]:
     for level in levels:
         cells[f"minutes to {level}"] = minutes_text(records, level)
         cells[f"sooner to {level}"] = speed_up_text(records, entry["baseline"], level) if entry["baseline"] else ""
-    for measure in measures:
-        cells[f"sooner to the best {measure} before"] = _best(entry, measure)
     return {**cells, "seeds": " ".join(str(record["seed"]) for record in records), "verdict": entry["verdict"]}
 
 
@@ -112,10 +95,7 @@ def tables() -> dict[str, str]:
     found = {}
     for name, verdicts in TABLES.items():
         chosen = [entry for entry in entries if entry["verdict"] in verdicts]
-        rows = {
-            str(number): row(entry, levels_of(chosen), measures_of(chosen))
-            for number, entry in enumerate(chosen, start=1)
-        }
+        rows = {str(number): row(entry, levels_of(chosen)) for number, entry in enumerate(chosen, start=1)}
         found[name] = markdown_table(rows) if rows else "No entry yet."
     return found
 

@@ -15,7 +15,7 @@ from tcae_diffusers.training.markdown_tables import markdown_table
 from tcae_diffusers.training.time_to_quality import unit
 from tcae_diffusers.training.time_to_quality.recipes import Recipe, parse_recipes
 from tcae_diffusers.training.time_to_quality.records import first_crossing
-from tcae_diffusers.training.time_to_quality.table import speed_up_to_best_text, table
+from tcae_diffusers.training.time_to_quality.table import table
 
 from ..latent_commands import home, reset_accelerate
 from ..tokenizer_commands import OPTIONS, TINY
@@ -141,28 +141,8 @@ def test_the_table_compares_seed_by_seed():
     printed = markdown_table(rows)
     assert printed.splitlines()[0] == (
         "| | seeds | CPU min to 20 dB | wall min to 20 dB | sooner to 20 dB, CPU | sooner to 20 dB, wall |"
-        " sooner to the best PSNR of before, CPU |"
     )
     assert len({line.count("|") for line in printed.splitlines()}) == 1
-
-
-def test_how_much_sooner_a_recipe_is_as_good_as_the_other_ever_was():
-    def of(recipe, *curves, measure="psnr"):
-        made = [record(recipe, seed, None) for seed in range(len(curves))]
-        for each, curve in zip(made, curves, strict=True):
-            each["checks"] = {measure: curve}
-        return made
-
-    # Best after 180 s, the first time; the other is as good after 30 and 90 s.
-    before = of("before", checks(10, 12, 18, 20, 19), checks(10, 12, 18, 20, 20))
-    after = of("after", checks(10, 30), checks(10, 10, 30))
-    assert speed_up_to_best_text(after, before, "PSNR") == "3.46 (2.00-6.00)x"
-    assert speed_up_to_best_text(before, after, "PSNR") == "-"
-    assert speed_up_to_best_text(after, before, "gFD") == speed_up_to_best_text(after, [], "PSNR") == ""
-    # Lower distances are better, and a seed without its partner is no comparison.
-    before = of("before", checks(700, 600, 550, 560), measure="gfd")
-    assert speed_up_to_best_text(of("after", checks(700, 500), measure="gfd"), before, "gFD") == "2.67x"
-    assert speed_up_to_best_text(of("after", *[checks(700, 500)] * 2, measure="gfd"), before, "gFD") == "-"
 
 
 def test_records_of_other_machines_or_images_are_not_compared():

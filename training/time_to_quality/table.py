@@ -8,11 +8,7 @@ from typing import Any
 
 from tcae_diffusers.errors import InputError
 
-from .records import first_crossing
-
 Record = dict[str, Any]
-# Curves of a record by what tables call them, and whether larger values are better.
-CURVES = {"PSNR": ("psnr", True), "gFD": ("gfd", False)}
 
 
 def minutes_text(records: Sequence[Record], level: str, clock: str = "cpu_s") -> str:
@@ -43,31 +39,6 @@ def speed_up_text(records: Sequence[Record], baseline: Sequence[Record], level: 
     pairs = [(record["crossings"].get(level), _crossing(by_seed.get(record["seed"]), level)) for record in records]
     ratios = [theirs[clock] / ours[clock] for ours, theirs in pairs if ours and theirs and ours[clock] > 0]
     if not ratios or len(ratios) < len(records):
-        return "-"
-    return _mean_and_range(ratios, statistics.geometric_mean(ratios)) + "x"
-
-
-def speed_up_to_best_text(records: Sequence[Record], baseline: Sequence[Record], measure: str) -> str:
-    """
-    How many times sooner, in CPU time, each seed is as good as the baseline of the same seed ever was: the geometric
-    mean, with the least and most of the seeds; `-` where one of them never was, and empty without such checks.
-
-    Args:
-        measure (`str`): A key of `CURVES`.
-    """
-    curve, rising = CURVES[measure]
-    by_seed = {record["seed"]: record["checks"].get(curve) for record in baseline}
-    pairs = [(record["checks"].get(curve), by_seed.get(record["seed"])) for record in records]
-    if not any(ours and theirs for ours, theirs in pairs):
-        return ""
-    ratios = []
-    for ours, theirs in pairs:
-        # The first of equal ones.
-        best = (max if rising else min)(theirs or [], key=lambda check: check["value"], default=None)
-        reached = None if best is None else first_crossing(ours or [], best["value"], rising)
-        if best is not None and reached and reached["cpu_s"] > 0:
-            ratios.append(best["cpu_s"] / reached["cpu_s"])
-    if len(ratios) < len(pairs):
         return "-"
     return _mean_and_range(ratios, statistics.geometric_mean(ratios)) + "x"
 
@@ -126,7 +97,4 @@ def table(records: dict[str, list[Record]], levels: Sequence[str]) -> dict[str, 
             if name != baseline:
                 row[f"sooner to {level}, CPU"] = speed_up_text(of_recipe, records[baseline], level)
                 row[f"sooner to {level}, wall"] = speed_up_text(of_recipe, records[baseline], level, "wall_s")
-        for measure in CURVES if name != baseline else ():
-            if text := speed_up_to_best_text(of_recipe, records[baseline], measure):
-                row[f"sooner to the best {measure} of {baseline}, CPU"] = text
     return rows
