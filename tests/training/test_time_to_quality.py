@@ -138,6 +138,15 @@ def test_the_table_compares_seed_by_seed():
     assert rows["after"]["sooner to 20 dB, CPU"] == "2.00 (1.00-4.00)x"
     assert rows["never"]["CPU min to 20 dB"] == "reached by 1 of 2; best 21.00 dB"
     assert rows["never"]["sooner to 20 dB, CPU"] == "-"
+    # The other way round, one had not reached it at its end, after one minute: the other took five.
+    bounds = table({"never": [record("never", 1, None)], "after": [record("after", 1, 5.0)]}, ["20 dB"])
+    assert bounds["after"]["sooner to 20 dB, CPU"] == bounds["after"]["sooner to 20 dB, wall"] == "over 0.20x"
+    assert (
+        table({"never": [record("never", 1, None)], "after": [record("after", 0, 8.0)]}, ["20 dB"])["after"][
+            "sooner to 20 dB, CPU"
+        ]
+        == "-"
+    )
     printed = markdown_table(rows)
     assert printed.splitlines()[0] == (
         "| | seeds | CPU min to 20 dB | wall min to 20 dB | sooner to 20 dB, CPU | sooner to 20 dB, wall |"

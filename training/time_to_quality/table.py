@@ -23,28 +23,36 @@ def minutes_text(records: Sequence[Record], level: str, clock: str = "cpu_s") ->
 
 def best_value(records: Sequence[Record], level: str) -> str:
     """The best value of any check, with its unit; empty if there is none."""
-    curve = "gfd" if level.startswith("gFD") else "psnr"
-    values = [check["value"] for record in records for check in record["checks"].get(curve, [])]
+    values = [check["value"] for record in records for check in _checks(record, level)]
     if not values:
         return ""
-    return f"{min(values):.0f}" if curve == "gfd" else f"{max(values):.2f} dB"
+    return f"{min(values):.0f}" if level.startswith("gFD") else f"{max(values):.2f} dB"
+
+
+def _checks(record: Record, level: str) -> list[dict[str, float]]:
+    """Those of the measure that the level is of."""
+    found: list[dict[str, float]] = record["checks"].get("gfd" if level.startswith("gFD") else "psnr", [])
+    return found
 
 
 def speed_up_text(records: Sequence[Record], baseline: Sequence[Record], level: str, clock: str = "cpu_s") -> str:
     """
     How many times sooner than the baseline of the same seed a level is reached: the geometric mean, with the least and
-    most of the seeds; `-` where one of them did not reach it.
+    most of the seeds; `-` where one did not reach it. A baseline that did not is taken to its end, which makes the
+    ratio a bound: `over 2.00x`.
     """
     by_seed = {record["seed"]: record for record in baseline}
-    pairs = [(record["crossings"].get(level), _crossing(by_seed.get(record["seed"]), level)) for record in records]
-    ratios = [theirs[clock] / ours[clock] for ours, theirs in pairs if ours and theirs and ours[clock] > 0]
+    ratios, is_bound = [], False
+    for record in records:
+        ours, other = record["crossings"].get(level), by_seed.get(record["seed"])
+        theirs = None if other is None else other["crossings"].get(level)
+        if theirs is None and other is not None:
+            theirs, is_bound = next(reversed(_checks(other, level)), None), True
+        if ours and theirs and ours[clock] > 0:
+            ratios.append(theirs[clock] / ours[clock])
     if not ratios or len(ratios) < len(records):
         return "-"
-    return _mean_and_range(ratios, statistics.geometric_mean(ratios)) + "x"
-
-
-def _crossing(record: Record | None, level: str) -> dict[str, float] | None:
-    return None if record is None else record["crossings"].get(level)
+    return ("over " if is_bound else "") + _mean_and_range(ratios, statistics.geometric_mean(ratios)) + "x"
 
 
 def _mean_and_range(values: Sequence[float], mean: float) -> str:
