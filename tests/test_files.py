@@ -13,8 +13,11 @@ def killed_while_writing(path, monkeypatch):
     """A process dies by SIGKILL when all is written and nothing has its name yet."""
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(files.os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        write_json(path, {"half": True})
+        try:
+            monkeypatch.setattr(files.os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            write_json(path, {"half": True})
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 

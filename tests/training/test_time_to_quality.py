@@ -141,12 +141,12 @@ def test_the_table_compares_seed_by_seed():
     # The other way round, one had not reached it at its end, after one minute: the other took five.
     bounds = table({"never": [record("never", 1, None)], "after": [record("after", 1, 5.0)]}, ["20 dB"])
     assert bounds["after"]["sooner to 20 dB, CPU"] == bounds["after"]["sooner to 20 dB, wall"] == "over 0.20x"
-    assert (
-        table({"never": [record("never", 1, None)], "after": [record("after", 0, 8.0)]}, ["20 dB"])["after"][
-            "sooner to 20 dB, CPU"
-        ]
-        == "-"
-    )
+    other_seed = table({"never": [record("never", 1, None)], "after": [record("after", 0, 8.0)]}, ["20 dB"])
+    assert other_seed["after"]["sooner to 20 dB, CPU"] == "-"
+    # From 10 to 21 dB in one minute: a level that was not asked for counts all the same.
+    unasked = table({"before": [record("before", 0, 4.0)], "after": [record("after", 0, 1.0)]}, ["18.8 dB", "22 dB"])
+    assert unasked["after"]["CPU min to 18.8 dB"] == "0.80" and unasked["after"]["sooner to 18.8 dB, CPU"] == "1.00x"
+    assert unasked["after"]["CPU min to 22 dB"] == "reached by 0 of 1; best 21.00 dB"
     printed = markdown_table(rows)
     assert printed.splitlines()[0] == (
         "| | seeds | CPU min to 20 dB | wall min to 20 dB | sooner to 20 dB, CPU | sooner to 20 dB, wall |"

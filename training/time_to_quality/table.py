@@ -8,12 +8,14 @@ from typing import Any
 
 from tcae_diffusers.errors import InputError
 
+from .records import first_crossing
+
 Record = dict[str, Any]
 
 
 def minutes_text(records: Sequence[Record], level: str, clock: str = "cpu_s") -> str:
     """Mean minutes to a level with the least and most of the seeds, or how many reached it and the best value."""
-    crossings = [record["crossings"].get(level) for record in records]
+    crossings = [_crossing(record, level) for record in records]
     reached = [crossing[clock] / 60 for crossing in crossings if crossing]
     if not reached or len(reached) < len(records):
         best = best_value(records, level)
@@ -35,6 +37,15 @@ def _checks(record: Record, level: str) -> list[dict[str, float]]:
     return found
 
 
+def _crossing(record: Record, level: str) -> dict[str, float] | None:
+    """Where a record reached a level, also one that it was not asked for; `None` if it did not."""
+    if level in record["crossings"]:
+        stored: dict[str, float] | None = record["crossings"][level]
+        return stored
+    number = float(level.removeprefix("gFD ").removesuffix(" dB"))
+    return first_crossing(_checks(record, level), number, rising=not level.startswith("gFD"))
+
+
 def speed_up_text(records: Sequence[Record], baseline: Sequence[Record], level: str, clock: str = "cpu_s") -> str:
     """
     How many times sooner than the baseline of the same seed a level is reached: the geometric mean, with the least and
@@ -44,8 +55,8 @@ def speed_up_text(records: Sequence[Record], baseline: Sequence[Record], level: 
     by_seed = {record["seed"]: record for record in baseline}
     ratios, is_bound = [], False
     for record in records:
-        ours, other = record["crossings"].get(level), by_seed.get(record["seed"])
-        theirs = None if other is None else other["crossings"].get(level)
+        ours, other = _crossing(record, level), by_seed.get(record["seed"])
+        theirs = None if other is None else _crossing(other, level)
         if theirs is None and other is not None:
             theirs, is_bound = next(reversed(_checks(other, level)), None), True
         if ours and theirs and ours[clock] > 0:
