@@ -8,8 +8,9 @@ from .training import COMMANDS, losses, train_flow_matching, train_ibot
 
 # Of the loss of each of the first steps: bf16 has 8 bits, and every block rounds to them.
 CLOSE = {"rel": 0.05}
-# Few enough that rounding has not yet led training elsewhere.
-GENTLE = {"learning_rate": 1e-4, "max_train_steps": 3}
+# The loss before a step and after one. From a random start, rounding can have led iBOT elsewhere by the third: by 8 %
+# on an H200, and by up to 5 % in 36 runs on a CPU.
+GENTLE = {"learning_rate": 1e-4, "max_train_steps": 2}
 
 # Commands that a CPU trains with compiled blocks too.
 REHEARSED = (train_ibot, train_flow_matching)
