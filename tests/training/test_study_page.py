@@ -254,6 +254,18 @@ def test_one_seed_gives_effects_and_decides_nothing(partial: Callable[..., Path]
     assert "| 0 |  |  |" in next(line for line in page.splitlines() if line.startswith("| STC lowers gFD"))
 
 
+def test_machines_are_told_apart_and_cpu_minutes_from_the_time_of_a_gpu(partial: Callable[..., Path]) -> None:
+    plan = partial(("plain", 0), ("STC", 0), ("STC", 1))
+    (said, *_) = write_page(plan)
+    assert said.endswith("on a machine.") and "GPU" not in (plan.parent / PAGE).read_text()
+    machine = {"processor": "a machine", "accelerators": ["H200", "H200"]}
+    change(plan.parent / "results" / "STC-seed1.json", lambda it: it.update(machine=machine))
+    change(plan.parent / "results" / "STC-seed0.json", lambda it: it["machine"].update(accelerators=["none"]))
+    (said, *_) = write_page(plan)
+    assert said.endswith("on a machine (2); a machine and H200 (1).")
+    assert "without the time of GPUs, which units of these arms had: STC." in (plan.parent / PAGE).read_text()
+
+
 def rename(path: Path) -> None:
     path.rename(path.with_name("other.json"))
 

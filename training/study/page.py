@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from tcae_diffusers.evaluation.results.figure_text import ARROWS, format_number
+from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
 from tcae_diffusers.evaluation.results.seed_statistics import LEVEL, POWER
 from tcae_diffusers.evaluation.results.speed_up import speed_up
 from tcae_diffusers.files import write_atomically, write_text
@@ -122,8 +124,20 @@ def _units_section(records: StudyRecords) -> str:
         text += " Missing: " + "; ".join(f"{arm}, {_seeds_text(seeds)}" for arm, seeds in missing.items()) + "."
     units = [unit for by_seed in records.units.values() for unit in by_seed.values()]
     commits = ", ".join(sorted({unit.commit for unit in units}))
-    machines = "; ".join(sorted({str(unit.machine.get("processor", "an unknown processor")) for unit in units}))
-    return f"{text} Commit {commits}, on {machines}."
+    return f"{text} Commit {commits}, on {_machines_text(units)}."
+
+
+def _machines_text(units: Sequence[StudyUnitResult]) -> str:
+    """Processors and GPUs, each with the number of its units if there are several."""
+    counts = Counter(
+        " and ".join([str(unit.machine.get("processor", "an unknown processor")), *sorted(_gpus(unit))])
+        for unit in units
+    )
+    return "; ".join(f"{name} ({count})" if len(counts) > 1 else name for name, count in sorted(counts.items()))
+
+
+def _gpus(unit: StudyUnitResult) -> set[str]:
+    return set(unit.machine.get("accelerators", [])) - {"none"}
 
 
 def _seeds_text(seeds: Sequence[int]) -> str:
@@ -177,6 +191,8 @@ def _arms_section(records: StudyRecords) -> str:
     text = f"{markdown_table(rows)}\n\nMean over seeds ± standard deviation over seeds."
     if absent := [name for name, found in shown.items() if not found]:
         text += f" Not measured: {', '.join(absent)}."
+    if on_gpus := [arm for arm, by_seed in records.units.items() if any(map(_gpus, by_seed.values()))]:
+        text += f" CPU minutes are without the time of GPUs, which units of these arms had: {'; '.join(on_gpus)}."
     return text
 
 
