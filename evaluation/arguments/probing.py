@@ -23,6 +23,18 @@ class ProbeArguments(Arguments):
         "Submodule of the encoder whose output is the tokens, for models other than AutoencoderTC.",
         metavar="NAME",
     )
+    object_finder: str | None = option(
+        None,
+        "SAM or SAM 2 of transformers, as a folder or a Hub name such as facebook/sam2.1-hiera-tiny, that finds the "
+        "objects in the test images for semantic-region self-similarity (SRSS). SRSS is omitted if unset.",
+        metavar="PATH",
+    )
+    object_points: int = option(
+        32,
+        "Points along each side of an image at which --object_finder looks for an object.",
+        needs="object_finder",
+        at_least=1,
+    )
     tsne: bool = option(False, "Also draw a t-SNE picture of each depth; needs scikit-learn.")
     epochs: int = option(50, "Passes of the linear probe over the training images.", at_least=1)
     seed: int = option(0, "Seed of the linear probe and of t-SNE.")
@@ -39,11 +51,13 @@ class ProbingArguments(MeasuredSizeArguments, ProbeArguments, MachineArguments):
     and for others if --token_module gives their module.
 
     The spatial structure of tokens and latent, which a probe of their average cannot see, is measured too: how similar
-    near and distant positions are (LDS), how fast similarity falls with distance (CDS), how far tokens differ (RMSC).
+    near and distant positions are (LDS), how fast similarity falls with distance (CDS), how far tokens differ (RMSC),
+    and with --object_finder how much more similar positions are within an object than across its border (SRSS).
     """
 
     content: ClassVar[Mapping[str, Content]] = {
         "autoencoder": "folder",
         "train": "source",
         "test": "source",
+        "object_finder": "folder",
     }

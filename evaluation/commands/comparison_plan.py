@@ -62,6 +62,7 @@ class ComparisonPlan:
         resolution, max_images, extractor, extractor_weights, feature_cache, batch_size, device, seed: As in the
             commands.
         epochs: Of the linear probe.
+        object_finder, object_points: As in `probing`, where SRSS is to be measured.
         num_images, num_inference_steps, guidance_scale, guidance_interval, guider, guider_options, timestep_shift,
             labels: As in `generate`.
     """
@@ -82,6 +83,8 @@ class ComparisonPlan:
     device: str | None = None
     seed: int = 0
     epochs: int = 50
+    object_finder: str | None = None
+    object_points: int = 32
     num_images: int = 50_000
     num_inference_steps: int = 50
     guidance_scale: float | None = None
@@ -126,6 +129,8 @@ class ComparisonPlan:
             train=self.train,
             test=self.test,
             token_module=entry.token_module,
+            object_finder=self.object_finder,
+            object_points=self.object_points,
             epochs=self.epochs,
             seed=self.seed,
             output=folder / "probing",

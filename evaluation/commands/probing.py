@@ -5,6 +5,7 @@ from __future__ import annotations
 from tcae_diffusers.data.images.image_sets import open_labelled_source
 from tcae_diffusers.metrics.probing import evaluate_probing
 from tcae_diffusers.models.adapters import adapt, load_autoencoder
+from tcae_diffusers.models.object_finder import ObjectFinder
 
 from ..arguments.probing import ProbingArguments
 from ..results.kinds.autoencoder import describe_autoencoder, describe_images
@@ -25,6 +26,9 @@ def run(arguments: ProbingArguments) -> ProbingResult:
     train, test = (open_labelled_source(spec, size) for spec in (arguments.train, arguments.test))
     height, width = test[0].shape[:2]
     adapt(model).check_image_size(height, width)
+    finder = None
+    if arguments.object_finder is not None:
+        finder = ObjectFinder(arguments.object_finder, arguments.chosen_device(), arguments.object_points)
     found = evaluate_probing(
         model,
         train,
@@ -34,6 +38,7 @@ def run(arguments: ProbingArguments) -> ProbingResult:
         arguments.epochs,
         arguments.seed,
         tsne=arguments.tsne,
+        finder=finder,
     )
     return ProbingResult(
         figures=found.figures,
@@ -50,6 +55,8 @@ def run(arguments: ProbingArguments) -> ProbingResult:
             epochs=arguments.epochs,
             seed=arguments.seed,
             token_module=arguments.token_module,
+            object_finder=arguments.object_finder,
+            object_points=arguments.object_points,
             resolution=height,
             ranks=state.num_processes,
         ),

@@ -16,6 +16,7 @@ from ..data.images.image_sets import LabelledImages, uint8_batches
 from ..data.images.pixel_range import to_signed
 from ..errors import InputError
 from ..models.adapters import adapt
+from ..models.object_finder import ObjectFinder
 from ..models.tcae.autoencoder_tc import tokens_to_map
 from .rank_batches import rank_batches
 from .token_structure import StructurePlan
@@ -101,10 +102,12 @@ class EncodedImages:
     structure: dict[str, np.ndarray]
 
 
-def plan_structure(model: nn.Module, images: LabelledImages, token_module: str | None = None) -> StructurePlan:
+def plan_structure(
+    model: nn.Module, images: LabelledImages, token_module: str | None = None, finder: ObjectFinder | None = None
+) -> StructurePlan:
     """What there is to measure of the spatial structure, found on one image."""
     (batch,) = uint8_batches(images, 1, [0])
-    return StructurePlan.of(hidden_states(model, _pixels(model, batch), token_module))
+    return StructurePlan.of(hidden_states(model, _pixels(model, batch), token_module), finder)
 
 
 def _pixels(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -127,7 +130,8 @@ def extract(
         labels += images.labels[chosen.start : chosen.stop]
         hidden = hidden_states(model, _pixels(model, batch), token_module)
         features = {name: values.numpy() for name, values in pooled(hidden).items()}
-        for kept, found in zip(parts, (features, structure.values(hidden) if structure else {}), strict=True):
+        of_structure = structure.values(hidden, batch, chosen) if structure else {}
+        for kept, found in zip(parts, (features, of_structure), strict=True):
             for name, values in found.items():
                 kept.setdefault(name, []).append(values)
     own = [{name: np.concatenate(values) for name, values in kept.items()} for kept in parts]

@@ -19,6 +19,7 @@ from torch import nn
 from ..data.images.image_sets import LabelledImages
 from ..errors import InputError
 from ..models.adapters import adapt
+from ..models.object_finder import ObjectFinder
 from .encoded_images import LATENT, TOKENS, extract, plan_structure
 from .figure import Baseline, Figure
 from .linear_probe import ProbeResult, linear_probe, nearest_neighbours, standardise, structure_loss
@@ -77,6 +78,7 @@ def evaluate_probing(
     epochs: int = 50,
     seed: int = 0,
     tsne: bool = False,
+    finder: ObjectFinder | None = None,
 ) -> ProbingFigures:
     """Probes every known depth.
 
@@ -86,6 +88,7 @@ def evaluate_probing(
         token_module: As in [`encoded_images.hidden_states`].
         epochs, seed: Of the linear probe.
         tsne: Whether to lay out the test images by [`neighbour_map`] too.
+        finder: Finds the objects that some measures of the spatial structure need; these are omitted without it.
 
     Raises:
         InputError: If the two sets have other classes or are the same images, or the size does not fit the model.
@@ -98,7 +101,7 @@ def evaluate_probing(
     if train.classes != test.classes:
         raise InputError(f"{train.name} and {test.name} have different classes; the probe needs the same ones")
     adapt(model).check_image_size(*train[0].shape[:2])
-    structure = plan_structure(model, test, token_module)
+    structure = plan_structure(model, test, token_module, finder)
     fitted = extract(model, train, batch_size, token_module)
     judged = extract(model, test, batch_size, token_module, structure)
     classes = len(train.classes)
@@ -120,6 +123,7 @@ def evaluate_probing(
     elif TOKENS in probes:
         not_measured["structure loss 1 - A2/A1"] = "the probe of the tokens was right about no image"
     figures += structure.figures(judged.structure)
+    not_measured.update(structure.without_figure(judged.structure))
     return ProbingFigures(figures, pictures, judged.labels.tolist(), train.classes, not_measured)
 
 

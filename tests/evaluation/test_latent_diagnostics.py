@@ -24,6 +24,7 @@ from tcae_diffusers.metrics.linear_probe import (
 from tcae_diffusers.metrics.probing import evaluate_probing
 
 from ..latent_commands import FOREIGN
+from ..tiny_segmenter import save_tiny_segmenter
 from .conftest import evaluate
 
 
@@ -183,6 +184,28 @@ def test_the_commands_write_their_results(tiny_autoencoder, image_folder, other_
     latents = json.loads((tmp_path / "latents.json").read_text())
     assert latents["channels"]["channels"] == 4
     assert latents["figures"][0]["value"] == latents["channels"]["effective_rank"]
+
+
+def test_objects_that_a_segmenter_finds_are_set_against_what_is_outside(
+    tiny_autoencoder, image_folder, other_folder, tmp_path
+):
+    tiny_autoencoder.save_pretrained(tmp_path / "vae")
+    segmenter = save_tiny_segmenter(tmp_path / "segmenter")
+    arguments = ["probing", "--autoencoder", tmp_path / "vae", "--train", other_folder, "--test", image_folder]
+    arguments += ["--epochs", "1", "--device", "cpu", "--object_finder", segmenter, "--object_points", "2"]
+    for batch_size in (4, 30):
+        assert evaluate(*arguments, "--batch_size", batch_size, "--output", tmp_path / str(batch_size)) == 0
+    found = [json.loads((tmp_path / name / "probing.json").read_text()) for name in ("4", "30")]
+    for result in found:
+        assert "SRSS" not in result["not_measured"]
+    figures = [{figure["name"]: figure for figure in result["figures"]} for result in found]
+    for name in ("SRSS, first stage 16x16", "SRSS, tokens 8x8", "SRSS, latent 4x4"):
+        one, other = (named[name] for named in figures)
+        assert one["value"] == pytest.approx(other["value"], abs=1e-6) and -2 < one["value"] < 2
+        assert one["samples"] == other["samples"] <= 30 and one["extractor"]["name"] == "sam2"
+    assert "extractor" not in figures[0]["LDS, tokens 8x8"]
+    assert evaluate("report", "--results", tmp_path / "4", "--output", tmp_path / "report.html") == 0
+    assert "SRSS, tokens 8x8" in (tmp_path / "report.html").read_text()
 
 
 def test_tokens_of_other_autoencoders_come_from_a_named_module(tmp_path, image_folder, other_folder, capsys):

@@ -7,9 +7,15 @@ from .correlation_decay_slope import CorrelationDecaySlope
 from .local_distant_similarity import LocalDistantSimilarity
 from .measure import TokenMeasure
 from .rms_spatial_contrast import RMSSpatialContrast
+from .semantic_region_similarity import SemanticRegionSimilarity
 from .token_map import TokenMap
 
 __all__ = ["TOKEN_MEASURES", "TokenMap", "TokenMeasure"]
 
 # In the order of results and reports.
-TOKEN_MEASURES: list[TokenMeasure] = [LocalDistantSimilarity(), CorrelationDecaySlope(), RMSSpatialContrast()]
+TOKEN_MEASURES: list[TokenMeasure] = [
+    LocalDistantSimilarity(),
+    CorrelationDecaySlope(),
+    SemanticRegionSimilarity(),
+    RMSSpatialContrast(),
+]

@@ -18,10 +18,12 @@ class TokenMeasure(ABC):
     Attributes:
         name (`str`): What its figures are called, before the depth and the grid.
         better (`str`): `"higher"` or `"lower"`.
+        needs_objects (`bool`): Whether it has to know where an object of the image lies.
     """
 
     name: ClassVar[str]
     better: ClassVar[Better]
+    needs_objects: ClassVar[bool] = False
 
     def why_not(self, grid: tuple[int, int]) -> str | None:
         """Why it is undefined on a grid of that many rows and columns; `None` where it is defined."""
@@ -29,4 +31,4 @@ class TokenMeasure(ABC):
 
     @abstractmethod
     def __call__(self, tokens: TokenMap) -> torch.Tensor:
-        """Values `(B,)` in float64."""
+        """Values `(B,)` in float64, NaN for an image that it is undefined for."""
