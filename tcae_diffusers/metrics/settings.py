@@ -5,8 +5,10 @@ from .names import INCEPTION
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 DINOV2 = "dinov2"
+# Keys of [`image_encoders.ENCODERS`].
+IMAGE_ENCODERS = ("convnextv2", "mae", "siglip2", "clip")
 # Feature networks in whose features distances are measured, see [`features.EXTRACTORS`].
-EXTRACTOR_NAMES = (INCEPTION, *EFFICIENTNET_LITES, DINOV2)
+EXTRACTOR_NAMES = (INCEPTION, *EFFICIENTNET_LITES, DINOV2, *IMAGE_ENCODERS)
 # Fewest images of a set that is compared.
 SMALLEST_SET = 8
 # Sizes of the noise whose cost is measured, in units of each channel's standard deviation.

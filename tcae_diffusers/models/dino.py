@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import InputError
-from .frozen_network import FrozenNetwork, loads_pretrained_weights
+from .frozen_network import loads_pretrained_weights
+from .vision_network import VisionNetwork
 from .whole_weights import load_whole
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # (width, layers) of the published models.
-_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
+_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1152, 27): "so400m", (1536, 40): "g"}
 # Of those that are used where nothing else is said (arXiv 2104.14294, 2304.07193): no config need be downloaded to
 # count what they cost.
 PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
@@ -38,17 +36,21 @@ PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
 _FAMILIES = {"vit": "dino", "dinov2_with_registers": "dinov2"}
 
 
-def model_name(config: Any) -> str:
+def vit_name(family: str, config: Any) -> str:
     """
-    Name of the network that a transformers config describes, such as `dino-vits8`, `dinov2-vitb14` or
-    `dinov2-vitl14-reg`; other sizes than the published ones are spelled out.
+    Name of a vision transformer of `family` that a transformers config describes, such as `clip-vitl14`; other sizes
+    than the published ones are spelled out.
     """
-    family = _FAMILIES.get(config.model_type, config.model_type)
     size = _SIZES.get((config.hidden_size, config.num_hidden_layers))
-    registers = "-reg" if getattr(config, "num_register_tokens", 0) else ""
     if size is None:
         size = f"-width{config.hidden_size}-depth{config.num_hidden_layers}-patch"
-    return f"{family}-vit{size}{config.patch_size}{registers}"
+    return f"{family}-vit{size}{config.patch_size}"
+
+
+def model_name(config: Any) -> str:
+    """[`vit_name`] of a DINO that a config describes, such as `dino-vits8`, `dinov2-vitb14` or `dinov2-vitl14-reg`."""
+    registers = "-reg" if getattr(config, "num_register_tokens", 0) else ""
+    return vit_name(_FAMILIES.get(config.model_type, config.model_type), config) + registers
 
 
 def _network(name: str) -> Any:
@@ -62,7 +64,7 @@ def _network(name: str) -> Any:
     return AutoModel.from_config(AutoConfig.from_pretrained(name))
 
 
-class DINO(FrozenNetwork):
+class DINO(VisionNetwork):
     """
     A DINO or DINOv2 transformer. Images are resized to a square (antialiased) and normalised by ImageNet's mean and
     deviation. Gradients pass through it to the images.
@@ -81,46 +83,22 @@ class DINO(FrozenNetwork):
         InputError: no model in the folder, and no download; or a `resolution` that the patches do not divide.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(
         self,
         pretrained_model_name_or_path: str | Path,
         resolution: int = 224,
         interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ):
-        super().__init__()
-        try:
-            self.network = _network(str(pretrained_model_name_or_path))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot load DINO weights from {pretrained_model_name_or_path}: {str(error).splitlines()[0]} Save the"
-                " model on a machine with a network (AutoModel.from_pretrained(name).save_pretrained(folder)) and pass"
-                " the folder, or use efficientnet-lite0, which works offline."
-            ) from error
-        self.config = self.network.config
+        super().__init__(_network, "DINO", pretrained_model_name_or_path, resolution, interpolation)
         self.token_width, self.token_pixels = self.config.hidden_size, self.config.patch_size
         if resolution % self.config.patch_size:
             raise InputError(
                 f"resolution {resolution} is not a multiple of the model's patch size {self.config.patch_size}"
             )
-        self.resolution, self.interpolation = resolution, interpolation
         self.name = model_name(self.config)
         # DINO's own class adapts its position table only on demand; DINOv2's always does and has no such argument.
         self.options = {"interpolate_pos_encoding": True} if self.config.model_type == "vit" else {}
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.freeze()
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)` in [-1, 1] to what the network was trained on."""
-        size = (self.resolution, self.resolution)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size=size, mode=self.interpolation, align_corners=False, antialias=True)
-            if self.interpolation == "bicubic":
-                images = images.clamp(-1.0, 1.0)
-        return ((images + 1.0) / 2.0 - self.mean) / self.std
 
     def feature_maps(self, images: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """Patch tokens after each of `layers`, 1 to the last, as maps `(B, D, h, w)`, for images in [-1, 1]."""

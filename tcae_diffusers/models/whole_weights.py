@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,13 @@ def load_whole_model(folder: Path, **options: Any) -> ModelMixin:
     return load_whole(model_class, folder, **options)
 
 
-def load_whole(model_class: Any, path: str | os.PathLike[str], **options: Any) -> Any:
+def load_whole(model_class: Any, path: str | os.PathLike[str], unused: Sequence[str] = _UNUSED, **options: Any) -> Any:
     """
     `model_class.from_pretrained(path, **options)` of diffusers or transformers, which only logs what does not fit: it
     leaves out weights that the config has no place for, and draws or leaves undefined those that are not there.
+
+    Args:
+        unused: Beginnings of the names of weights that nobody will miss, and of those that the file may hold besides.
 
     Raises:
         InputError: The file lacks weights of the model, or holds others.
@@ -49,7 +53,7 @@ def load_whole(model_class: Any, path: str | os.PathLike[str], **options: Any) -
     place = os.path.join(os.fspath(path), options["subfolder"]) if options.get("subfolder") else path
     problems = []
     for kind, words in (("missing_keys", "lack {} of its tensors"), ("unexpected_keys", "hold {} others")):
-        if names := sorted(name for name in found.get(kind, ()) if not name.startswith(_UNUSED)):
+        if names := sorted(name for name in found.get(kind, ()) if not name.startswith(tuple(unused))):
             problems.append(f"{words.format(len(names))}, such as {names[0]}")
     if problems:
         raise InputError(

@@ -10,7 +10,8 @@ from torchvision import models
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.models.dino import DINO, IMAGENET_MEAN, IMAGENET_STD
+from tcae_diffusers.models.dino import DINO
+from tcae_diffusers.models.vision_network import IMAGENET_MEAN, IMAGENET_STD
 from tcae_diffusers.objectives.feature_backbones import (
     DINOFeatures,
     EfficientNetLiteFeatures,

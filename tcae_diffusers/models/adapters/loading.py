@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -47,8 +48,9 @@ def load_autoencoder(
             "this package; expected AutoencoderTC, AutoencoderDC, AutoencoderKL, AutoencoderTiny, AutoencoderRAE or "
             "similar."
         )
+    options: dict[str, Any] = {"dtype": dtype} if dtype else {}
     try:
-        model = load_whole(model_class, target, **({"dtype": dtype} if dtype else {}))
+        model = load_whole(model_class, target, **options)
     except OSError as error:
         raise InputError(f"cannot load the weights of {path}: {error}") from error
     return model.to(device).eval().requires_grad_(False)

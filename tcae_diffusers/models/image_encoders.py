@@ -1,0 +1,124 @@
+"""Encoders of whole images for metrics: ConvNeXt V2, MAE, SigLIP 2 and CLIP of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .dino import vit_name
+from .vision_network import IMAGENET_MEAN, IMAGENET_STD, Statistics, VisionNetwork
+from .whole_weights import load_whole
+
+RESOLUTION = 224
+# Width of the first stage of the published models (arXiv 2301.00808).
+_CONVNEXT_SIZES = {40: "atto", 48: "femto", 64: "pico", 80: "nano", 96: "tiny", 128: "base", 192: "large", 352: "huge"}
+
+
+def convnext_name(config: Any) -> str:
+    """Of a config, such as `convnextv2-base`; other sizes than the published ones are spelled out."""
+    size = _CONVNEXT_SIZES.get(config.hidden_sizes[0])
+    return f"convnextv2-{size or '-'.join(map(str, config.hidden_sizes))}"
+
+
+def _last_map(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The mean of the last map, before the norm that the classifier begins with."""
+    return network(pixels).last_hidden_state.mean(dim=(2, 3))
+
+
+def _class_token(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Of all patches: no mask, and the patches in their order."""
+    patches = (pixels.shape[-1] // network.config.patch_size) ** 2
+    order = torch.arange(patches, device=pixels.device, dtype=pixels.dtype).expand(len(pixels), -1)
+    return network(pixels, noise=order, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+
+
+def _pooled(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return network(pixels, interpolate_pos_encoding=True).pooler_output
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """
+    How an encoder is loaded and read.
+
+    Args:
+        model_class (`str`): Of transformers. weights (`str`): Hub name of the weights, unless others are given.
+        features (`Callable`): Network and normalised images `(B, 3, 224, 224)` to `(B, D)`.
+        unused (`Sequence[str]`): Beginnings of the names of weights that a checkpoint holds besides.
+        mean, std (`tuple`): Of the images that it was trained on.
+    """
+
+    model_class: str
+    weights: str
+    features: Callable[[Any, torch.Tensor], torch.Tensor]
+    unused: Sequence[str]
+    mean: Statistics = IMAGENET_MEAN
+    std: Statistics = IMAGENET_STD
+
+
+# The networks, their features and the 224 pixels are those of the authors of FDr (arXiv 2604.28190 and its code), but
+# for CLIP, for which they pad images of 256 pixels. Mean and deviation are those of the weights' authors.
+ENCODERS: dict[str, Encoder] = {
+    "convnextv2": Encoder("ConvNextV2Model", "facebook/convnextv2-base-22k-224", _last_map, ("classifier.",)),
+    "mae": Encoder("ViTMAEModel", "facebook/vit-mae-large", _class_token, ("decoder.",)),
+    "siglip2": Encoder(
+        "SiglipVisionModel",
+        "google/siglip2-so400m-patch16-256",
+        _pooled,
+        ("text_model.", "logit_", "vision_model.embeddings.position_ids"),
+        (0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+    ),
+    "clip": Encoder(
+        "CLIPVisionModel",
+        "openai/clip-vit-large-patch14",
+        _pooled,
+        ("text_model.", "logit_", "text_projection.", "visual_projection.", "vision_model.embeddings.position_ids"),
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+}
+
+
+class ImageEncoder(VisionNetwork):
+    """
+    One of [`ENCODERS`]. Images are resized to 224x224 (bicubic, antialiased).
+
+    Args:
+        encoder (`str`): A key of [`ENCODERS`].
+        pretrained_model_name_or_path (`str` or `Path`, *optional*):
+            A folder of transformers' format with a model of that class or one that contains it.
+
+    Attributes:
+        name (`str`): Such as `clip-vitl14` or `convnextv2-base`. dimensions (`int`): Length of a feature vector.
+
+    Raises:
+        InputError: As [`VisionNetwork`].
+    """
+
+    def __init__(self, encoder: str, pretrained_model_name_or_path: str | Path | None = None):
+        described = ENCODERS[encoder]
+
+        def load(path: str) -> Any:
+            import transformers
+
+            return load_whole(getattr(transformers, described.model_class), path, unused=described.unused)
+
+        weights = pretrained_model_name_or_path or described.weights
+        super().__init__(load, encoder, weights, RESOLUTION, "bicubic", described.mean, described.std)
+        self._features = described.features
+        if encoder == "convnextv2":
+            self.name, self.dimensions = convnext_name(self.config), int(self.config.hidden_sizes[-1])
+        else:
+            self.name, self.dimensions = vit_name(encoder, self.config), int(self.config.hidden_size)
+        if encoder == "mae":
+            self.config.mask_ratio = 0.0
+        self.freeze()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)` in [-1, 1] to features `(B, D)`."""
+        return self._features(self.network, self.normalize(images))
