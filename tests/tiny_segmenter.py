@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     Sam2Config,
     Sam2HieraDetConfig,
-    Sam2ImageProcessor,
     Sam2MaskDecoderConfig,
     Sam2Model,
     Sam2PromptEncoderConfig,
@@ -57,7 +57,10 @@ def save_tiny_segmenter(folder: Path) -> Path:
             mlp.proj_out.weight *= 1e8
             mlp.proj_out.bias *= 1e8
     model.save_pretrained(folder)
-    Sam2ImageProcessor(
+    # Transformers 5.0 calls it fast.
+    name = "Sam2ImageProcessor"
+    processor = getattr(transformers, name if hasattr(transformers, name) else f"{name}Fast")
+    processor(
         size={"height": SIDE, "width": SIDE}, mask_size={"height": SIDE // 4, "width": SIDE // 4}
     ).save_pretrained(folder)
     return folder

@@ -14,6 +14,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.settings import EXTRACTOR_NAMES
 from tcae_diffusers.models.adapters import load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
+from tcae_diffusers.models.object_finder import ObjectFinder
 
 from ..arguments.groups import usable_device
 from ..arguments.latents import LatentsArguments
@@ -144,10 +145,12 @@ class ComparisonPlan:
     def check_machine(self) -> None:
         """
         Raises:
-            InputError: If there is no such device or feature network.
+            InputError: If there is no such device, feature network or segmentation model.
         """
         if self.device is not None:
             usable_device(self.device)
+        if self.object_finder is not None:
+            ObjectFinder(self.object_finder)
         # Samples are not measured without one.
         networks = EXTRACTOR_NAMES if "generation" in self.measures else (*EXTRACTOR_NAMES, "none")
         if self.extractor not in networks:
@@ -203,6 +206,10 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         raise InputError(f"{path}: {problem}; expected one of {', '.join(MEASURES)}")
     if plan.fdr_networks and plan.heldout is None:
         raise InputError(f"{path}: fdr_networks {plan.fdr_networks} have no effect without heldout; name both")
+    if plan.object_finder is None and plan.object_points != ComparisonPlan.object_points:
+        raise InputError(f"{path}: object_points {plan.object_points} have no effect without object_finder; name both")
+    if plan.object_finder is not None and "probing" not in plan.measures:
+        raise InputError(f"{path}: object_finder {plan.object_finder} has no effect without the measure probing")
     # What cannot be measured should not be found out after everything else was measured.
     try:
         plan.guidance()

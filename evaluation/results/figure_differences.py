@@ -119,6 +119,7 @@ def _conditions(group: FigureGroup, figure: Figure) -> dict[str, Any]:
         "images": figure.samples,
         "reference images": figure.reference_images,
         "features": (figure.extractor or {}).get("weights_sha256"),
+        "points where objects are looked for": (figure.extractor or {}).get("points"),
         "held-out images": figure.details.get("heldout_fingerprint"),
         **group.conditions,
     }

@@ -138,7 +138,7 @@ class FeatureNetwork:
         weights. device (`str`): Where it runs.
 
     Attributes:
-        name (`str`): Of the network for figures: `extractor`, but for DINOv2, whose model it names, such as
+        name (`str`): Of the network for figures: `extractor`, or for networks of transformers the model, such as
         `dinov2-vitb14`. dimensions (`int`): Length of a feature vector. weights_sha256 (`str`): Identifies the weights
         in results and in the feature cache.
 

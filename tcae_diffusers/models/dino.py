@@ -8,11 +8,11 @@ import torch
 
 from ..errors import InputError
 from .frozen_network import loads_pretrained_weights
-from .vision_network import VisionNetwork
+from .vision_network import VisionNetwork, require_model_type
 from .whole_weights import load_whole
 
 # (width, layers) of the published models.
-_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1152, 27): "so400m", (1536, 40): "g"}
+_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1152, 27): "so400m", (1280, 32): "h", (1536, 40): "g"}
 # Of those that are used where nothing else is said (arXiv 2104.14294, 2304.07193): no config need be downloaded to
 # count what they cost.
 PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
@@ -33,6 +33,7 @@ PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     },
 }
+MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers")
 _FAMILIES = {"vit": "dino", "dinov2_with_registers": "dinov2"}
 
 
@@ -58,7 +59,9 @@ def _network(name: str) -> Any:
     from transformers import AutoConfig, AutoModel
 
     if loads_pretrained_weights():
-        return load_whole(AutoModel, name)
+        require_model_type(name, MODEL_TYPES)
+        # Half precision would be measured in, and figures would not say so.
+        return load_whole(AutoModel, name, dtype=torch.float32)
     if name in PUBLISHED_SHAPES:
         return AutoModel.from_config(AutoConfig.for_model(**PUBLISHED_SHAPES[name]))
     return AutoModel.from_config(AutoConfig.from_pretrained(name))

@@ -10,18 +10,38 @@ from typing import Any
 import torch
 
 from .dino import vit_name
-from .vision_network import IMAGENET_MEAN, IMAGENET_STD, Statistics, VisionNetwork
+from .vision_network import IMAGENET_MEAN, IMAGENET_STD, Statistics, VisionNetwork, require_model_type
 from .whole_weights import load_whole
 
 RESOLUTION = 224
-# Width of the first stage of the published models (arXiv 2301.00808).
-_CONVNEXT_SIZES = {40: "atto", 48: "femto", 64: "pico", 80: "nano", 96: "tiny", 128: "base", 192: "large", 352: "huge"}
+# Width of the first stage and blocks of the third of the published models (arXiv 2301.00808); widths double with each
+# stage, and the other stages have a third of the blocks.
+_CONVNEXT_SIZES = {
+    (40, 6): "atto",
+    (48, 6): "femto",
+    (64, 6): "pico",
+    (80, 8): "nano",
+    (96, 9): "tiny",
+    (128, 27): "base",
+    (192, 27): "large",
+    (352, 27): "huge",
+}
 
 
 def convnext_name(config: Any) -> str:
     """Of a config, such as `convnextv2-base`; other sizes than the published ones are spelled out."""
-    size = _CONVNEXT_SIZES.get(config.hidden_sizes[0])
-    return f"convnextv2-{size or '-'.join(map(str, config.hidden_sizes))}"
+    size = _CONVNEXT_SIZES.get((config.hidden_sizes[0], config.depths[2]))
+    return f"convnextv2-{size or f'{_listed(config.hidden_sizes)}-depths-{_listed(config.depths)}'}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))
+
+
+def encoder_name(encoder: str, config: Any) -> str:
+    """Of a vision transformer, such as `clip-vitl14`, with the side of its images where that is not 224 pixels."""
+    pixels = "" if config.image_size == RESOLUTION else f"-{config.image_size}px"
+    return vit_name(encoder, config) + pixels
 
 
 def _last_map(network: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -46,13 +66,15 @@ class Encoder:
     How an encoder is loaded and read.
 
     Args:
-        model_class (`str`): Of transformers. weights (`str`): Hub name of the weights, unless others are given.
+        model_class (`str`): Of transformers. model_types (`Sequence[str]`): What the config may call itself.
+        weights (`str`): Hub name of the weights, unless others are given.
         features (`Callable`): Network and normalised images `(B, 3, 224, 224)` to `(B, D)`.
         unused (`Sequence[str]`): Beginnings of the names of weights that a checkpoint holds besides.
         mean, std (`tuple`): Of the images that it was trained on.
     """
 
     model_class: str
+    model_types: Sequence[str]
     weights: str
     features: Callable[[Any, torch.Tensor], torch.Tensor]
     unused: Sequence[str]
@@ -63,10 +85,13 @@ class Encoder:
 # The networks, their features and the 224 pixels are those of the authors of FDr (arXiv 2604.28190 and its code), but
 # for CLIP, for which they pad images of 256 pixels. Mean and deviation are those of the weights' authors.
 ENCODERS: dict[str, Encoder] = {
-    "convnextv2": Encoder("ConvNextV2Model", "facebook/convnextv2-base-22k-224", _last_map, ("classifier.",)),
-    "mae": Encoder("ViTMAEModel", "facebook/vit-mae-large", _class_token, ("decoder.",)),
+    "convnextv2": Encoder(
+        "ConvNextV2Model", ("convnextv2",), "facebook/convnextv2-base-22k-224", _last_map, ("classifier.",)
+    ),
+    "mae": Encoder("ViTMAEModel", ("vit_mae",), "facebook/vit-mae-large", _class_token, ("decoder.",)),
     "siglip2": Encoder(
         "SiglipVisionModel",
+        ("siglip", "siglip_vision_model"),
         "google/siglip2-so400m-patch16-256",
         _pooled,
         ("text_model.", "logit_", "vision_model.embeddings.position_ids"),
@@ -75,6 +100,7 @@ ENCODERS: dict[str, Encoder] = {
     ),
     "clip": Encoder(
         "CLIPVisionModel",
+        ("clip", "clip_vision_model"),
         "openai/clip-vit-large-patch14",
         _pooled,
         ("text_model.", "logit_", "text_projection.", "visual_projection.", "vision_model.embeddings.position_ids"),
@@ -106,7 +132,9 @@ class ImageEncoder(VisionNetwork):
         def load(path: str) -> Any:
             import transformers
 
-            return load_whole(getattr(transformers, described.model_class), path, unused=described.unused)
+            require_model_type(path, described.model_types)
+            model_class = getattr(transformers, described.model_class)
+            return load_whole(model_class, path, unused=described.unused, dtype=torch.float32)
 
         weights = pretrained_model_name_or_path or described.weights
         super().__init__(load, encoder, weights, RESOLUTION, "bicubic", described.mean, described.std)
@@ -114,7 +142,7 @@ class ImageEncoder(VisionNetwork):
         if encoder == "convnextv2":
             self.name, self.dimensions = convnext_name(self.config), int(self.config.hidden_sizes[-1])
         else:
-            self.name, self.dimensions = vit_name(encoder, self.config), int(self.config.hidden_size)
+            self.name, self.dimensions = encoder_name(encoder, self.config), int(self.config.hidden_size)
         if encoder == "mae":
             self.config.mask_ratio = 0.0
         self.freeze()

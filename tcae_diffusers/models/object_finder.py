@@ -43,12 +43,17 @@ class ObjectFinder:
 
         name = str(pretrained_model_name_or_path)
         try:
-            model, processor = load_whole(AutoModelForMaskGeneration, name), AutoImageProcessor.from_pretrained(name)
+            model, processor = (
+                load_whole(AutoModelForMaskGeneration, name, dtype=torch.float32),
+                AutoImageProcessor.from_pretrained(name),
+            )
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot load a segmentation model from {name}: {str(error).splitlines()[0]} Save a SAM 2 on a machine"
-                " with a network (Sam2Model.from_pretrained(name).save_pretrained(folder), and its Sam2ImageProcessor "
-                "alike) and pass the folder."
+                " with a network (AutoModelForMaskGeneration.from_pretrained(name).save_pretrained(folder), and "
+                "its AutoImageProcessor alike) and pass the folder."
             ) from error
         self._pipeline: Any = pipeline("mask-generation", model=model, image_processor=processor, device=device)
         self.points = points
@@ -75,5 +80,5 @@ class ObjectFinder:
         return chosen
 
     def describe(self) -> dict[str, object]:
-        """For result files: name and hash of the weights."""
-        return {"name": self.name, "weights_sha256": self.weights_sha256}
+        """For result files: name, hash of the weights, and points along a side."""
+        return {"name": self.name, "weights_sha256": self.weights_sha256, "points": self.points}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,26 @@ from .frozen_network import FrozenNetwork
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Statistics = tuple[float, float, float]
+_SIGLIP1_WORDS = 32_000
+
+
+def require_model_type(path: str, known: Sequence[str]) -> None:
+    """
+    Transformers loads whatever has tensors of the same names: a DINO as an MAE, and reverse.
+
+    Raises:
+        OSError: There is no config.
+        InputError: The config is that of another model.
+    """
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(path)
+    found = config.get("model_type")
+    # SigLIP 1 has the class of SigLIP 2 of fixed size; they differ in the vocabulary of their texts.
+    if found == "siglip" and config.get("text_config", {}).get("vocab_size", _SIGLIP1_WORDS) == _SIGLIP1_WORDS:
+        raise InputError(f"{path} holds a SigLIP 1; expected a SigLIP 2")
+    if found not in known:
+        raise InputError(f"{path} holds a model of type {found!r}; expected {' or '.join(known)}")
 
 
 class VisionNetwork(FrozenNetwork):
@@ -51,6 +71,8 @@ class VisionNetwork(FrozenNetwork):
         super().__init__()
         try:
             self.network = load(str(pretrained_model_name_or_path))
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot load {family} weights from {pretrained_model_name_or_path}: {str(error).splitlines()[0]} Save"

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
 
 from ..errors import InputError
 
@@ -46,11 +47,15 @@ def load_whole(model_class: Any, path: str | os.PathLike[str], unused: Sequence[
         unused: Beginnings of the names of weights that nobody will miss, and of those that the file may hold besides.
 
     Raises:
-        InputError: The file lacks weights of the model, or holds others.
-        OSError, ValueError, RuntimeError: As `from_pretrained` does.
+        InputError: The file is damaged, lacks weights of the model, or holds others or of other shapes.
+        OSError, ValueError: As `from_pretrained` does.
     """
-    model, found = model_class.from_pretrained(os.fspath(path), output_loading_info=True, **options)
     place = os.path.join(os.fspath(path), options["subfolder"]) if options.get("subfolder") else path
+    try:
+        model, found = model_class.from_pretrained(os.fspath(path), output_loading_info=True, **options)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the weights in {place} are not readable by {model_class.__name__}: {reason}") from error
     problems = []
     for kind, words in (("missing_keys", "lack {} of its tensors"), ("unexpected_keys", "hold {} others")):
         if names := sorted(name for name in found.get(kind, ()) if not name.startswith(tuple(unused))):

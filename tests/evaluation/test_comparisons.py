@@ -251,6 +251,18 @@ def test_a_whole_comparison_runs_from_yaml_and_skips_what_is_done(
             "plan.yaml: fdr_networks ['dinov2'] have no effect without heldout; name both",
         ),
         (
+            "tokenizers: {a: {autoencoder: x}}\nobject_points: 5",
+            "plan.yaml: object_points 5 have no effect without object_finder; name both",
+        ),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nobject_finder: y\nmeasures: [latents]",
+            "plan.yaml: object_finder y has no effect without the measure probing",
+        ),
+        (
+            "tokenizers: {a: {autoencoder: x}}\nobject_finder: /nowhere/y",
+            "plan.yaml: cannot load a segmentation model from /nowhere/y",
+        ),
+        (
             "tokenizers: {a: {autoencoder: x}}\nheldout: y\nfdr_networks: [vgg]",
             "plan.yaml: --fdr_networks ['vgg'] must be some of inception, efficientnet-lite0",
         ),

@@ -204,6 +204,13 @@ def test_objects_that_a_segmenter_finds_are_set_against_what_is_outside(
         assert one["value"] == pytest.approx(other["value"], abs=1e-6) and -2 < one["value"] < 2
         assert one["samples"] == other["samples"] <= 30 and one["extractor"]["name"] == "sam2"
     assert "extractor" not in figures[0]["LDS, tokens 8x8"]
+    # Another grid of points finds other objects.
+    assert evaluate(*arguments[:-1], "3", "--output", tmp_path / "more") == 0
+    compared = [f"{name}={tmp_path / name}" for name in ("4", "30", "more")]
+    assert evaluate("compare", "--results", *compared, "--output", tmp_path / "compared") == 0
+    rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())["rows"]
+    sides = {frozenset(row["values"]) for row in rows if row["name"] == "SRSS, tokens 8x8"}
+    assert sides == {frozenset({"4", "30"}), frozenset({"more"})}
     assert evaluate("report", "--results", tmp_path / "4", "--output", tmp_path / "report.html") == 0
     assert "SRSS, tokens 8x8" in (tmp_path / "report.html").read_text()
 

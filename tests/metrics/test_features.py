@@ -15,8 +15,11 @@ from transformers import (
     Dinov2Model,
     SiglipConfig,
     SiglipModel,
+    ViTConfig,
     ViTMAEConfig,
     ViTMAEForPreTraining,
+    ViTMAEModel,
+    ViTModel,
 )
 
 from tcae_diffusers.errors import InputError
@@ -24,7 +27,7 @@ from tcae_diffusers.metrics.features import EXTRACTORS, FeatureNetwork
 from tcae_diffusers.metrics.names import metric_name
 from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES, IMAGE_ENCODERS
 from tcae_diffusers.models.efficientnet_lite_variants import EFFICIENTNET_LITES, EfficientNetLiteName
-from tcae_diffusers.models.image_encoders import ENCODERS
+from tcae_diffusers.models.image_encoders import ENCODERS, convnext_name, encoder_name
 
 
 def images(size):
@@ -79,7 +82,13 @@ def test_dinov2_sees_224_pixels_and_gives_its_model_to_the_name_of_a_figure(tmp_
 PUBLISHED = {
     "mae": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "clip": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14},
-    "siglip2": {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 16},
+    "siglip2": {
+        "hidden_size": 1152,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 16,
+        "image_size": 256,
+    },
 }
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOKENS = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -87,7 +96,7 @@ TOKENS = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id"
 
 def convnext_classifier():
     config = ConvNextV2Config(hidden_sizes=[4, 8, 8, 12], depths=[1, 1, 1, 1], num_labels=3)
-    return ConvNextV2ForImageClassification(config), "convnextv2-4-8-8-12"
+    return ConvNextV2ForImageClassification(config), "convnextv2-4-8-8-12-depths-1-1-1-1"
 
 
 def mean_of_the_last_map(model, pixels):
@@ -113,7 +122,7 @@ def siglip():
     # Patches of another size than 224 pixels have: position embeddings are interpolated.
     vision = {**TINY, "image_size": 256, "patch_size": 32}
     config = SiglipConfig(text_config={**TINY, **TOKENS}, vision_config=vision)
-    return SiglipModel(config), "siglip2-vit-width16-depth2-patch32"
+    return SiglipModel(config), "siglip2-vit-width16-depth2-patch32-256px"
 
 
 def clip():
@@ -159,19 +168,46 @@ def test_encoders_are_read_from_the_checkpoints_that_are_published(tmp_path, ext
 
 
 def test_published_sizes_of_encoders_are_named():
-    from tcae_diffusers.models.dino import vit_name
-    from tcae_diffusers.models.image_encoders import convnext_name
-
-    assert vit_name("clip", CLIPConfig(vision_config=PUBLISHED["clip"]).vision_config) == "clip-vitl14"
-    assert vit_name("siglip2", SiglipConfig(vision_config=PUBLISHED["siglip2"]).vision_config) == "siglip2-vitso400m16"
-    assert vit_name("mae", ViTMAEConfig(**PUBLISHED["mae"])) == "mae-vitl16"
-    assert convnext_name(ConvNextV2Config(hidden_sizes=[128, 256, 512, 1024])) == "convnextv2-base"
+    assert encoder_name("clip", CLIPConfig(vision_config=PUBLISHED["clip"]).vision_config) == "clip-vitl14"
+    siglip_config = SiglipConfig(vision_config=PUBLISHED["siglip2"]).vision_config
+    assert encoder_name("siglip2", siglip_config) == "siglip2-vitso400m16-256px"
+    assert encoder_name("mae", ViTMAEConfig(**PUBLISHED["mae"])) == "mae-vitl16"
+    base = {"hidden_sizes": [128, 256, 512, 1024], "depths": [3, 3, 27, 3]}
+    assert convnext_name(ConvNextV2Config(**base)) == "convnextv2-base"
+    other = ConvNextV2Config(**{**base, "depths": [3, 3, 9, 3]})
+    assert convnext_name(other) == "convnextv2-128-256-512-1024-depths-3-3-9-3"
 
 
 def test_weights_of_something_else_are_refused(tmp_path):
-    Dinov2Model(Dinov2Config(**TINY)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"clip|CLIP"):
-        FeatureNetwork("clip", tmp_path)
+    """Also where tensors have the same names and shapes, as those of ViT and MAE."""
+    dino, mae, first = (tmp_path / name for name in ("dino", "mae", "first"))
+    ViTModel(ViTConfig(**TINY), add_pooling_layer=False).save_pretrained(dino)
+    ViTMAEModel(ViTMAEConfig(**TINY)).save_pretrained(mae)
+    words = {**TINY, **TOKENS, "vocab_size": 32_000}
+    SiglipModel(SiglipConfig(text_config=words, vision_config=TINY)).save_pretrained(first)
+    for extractor, folder, message in (
+        ("mae", dino, "dino holds a model of type 'vit'; expected vit_mae"),
+        ("dinov2", mae, "mae holds a model of type 'vit_mae'; expected vit or dinov2 or dinov2_with_registers"),
+        ("clip", first, "first holds a SigLIP 1; expected a SigLIP 2"),
+        ("siglip2", first, "first holds a SigLIP 1; expected a SigLIP 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            FeatureNetwork(extractor, folder)
+    weights = mae / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"mae are not readable by ViTMAEModel"):
+        FeatureNetwork("mae", mae)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_computed_with_in_full(tmp_path, dtype):
+    torch.manual_seed(0)
+    for extractor, model in (("convnextv2", convnext_classifier()[0]), ("dinov2", Dinov2Model(Dinov2Config(**TINY)))):
+        rounded, full = tmp_path / f"{extractor}-rounded", tmp_path / f"{extractor}-full"
+        model.to(dtype).save_pretrained(rounded)
+        model.float().save_pretrained(full)
+        of_both = [FeatureNetwork(extractor, folder)(images(40))["features"] for folder in (rounded, full)]
+        torch.testing.assert_close(*of_both, rtol=0, atol=0)
 
 
 def test_other_than_bytes_are_refused():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Sam2Model
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.object_finder import ObjectFinder
@@ -58,3 +59,17 @@ def test_weights_that_are_not_there_are_refused(segmenter, tmp_path):
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 of its tensors, such as mask_decoder\.iou_token\.weight"):
         ObjectFinder(broken)
+    weights["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"broken are not readable by AutoModelForMask"):
+        ObjectFinder(broken)
+
+
+def test_half_precision_is_not_computed_in(segmenter, tmp_path):
+    half = Sam2Model.from_pretrained(segmenter).half()
+    half.save_pretrained(tmp_path)
+    for path in segmenter.glob("*processor*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    finder = ObjectFinder(tmp_path, points=2)
+    assert next(finder._pipeline.model.parameters()).dtype == torch.float32
+    assert finder.describe()["points"] == 2
