@@ -203,7 +203,8 @@ def test_weights_are_left_out_only_where_it_is_said():
 
 def test_every_imagenet_preset_is_counted():
     folder = ROOT / "training" / "configs"
-    assert {file.stem for file in folder.glob("*imagenet*.yaml")} == set(training_cost.PRESETS)
+    files = {file.stem for pattern in ("*imagenet*", "tc_ae_*") for file in folder.glob(f"{pattern}.yaml")}
+    assert files == set(training_cost.PRESETS)
 
 
 @pytest.fixture(scope="module")

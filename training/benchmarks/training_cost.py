@@ -49,12 +49,15 @@ TOKENIZERS = (
     "tc_ae_f32c128_imagenet256_muon",
     "tc_ae_f32c128_imagenet256_muon_denoising",
     "tc_ae_f32c128_imagenet256_muon_nossl_aligned",
+    "tc_ae_f32c128_to512",
+    "tc_ae_f32c128_to1024",
 )
 # What comes after a tokenizer, and the preset of the autoencoder that it comes after.
 DECODERS = {
     "tc_ae_f32c128_imagenet256_decoder": "tc-ae-f32c128",
     "tc_ae_f32c128_imagenet256_decoder_noise": "tc-ae-f32c128",
     "tc_ae_f32c128_imagenet256_light_decoder": "tc-ae-f32c128",
+    "tc_ae_f32c128_decoder_head": "tc-ae-f32c128",
 }
 TRANSFORMERS = {"imagenet256_tc_dit_xl": "tc-ae-f32c128", "imagenet256_tc_dit_xl_irepa": "tc-ae-f32c128"}
 PRESETS = (*TOKENIZERS, *DECODERS, *TRANSFORMERS)
