@@ -49,10 +49,11 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     model, pipeline = tokenizer / "model", dit / "pipeline"
     sampling = ["--labels", "openmoji:train", "--num_images", str(num_samples), "--seed", str(seed)]
     sampling += ["--num_inference_steps", "25"]
-    guided = ["--pipeline", str(pipeline), "--guidance_scale", "3"]
-
-    def steps(count: int) -> str:
-        return str(max(2, round(count * scale)))
+    tokenizer_steps = max(2, round(TOKENIZER_STEPS * scale))
+    dit_steps = max(4, round(DIT_STEPS * scale))
+    # Autoguidance: away from what the DiT was after a quarter of its steps (docs/experiments.md).
+    weaker = dit / "pipelines" / f"step-{dit_steps // 4:08d}"
+    guided = ["--pipeline", str(pipeline), "--guidance_scale", "4", "--guidance_transformer", str(weaker)]
 
     def draw(name: str, title: str, *arguments: str) -> Stage:
         output = samples / name
@@ -63,7 +64,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
         Stage(
             "train the tokenizer: reconstruction and iBOT, jointly",
             "training.train_tcae",
-            ["--config", "openmoji32", "--output_dir", str(tokenizer), "--max_train_steps", steps(TOKENIZER_STEPS)]
+            ["--config", "openmoji32", "--output_dir", str(tokenizer), "--max_train_steps", str(tokenizer_steps)]
             + ["--seed", str(seed), "--resume", "latest"],
             model,
         ),
@@ -77,8 +78,8 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
             "train a DiT on the latents",
             "training.train_dit",
             ["--config", "openmoji32_dit", "--latents", str(latents), "--tokenizer", str(model)]
-            + ["--output_dir", str(dit), "--max_train_steps", steps(DIT_STEPS), "--seed", str(seed)]
-            + ["--resume", "latest"],
+            + ["--output_dir", str(dit), "--max_train_steps", str(dit_steps), "--pipeline_steps", str(dit_steps // 4)]
+            + ["--seed", str(seed), "--resume", "latest"],
             pipeline,
         ),
         Stage(
@@ -89,7 +90,11 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
             results / "reconstruction" / "reconstruction.json",
         ),
         draw("dit", "draw samples", *guided),
-        draw("untrained-dit", "sample from an untrained DiT, for comparison", *guided, "--baseline", "untrained"),
+        draw(
+            "untrained-dit",
+            "sample from an untrained DiT, for comparison",
+            *["--pipeline", str(pipeline), "--guidance_scale", "3", "--baseline", "untrained"],
+        ),
         draw(
             "class-mean",
             "make the mean image of each class, for comparison",

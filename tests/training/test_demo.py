@@ -32,8 +32,12 @@ def test_minutes_scale_the_training_steps_and_nothing_else(tmp_path):
         for x, y in zip(a.arguments, b.arguments, strict=True)
         if x != y
     ]
-    assert [module for module, _, _ in changed] == ["training.train_tcae", "training.train_dit"]
-    assert all(int(y) == 3 * int(x) for _, x, y in changed)
+    assert [module for module, _, _ in changed] == ["training.train_tcae", *2 * ["training.train_dit"], "evaluation"]
+    assert all(int(y[-8:]) == 3 * int(x[-8:]) for _, x, y in changed[:3])
+    # Samples are led away from what the DiT was after as many steps as its pipelines are saved.
+    (_, *saved), (_, *weaker) = changed[2:]
+    for steps, pipeline in zip(saved, weaker, strict=True):
+        assert pipeline.endswith(f"/dit/pipelines/step-{int(steps):08d}")
 
 
 class FakeCommands:
