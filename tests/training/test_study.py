@@ -166,6 +166,18 @@ def test_equal_compute_is_as_many_steps_as_cost_as_much(tmp_path):
     assert len(seeds) == 1
 
 
+def test_a_tokenizer_without_a_size_is_used_at_the_one_it_was_trained_at(tmp_path):
+    content = tiny_plan()
+    content["arms"]["larger"] = {"tokenizer": {**content["arms"]["plain"]["tokenizer"], "resolution": 64}}
+    plan = read_study_plan(write_plan(tmp_path / "study", content))
+    plain, larger = (Unit(plan, arm, 3, tmp_path, tmp_path / "work") for arm in ("plain", "larger"))
+    assert [unit.latents.resolution for unit in (plain, larger)] == [None, 64]
+    assert [yaml.safe_load(unit.write_comparison().read_text()).get("resolution") for unit in (plain, larger)] == [
+        None,
+        64,
+    ]
+
+
 def test_stages_note_what_they_cost_and_go_on_where_they_stopped(tmp_path, capsys):
     def fake(outcomes):
         def run(stage):

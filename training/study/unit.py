@@ -88,8 +88,14 @@ class Unit:
     @cached_property
     def latents(self) -> CacheArguments:
         """Arguments of cache_latents."""
-        options = {"data": self.plan.train, "write_statistics": True, **self.plan.latents}
+        options = {"data": self.plan.train, "write_statistics": True, **self._image_size, **self.plan.latents}
         return self._parse(CacheArguments, "latents", options, "tokenizer")
+
+    @property
+    def _image_size(self) -> dict[str, int]:
+        """What the tokenizer was trained at, if its options say so: its config may have no size."""
+        resolution = self.tokenizer.resolution
+        return {} if resolution is None else {"resolution": resolution}
 
     @cached_property
     def dit(self) -> DiTArguments:
@@ -172,7 +178,8 @@ class Unit:
             for steps in self.plan.measured_after
         }
         tokenizer = {"autoencoder": str(self.folder / "tokenizer" / "model"), "pipelines": pipelines}
-        plan = {"train": self.plan.train, **self.plan.measures, "test": self.plan.test, "seed": self.seed}
+        plan = {"train": self.plan.train, **self._image_size, **self.plan.measures}
+        plan |= {"test": self.plan.test, "seed": self.seed}
         path = self._config("measures")
         write_text(path, yaml.safe_dump({**plan, "tokenizers": {self.arm: tokenizer}}, sort_keys=False))
         return path
