@@ -153,7 +153,6 @@ def decoder_step_cost(arguments: DecoderArguments, batch: Batch | None = None) -
     with META, without_pretrained_weights():
         autoencoder = build_autoencoder(arguments.autoencoder)
         resolve_sizes(arguments, autoencoder)
-        teacher = autoencoder.eval().requires_grad_(False) if arguments.distillation_weight else None
         if arguments.new_decoder:
             autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
         tokenizer = FrozenEncoderTokenizer(autoencoder, arguments.latent_noise).train()
@@ -169,15 +168,11 @@ def decoder_step_cost(arguments: DecoderArguments, batch: Batch | None = None) -
     unused = cast(Any, None)
     training = DecoderTraining(
         counted_run(arguments, len(batch["pixel_values"])), arguments, autoencoder, side, unused, losses, adversary,
-        unused, unused, "", teacher,
+        unused, unused, "",
     )  # fmt: skip
     macs = MacsByPart(OTHER)
     watch_autoencoder(macs, autoencoder)
     watch_losses(macs, losses, adversary)
-    if teacher is not None:
-        for name in adapt(teacher).decoder_parts:
-            if hasattr(teacher, name):
-                macs.watch(getattr(teacher, name), TEACHER)
     return count_step(macs, training, batch)
 
 

@@ -62,12 +62,6 @@ class DecoderArguments(GeneratedLatentArguments):
         'config, in JSON: {"decoder_hidden_size": 384, "decoder_num_layers": [2, 4]}. If unset, the decoder of '
         "--autoencoder is fine-tuned.",
     )
-    distillation_weight: float = option(
-        0.0,
-        "Weight of a second reconstruction loss, to what the decoder of --autoencoder makes of the same latents, for "
-        "--new_decoder; 0 trains without it.",
-        at_least=0,
-    )
     latent_noise: float = option(
         0.0,
         "Standard deviation of the noise added to the latents, so that imperfect samples decode well: each image "
@@ -79,5 +73,4 @@ class DecoderArguments(GeneratedLatentArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         has_new = bool(self.new_decoder)
-        self._require_default("distillation_weight", unless=has_new, omitted="without --new_decoder")
         self._require_default("trained_layers", unless=not has_new, omitted="with --new_decoder")

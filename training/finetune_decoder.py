@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
 from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
-from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
 from tcae_diffusers.trainer.averages import trained_parameters
@@ -55,30 +53,16 @@ from tcae_diffusers.training.heldout_latents import draw_heldout_latents
 
 
 @dataclass
-class DecoderPass(Pass):
-    """
-    A forward pass, with what was decoded.
-
-    Args:
-        latents (`torch.Tensor` of shape `(B, c, h, w)`): Of the images, with their noise.
-    """
-
-    latents: torch.Tensor
-
-
-@dataclass
-class DecoderTraining(ReconstructionTraining[DecoderPass]):
+class DecoderTraining(ReconstructionTraining[Pass]):
     """
     A decoder behind the encoder that it was given.
 
     Args:
         encoder_sha256: Of everything but the decoder, as it was given.
-        teacher: The autoencoder as it was given, whose decoder a new one is distilled from; `None` without that.
     """
 
     arguments: DecoderArguments
     encoder_sha256: str
-    teacher: ModelMixin | None
 
     def describe(self) -> dict[str, Any]:
         """The run in words; one without a perceptual or adversarial loss says so."""
@@ -86,8 +70,6 @@ class DecoderTraining(ReconstructionTraining[DecoderPass]):
         adversarial = f" + {adversary.describe(self.arguments)}" if adversary else ", without an adversarial loss"
         losses = self.reconstruction_loss.description
         part = "decoder's head" if self.arguments.trained_layers == "head" else "decoder"
-        if self.teacher is not None:
-            losses += f" + {self.arguments.distillation_weight:g} * (the same to the images of the given decoder)"
         parameters = self.autoencoder.num_parameters(only_trainable=True)
         macs = autoencoder_cost(self.autoencoder, side, side).decode_macs
         return self.describe_run(
@@ -105,23 +87,11 @@ class DecoderTraining(ReconstructionTraining[DecoderPass]):
             warn_of_noise_without_unit(self.autoencoder, self.arguments.latent_noise, images)
         return super().backward(batches, step, micro_step)
 
-    def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> DecoderPass:
+    def forward(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
         """Its generators have drawn the latent noise."""
         images = to_signed(batch["pixel_values"], self.run.accelerator.device)
         generators = self.run.generators(step, micro_step, len(images))
-        sample, latents = self.side.model(images, generators)
-        return DecoderPass(images, sample, generators, latents)
-
-    def compute_loss(self, seen: DecoderPass, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """With the distance to the images of the given decoder, if a new one is distilled from it."""
-        loss, metrics = super().compute_loss(seen, step)
-        if self.teacher is None:
-            return loss, metrics
-        with torch.no_grad(), self.run.accelerator.autocast():
-            target = adapt(self.teacher).decode(seen.latents).float()
-        distillation = self.reconstruction_loss(seen.sample, target).loss
-        loss = loss + self.arguments.distillation_weight * distillation
-        return loss, {**metrics, "train/loss": loss, "train/loss_distillation": distillation}
+        return Pass(images, self.side.model(images, generators), generators)
 
     def save(self) -> str:
         """
@@ -154,11 +124,6 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     require_weights(arguments.autoencoder, "a decoder is trained for the latents of a trained encoder")
     encoder_sha256 = frozen_fingerprint(autoencoder)
     identity = {"encoder": encoder_sha256}
-    teacher = None
-    if arguments.distillation_weight:
-        teacher = autoencoder.to(accelerator.device).eval().requires_grad_(False)
-        distilled = model_fingerprint(teacher)["weights_sha256"]
-        identity["distillation"] = f"{arguments.distillation_weight:g} from {distilled}"
     if arguments.new_decoder:
         autoencoder = with_new_decoder(autoencoder, arguments.new_decoder)
     resolve_sizes(arguments, autoencoder)
@@ -195,7 +160,6 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
         dataset,
         preview,
         encoder_sha256,
-        teacher,
     )
 
 

@@ -80,12 +80,6 @@ _LEARNING = (
         "false texture that pixels hardly show.",
     ),
     Chart(
-        "Distillation loss",
-        {"train/loss_distillation": "weighted sum"},
-        "Reconstruction loss between the images of a new decoder and those of the decoder that it is distilled from, "
-        "for the same latents and without its weight.",
-    ),
-    Chart(
         "KL divergence",
         {"train/loss_kl": "KL"},
         "How far the encoder's distribution is from a standard normal one, per pixel value and without its weight. It "

@@ -50,24 +50,21 @@ class FrozenEncoderTokenizer(nn.Module):
                 module.eval()
         return self
 
-    def forward(
-        self, pixel_values: torch.Tensor, generators: list[torch.Generator] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor, generators: list[torch.Generator] | None = None) -> torch.Tensor:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [-1, 1].
             generators (`list[torch.Generator]`, *optional*): One per image, for the noise; none is added without.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: reconstructions `(B, 3, H, W)` in about [-1, 1], and the latents
-            `(B, c, h, w)` that were decoded, with their noise.
+            `torch.Tensor`: Reconstructions `(B, 3, H, W)` in about [-1, 1].
         """
         with torch.no_grad():
             latent = adapt(self.autoencoder).encode(pixel_values)
             if self.noise and generators is not None:
                 deviation, noise = draw_noise(latent, generators, self._deviation)
                 latent = latent + (deviation * noise).to(latent.dtype)
-        return adapt(self.autoencoder).decode(latent), latent
+        return adapt(self.autoencoder).decode(latent)
 
     def _deviation(self, generator: torch.Generator) -> torch.Tensor:
         return self.noise * torch.randn((), generator=generator).abs()

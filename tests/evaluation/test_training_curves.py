@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     adversary = {"adversarial_start_step": 0, "discriminator_start_step": 0}
     online = {"gfd_steps": 2, "gfd_samples": 8, "gfd_reference": images, "direction_weight": 1.0}
     dit = latent_commands.train(folder / "dit", **short, **online)
-    decoder = {**tokenizer_commands.NEW_DECODER, "distillation_weight": 0.5, **heldout, "perceptual": "none"}
+    decoder = {**tokenizer_commands.NEW_DECODER, **heldout, "perceptual": "none"}
     decoder |= {"autoencoder": latent_commands.calibrated()[0], "heldout_pipeline": dit / "pipeline"}
     decoder |= {"heldout_images": 9, "heldout_samples": 8, "heldout_num_inference_steps": 1}
     return {

@@ -159,7 +159,7 @@ def test_accumulated_batches_cost_what_weighing_all_of_them_takes(options, real_
         {"discriminator": "patchgan"},
         {"discriminator": "efficientnet-lite0"},
         {"discriminator": "none"},
-        {"discriminator": "none", "distillation_weight": 0.5, "new_decoder": json.dumps({"decoder_hidden_size": 16})},
+        {"discriminator": "none", "new_decoder": json.dumps({"decoder_hidden_size": 16})},
     ],
 )
 def test_parts_of_a_decoder_step_sum_to_a_real_step(options, real_step):
@@ -171,7 +171,6 @@ def test_parts_of_a_decoder_step_sum_to_a_real_step(options, real_step):
     cost = count_steps.decoder_step_cost(arguments, batch)
     assert cost.total == pytest.approx(measured, rel=1e-6)
     assert step_cost.VIEWS not in cost.backward and step_cost.OTHER not in cost.forward
-    assert (step_cost.TEACHER in cost.forward) == ("distillation_weight" in options)
     assert (step_cost.DISCRIMINATOR in cost.forward) == (options["discriminator"] != "none")
 
 
