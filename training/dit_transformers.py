@@ -134,7 +134,7 @@ def load_transformer_weights(
         raise InputError(f"{option} is neither a transformer nor a pipeline: no {folder / 'config.json'}")
     try:
         trained = load_whole_model(folder, dtype=transformer.dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{option}: cannot load {folder}: {error}") from error
     ours, theirs = transformer.state_dict(), trained.state_dict()
     for name in [*ours, *(name for name in theirs if name not in ours)]:

@@ -32,7 +32,7 @@ def local_weights(commands: Mapping[str, Any]) -> dict[str, str]:
         f"{command}.{entry.name}": getattr(arguments, entry.name)
         for command, arguments in commands.items()
         for entry in fields(arguments)
-        if entry.name == "autoencoder" or entry.name.endswith(("_weights", "_weights_path"))
+        if entry.name in ("autoencoder", "object_finder") or entry.name.endswith(("_weights", "_weights_path"))
     }
     return {name: str(path) for name, path in given.items() if path and Path(path).exists()}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, option
+from tcae_diffusers.metrics.settings import OBJECT_POINTS
 
 from .groups import Content, MachineArguments, MeasuredSizeArguments
 
@@ -30,7 +31,7 @@ class ProbeArguments(Arguments):
         metavar="PATH",
     )
     object_points: int = option(
-        32,
+        OBJECT_POINTS,
         "Points along each side of an image at which --object_finder looks for an object.",
         needs="object_finder",
         at_least=1,
@@ -52,7 +53,8 @@ class ProbingArguments(MeasuredSizeArguments, ProbeArguments, MachineArguments):
 
     The spatial structure of tokens and latent, which a probe of their average cannot see, is measured too: how similar
     near and distant positions are (LDS), how fast similarity falls with distance (CDS), how far tokens differ (RMSC),
-    and with --object_finder how much more similar positions are within an object than across its border (SRSS).
+    and with --object_finder how much more similar positions of an object are to near ones of it than to distant ones
+    outside (SRSS).
     """
 
     content: ClassVar[Mapping[str, Content]] = {

@@ -11,7 +11,7 @@ import yaml
 
 from tcae_diffusers.arguments import read_fields, read_yaml
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.metrics.settings import EXTRACTOR_NAMES
+from tcae_diffusers.metrics.settings import EXTRACTOR_NAMES, OBJECT_POINTS
 from tcae_diffusers.models.adapters import load_autoencoder
 from tcae_diffusers.models.fingerprint import TokenizerFingerprint
 from tcae_diffusers.models.object_finder import ObjectFinder
@@ -85,7 +85,7 @@ class ComparisonPlan:
     seed: int = 0
     epochs: int = 50
     object_finder: str | None = None
-    object_points: int = 32
+    object_points: int = OBJECT_POINTS
     num_images: int = 50_000
     num_inference_steps: int = 50
     guidance_scale: float | None = None
@@ -150,7 +150,7 @@ class ComparisonPlan:
         if self.device is not None:
             usable_device(self.device)
         if self.object_finder is not None:
-            ObjectFinder(self.object_finder)
+            ObjectFinder(self.object_finder, "cpu", self.object_points)
         # Samples are not measured without one.
         networks = EXTRACTOR_NAMES if "generation" in self.measures else (*EXTRACTOR_NAMES, "none")
         if self.extractor not in networks:
@@ -206,7 +206,7 @@ def read_plan(path: str | Path) -> ComparisonPlan:
         raise InputError(f"{path}: {problem}; expected one of {', '.join(MEASURES)}")
     if plan.fdr_networks and plan.heldout is None:
         raise InputError(f"{path}: fdr_networks {plan.fdr_networks} have no effect without heldout; name both")
-    if plan.object_finder is None and plan.object_points != ComparisonPlan.object_points:
+    if plan.object_finder is None and plan.object_points != OBJECT_POINTS:
         raise InputError(f"{path}: object_points {plan.object_points} have no effect without object_finder; name both")
     if plan.object_finder is not None and "probing" not in plan.measures:
         raise InputError(f"{path}: object_finder {plan.object_finder} has no effect without the measure probing")

@@ -134,8 +134,8 @@ class FeatureNetwork:
 
     Args:
         extractor (`str`): A key of [`EXTRACTORS`].
-        weights_path (`str` or `Path`, *optional*): File (Inception: torch-fidelity's `.pth`) or folder (DINOv2) with
-        weights. device (`str`): Where it runs.
+        weights_path (`str` or `Path`, *optional*): File (Inception: torch-fidelity's `.pth`) or folder (networks of
+        transformers) with weights. device (`str`): Where it runs.
 
     Attributes:
         name (`str`): Of the network for figures: `extractor`, or for networks of transformers the model, such as

@@ -8,11 +8,9 @@ import torch
 
 from ..errors import InputError
 from .frozen_network import loads_pretrained_weights
-from .vision_network import VisionNetwork, require_model_type
+from .vision_network import VisionNetwork, require_model_type, vit_name
 from .whole_weights import load_whole
 
-# (width, layers) of the published models.
-_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1152, 27): "so400m", (1280, 32): "h", (1536, 40): "g"}
 # Of those that are used where nothing else is said (arXiv 2104.14294, 2304.07193): no config need be downloaded to
 # count what they cost.
 PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
@@ -35,17 +33,6 @@ PUBLISHED_SHAPES: dict[str, dict[str, Any]] = {
 }
 MODEL_TYPES = ("vit", "dinov2", "dinov2_with_registers")
 _FAMILIES = {"vit": "dino", "dinov2_with_registers": "dinov2"}
-
-
-def vit_name(family: str, config: Any) -> str:
-    """
-    Name of a vision transformer of `family` that a transformers config describes, such as `clip-vitl14`; other sizes
-    than the published ones are spelled out.
-    """
-    size = _SIZES.get((config.hidden_size, config.num_hidden_layers))
-    if size is None:
-        size = f"-width{config.hidden_size}-depth{config.num_hidden_layers}-patch"
-    return f"{family}-vit{size}{config.patch_size}"
 
 
 def model_name(config: Any) -> str:

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .dino import vit_name
-from .vision_network import IMAGENET_MEAN, IMAGENET_STD, Statistics, VisionNetwork, require_model_type
+from ..errors import InputError
+from .vision_network import IMAGENET_MEAN, IMAGENET_STD, Statistics, VisionNetwork, require_model_type, vit_name
 from .whole_weights import load_whole
 
 RESOLUTION = 224
-# Width of the first stage and blocks of the third of the published models (arXiv 2301.00808); widths double with each
-# stage, and the other stages have a third of the blocks.
+# Width of the first stage, which every stage doubles, and blocks of all, of the published models (arXiv 2301.00808).
 _CONVNEXT_SIZES = {
-    (40, 6): "atto",
-    (48, 6): "femto",
-    (64, 6): "pico",
-    (80, 8): "nano",
-    (96, 9): "tiny",
-    (128, 27): "base",
-    (192, 27): "large",
-    (352, 27): "huge",
+    (40, (2, 2, 6, 2)): "atto",
+    (48, (2, 2, 6, 2)): "femto",
+    (64, (2, 2, 6, 2)): "pico",
+    (80, (2, 2, 8, 2)): "nano",
+    (96, (3, 3, 9, 3)): "tiny",
+    (128, (3, 3, 27, 3)): "base",
+    (192, (3, 3, 27, 3)): "large",
+    (352, (3, 3, 27, 3)): "huge",
 }
+# SigLIP 1 has the class of SigLIP 2 of fixed size; they differ in the vocabulary of their texts.
+_SIGLIP1_WORDS = 32_000
 
 
-def convnext_name(config: Any) -> str:
+def convnext_name(family: str, config: Any) -> str:
     """Of a config, such as `convnextv2-base`; other sizes than the published ones are spelled out."""
-    size = _CONVNEXT_SIZES.get((config.hidden_sizes[0], config.depths[2]))
-    return f"convnextv2-{size or f'{_listed(config.hidden_sizes)}-depths-{_listed(config.depths)}'}"
+    size = _CONVNEXT_SIZES.get((config.hidden_sizes[0], tuple(config.depths)))
+    widths, depths = ("-".join(map(str, numbers)) for numbers in (config.hidden_sizes, config.depths))
+    return f"{family}-{size or f'{widths}-depths-{depths}'}"
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return "-".join(map(str, numbers))
-
-
-def encoder_name(encoder: str, config: Any) -> str:
-    """Of a vision transformer, such as `clip-vitl14`, with the side of its images where that is not 224 pixels."""
+def sized_vit_name(family: str, config: Any) -> str:
+    """[`vit_name`], with the side of the images that it was trained on where that is not 224 pixels."""
     pixels = "" if config.image_size == RESOLUTION else f"-{config.image_size}px"
-    return vit_name(encoder, config) + pixels
+    return vit_name(family, config) + pixels
 
 
 def _last_map(network: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -71,6 +69,8 @@ class Encoder:
         features (`Callable`): Network and normalised images `(B, 3, 224, 224)` to `(B, D)`.
         unused (`Sequence[str]`): Beginnings of the names of weights that a checkpoint holds besides.
         mean, std (`tuple`): Of the images that it was trained on.
+        name (`Callable`): Key of [`ENCODERS`] and config to the name of the network.
+        options (`Mapping`): That replace entries of the config.
     """
 
     model_class: str
@@ -80,15 +80,29 @@ class Encoder:
     unused: Sequence[str]
     mean: Statistics = IMAGENET_MEAN
     std: Statistics = IMAGENET_STD
+    name: Callable[[str, Any], str] = sized_vit_name
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 # The networks, their features and the 224 pixels are those of the authors of FDr (arXiv 2604.28190 and its code), but
 # for CLIP, for which they pad images of 256 pixels. Mean and deviation are those of the weights' authors.
 ENCODERS: dict[str, Encoder] = {
     "convnextv2": Encoder(
-        "ConvNextV2Model", ("convnextv2",), "facebook/convnextv2-base-22k-224", _last_map, ("classifier.",)
+        "ConvNextV2Model",
+        ("convnextv2",),
+        "facebook/convnextv2-base-22k-224",
+        _last_map,
+        ("classifier.",),
+        name=convnext_name,
     ),
-    "mae": Encoder("ViTMAEModel", ("vit_mae",), "facebook/vit-mae-large", _class_token, ("decoder.",)),
+    "mae": Encoder(
+        "ViTMAEModel",
+        ("vit_mae",),
+        "facebook/vit-mae-large",
+        _class_token,
+        ("decoder.",),
+        options={"mask_ratio": 0.0},
+    ),
     "siglip2": Encoder(
         "SiglipVisionModel",
         ("siglip", "siglip_vision_model"),
@@ -132,19 +146,18 @@ class ImageEncoder(VisionNetwork):
         def load(path: str) -> Any:
             import transformers
 
-            require_model_type(path, described.model_types)
+            config = require_model_type(path, described.model_types)
+            if encoder == "siglip2" and config.get("text_config", {}).get("vocab_size", 0) == _SIGLIP1_WORDS:
+                raise InputError(f"{path} holds a SigLIP 1; expected a SigLIP 2")
             model_class = getattr(transformers, described.model_class)
-            return load_whole(model_class, path, unused=described.unused, dtype=torch.float32)
+            return load_whole(model_class, path, described.unused, dtype=torch.float32, **described.options)
 
         weights = pretrained_model_name_or_path or described.weights
         super().__init__(load, encoder, weights, RESOLUTION, "bicubic", described.mean, described.std)
         self._features = described.features
-        if encoder == "convnextv2":
-            self.name, self.dimensions = convnext_name(self.config), int(self.config.hidden_sizes[-1])
-        else:
-            self.name, self.dimensions = encoder_name(encoder, self.config), int(self.config.hidden_size)
-        if encoder == "mae":
-            self.config.mask_ratio = 0.0
+        self.name = described.name(encoder, self.config)
+        widths = getattr(self.config, "hidden_sizes", None)
+        self.dimensions = int(widths[-1] if widths else self.config.hidden_size)
         self.freeze()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

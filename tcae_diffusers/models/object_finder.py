@@ -13,8 +13,6 @@ from ..errors import InputError
 from ..files import sha256_of_tensors
 from .whole_weights import load_whole
 
-DEFAULT_POINTS = 32
-
 
 class ObjectFinder:
     """
@@ -24,7 +22,7 @@ class ObjectFinder:
         pretrained_model_name_or_path (`str` or `Path`): A folder of transformers' format, or a Hub name to download,
             such as `facebook/sam2.1-hiera-tiny`.
         device (`str`): Where it runs.
-        points (`int`, defaults to 32): Points along each side of an image, the default of the models' authors.
+        points (`int`): Points along each side of an image.
 
     Attributes:
         name (`str`): Its type in transformers, such as `sam2`. weights_sha256 (`str`): Identifies its weights.
@@ -33,20 +31,13 @@ class ObjectFinder:
         InputError: No such model in the folder, and no download; or weights that are not all of the model's.
     """
 
-    def __init__(
-        self,
-        pretrained_model_name_or_path: str | Path,
-        device: str | torch.device = "cpu",
-        points: int = DEFAULT_POINTS,
-    ):
+    def __init__(self, pretrained_model_name_or_path: str | Path, device: str | torch.device, points: int):
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration, pipeline
 
         name = str(pretrained_model_name_or_path)
         try:
-            model, processor = (
-                load_whole(AutoModelForMaskGeneration, name, dtype=torch.float32),
-                AutoImageProcessor.from_pretrained(name),
-            )
+            model = load_whole(AutoModelForMaskGeneration, name, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(name)
         except InputError:
             raise
         except (OSError, ValueError) as error:
@@ -65,7 +56,7 @@ class ObjectFinder:
         masks = self._pipeline(to_pil_image(image), points_per_crop=self.points)["masks"]
         return np.stack([np.asarray(mask) for mask in masks]) if len(masks) else np.zeros((0, *image.shape[1:]), bool)
 
-    def one_of_each(self, images: torch.Tensor, numbers: range, seed: int = 0) -> torch.Tensor:
+    def one_of_each(self, images: torch.Tensor, numbers: range) -> torch.Tensor:
         """
         An object of each image, drawn at random: bool `(B, H, W)`, nowhere true where there is none.
 
@@ -76,7 +67,7 @@ class ObjectFinder:
         chosen = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         for place, (image, number) in enumerate(zip(images, numbers, strict=True)):
             if len(masks := self(image)):
-                chosen[place] = torch.from_numpy(masks[np.random.default_rng([seed, number]).integers(len(masks))])
+                chosen[place] = torch.from_numpy(masks[np.random.default_rng(number).integers(len(masks))])
         return chosen
 
     def describe(self) -> dict[str, object]:

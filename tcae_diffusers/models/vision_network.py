@@ -15,12 +15,27 @@ from .frozen_network import FrozenNetwork
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Statistics = tuple[float, float, float]
-_SIGLIP1_WORDS = 32_000
+# (width, layers) of the published vision transformers.
+_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1152, 27): "so400m", (1280, 32): "h", (1536, 40): "g"}
 
 
-def require_model_type(path: str, known: Sequence[str]) -> None:
+def vit_name(family: str, config: Any) -> str:
+    """
+    Name of a vision transformer of `family` that a transformers config describes, such as `clip-vitl14`; other sizes
+    than the published ones are spelled out.
+    """
+    size = _SIZES.get((config.hidden_size, config.num_hidden_layers))
+    if size is None:
+        size = f"-width{config.hidden_size}-depth{config.num_hidden_layers}-patch"
+    return f"{family}-vit{size}{config.patch_size}"
+
+
+def require_model_type(path: str, known: Sequence[str]) -> dict[str, Any]:
     """
     Transformers loads whatever has tensors of the same names: a DINO as an MAE, and reverse.
+
+    Returns:
+        `dict`: The config as it is stored.
 
     Raises:
         OSError: There is no config.
@@ -30,12 +45,10 @@ def require_model_type(path: str, known: Sequence[str]) -> None:
 
     config, _ = PretrainedConfig.get_config_dict(path)
     found = config.get("model_type")
-    # SigLIP 1 has the class of SigLIP 2 of fixed size; they differ in the vocabulary of their texts.
-    if found == "siglip" and config.get("text_config", {}).get("vocab_size", _SIGLIP1_WORDS) == _SIGLIP1_WORDS:
-        raise InputError(f"{path} holds a SigLIP 1; expected a SigLIP 2")
     # Without a config, loading says what is missing.
     if found is not None and found not in known:
         raise InputError(f"{path} holds a model of type {found!r}; expected {' or '.join(known)}")
+    return config
 
 
 class VisionNetwork(FrozenNetwork):

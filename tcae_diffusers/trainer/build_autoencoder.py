@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
 
 from ..data.images.image_size_arguments import ImageSizeArguments
 from ..data.images.sources import drawing_resolution
@@ -88,7 +87,7 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
     except InputError as error:
         remedy = f" (--autoencoder_overrides {json.dumps(overrides)} may be why)" if overrides else ""
         raise InputError(f"{option}: {error}{remedy}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{option}: its weights cannot be loaded: {error}") from error
 
 

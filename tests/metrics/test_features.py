@@ -27,7 +27,7 @@ from tcae_diffusers.metrics.features import EXTRACTORS, FeatureNetwork
 from tcae_diffusers.metrics.names import metric_name
 from tcae_diffusers.metrics.settings import EFFICIENTNET_LITE0, EXTRACTOR_NAMES, IMAGE_ENCODERS
 from tcae_diffusers.models.efficientnet_lite_variants import EFFICIENTNET_LITES, EfficientNetLiteName
-from tcae_diffusers.models.image_encoders import ENCODERS, convnext_name, encoder_name
+from tcae_diffusers.models.image_encoders import ENCODERS, convnext_name, sized_vit_name
 
 
 def images(size):
@@ -168,14 +168,14 @@ def test_encoders_are_read_from_the_checkpoints_that_are_published(tmp_path, ext
 
 
 def test_published_sizes_of_encoders_are_named():
-    assert encoder_name("clip", CLIPConfig(vision_config=PUBLISHED["clip"]).vision_config) == "clip-vitl14"
+    assert sized_vit_name("clip", CLIPConfig(vision_config=PUBLISHED["clip"]).vision_config) == "clip-vitl14"
     siglip_config = SiglipConfig(vision_config=PUBLISHED["siglip2"]).vision_config
-    assert encoder_name("siglip2", siglip_config) == "siglip2-vitso400m16-256px"
-    assert encoder_name("mae", ViTMAEConfig(**PUBLISHED["mae"])) == "mae-vitl16"
+    assert sized_vit_name("siglip2", siglip_config) == "siglip2-vitso400m16-256px"
+    assert sized_vit_name("mae", ViTMAEConfig(**PUBLISHED["mae"])) == "mae-vitl16"
     base = {"hidden_sizes": [128, 256, 512, 1024], "depths": [3, 3, 27, 3]}
-    assert convnext_name(ConvNextV2Config(**base)) == "convnextv2-base"
+    assert convnext_name("convnextv2", ConvNextV2Config(**base)) == "convnextv2-base"
     other = ConvNextV2Config(**{**base, "depths": [3, 3, 9, 3]})
-    assert convnext_name(other) == "convnextv2-128-256-512-1024-depths-3-3-9-3"
+    assert convnext_name("convnextv2", other) == "convnextv2-128-256-512-1024-depths-3-3-9-3"
 
 
 def test_weights_of_something_else_are_refused(tmp_path):
@@ -188,7 +188,7 @@ def test_weights_of_something_else_are_refused(tmp_path):
     for extractor, folder, message in (
         ("mae", dino, "dino holds a model of type 'vit'; expected vit_mae"),
         ("dinov2", mae, "mae holds a model of type 'vit_mae'; expected vit or dinov2 or dinov2_with_registers"),
-        ("clip", first, "first holds a SigLIP 1; expected a SigLIP 2"),
+        ("clip", first, "first holds a model of type 'siglip'; expected clip or clip_vision_model"),
         ("siglip2", first, "first holds a SigLIP 1; expected a SigLIP 2"),
     ):
         with pytest.raises(InputError, match=message):

@@ -24,7 +24,7 @@ def images():
 
 
 def test_an_image_has_the_same_object_in_every_batch(segmenter, images):
-    finder = ObjectFinder(segmenter, points=4)
+    finder = ObjectFinder(segmenter, "cpu", 4)
     masks = finder(images[0])
     assert masks.dtype == bool and masks.shape[1:] == (32, 40) and 0 < masks.mean() < 1
     # Of several objects each image draws one.
@@ -41,7 +41,7 @@ def test_an_image_has_the_same_object_in_every_batch(segmenter, images):
 
 
 def test_where_nothing_is_found_the_mask_is_empty(segmenter, images):
-    finder = ObjectFinder(segmenter, points=2)
+    finder = ObjectFinder(segmenter, "cpu", 2)
     finder._pipeline._forward_params = {"pred_iou_thresh": 2.0}
     assert finder(images[0]).shape == (0, 32, 40)
     assert not finder.one_of_each(images[:2], range(2)).any()
@@ -49,7 +49,7 @@ def test_where_nothing_is_found_the_mask_is_empty(segmenter, images):
 
 def test_weights_that_are_not_there_are_refused(segmenter, tmp_path):
     with pytest.raises(InputError, match=r"cannot load a segmentation model from .*nowhere"):
-        ObjectFinder(tmp_path / "nowhere")
+        ObjectFinder(tmp_path / "nowhere", "cpu", 2)
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in segmenter.iterdir():
@@ -58,11 +58,11 @@ def test_weights_that_are_not_there_are_refused(segmenter, tmp_path):
     del weights["mask_decoder.iou_token.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 of its tensors, such as mask_decoder\.iou_token\.weight"):
-        ObjectFinder(broken)
+        ObjectFinder(broken, "cpu", 2)
     weights["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"broken are not readable by AutoModelForMask"):
-        ObjectFinder(broken)
+        ObjectFinder(broken, "cpu", 2)
 
 
 def test_half_precision_is_not_computed_in(segmenter, tmp_path):
@@ -70,6 +70,6 @@ def test_half_precision_is_not_computed_in(segmenter, tmp_path):
     half.save_pretrained(tmp_path)
     for path in segmenter.glob("*processor*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    finder = ObjectFinder(tmp_path, points=2)
+    finder = ObjectFinder(tmp_path, "cpu", 2)
     assert next(finder._pipeline.model.parameters()).dtype == torch.float32
     assert finder.describe()["points"] == 2

@@ -26,6 +26,7 @@ from tcae_diffusers.training.study.unit import Unit, tokenizer_macs
 from tcae_diffusers.training.study_arguments import StudyArguments
 
 from ..latent_commands import SMALL_DIT, home
+from ..tiny_segmenter import save_tiny_segmenter
 from ..tokenizer_commands import OPTIONS, TINY, trained_tokenizer
 
 DECIDED = ("heldout_steps", "heldout_images", "report_to", "checkpointing_steps", "autoencoder_overrides")
@@ -172,10 +173,8 @@ def test_a_tokenizer_without_a_size_is_used_at_the_one_it_was_trained_at(tmp_pat
     plan = read_study_plan(write_plan(tmp_path / "study", content))
     plain, larger = (Unit(plan, arm, 3, tmp_path, tmp_path / "work") for arm in ("plain", "larger"))
     assert [unit.latents.resolution for unit in (plain, larger)] == [None, 64]
-    assert [yaml.safe_load(unit.write_comparison().read_text()).get("resolution") for unit in (plain, larger)] == [
-        None,
-        64,
-    ]
+    compared = [yaml.safe_load(unit.write_comparison().read_text()) for unit in (plain, larger)]
+    assert "resolution" not in compared[0] and compared[1]["resolution"] == 64
 
 
 def test_stages_note_what_they_cost_and_go_on_where_they_stopped(tmp_path, capsys):
@@ -306,17 +305,20 @@ def test_weights_and_archives_count_by_their_content(tmp_path):
     content = tiny_plan()
     content["measures"]["reference"] = str(tmp_path / "reference.npz")
     content["tokenizer"]["autoencoder"] = str(tmp_path / "start")
+    content["measures"]["object_finder"] = str(save_tiny_segmenter(tmp_path / "segmenter"))
     plan = read_study_plan(write_plan(tmp_path / "study", content))
 
     def found():
         return Unit(plan, "plain", 3, tmp_path, tmp_path / "work").settings()["content"]
 
     first = found()
-    assert {"train", "measures.reference", "tokenizer.autoencoder"} <= set(first)
+    changing = {"measures.reference", "tokenizer.autoencoder", "measures.object_finder"}
+    assert {"train"} | changing <= set(first)
     np.savez(tmp_path / "reference.npz", arr_0=np.ones((4, 16, 16, 3), np.uint8))
     (tmp_path / "start" / "config.json").write_text((tmp_path / "start" / "config.json").read_text() + " ")
+    (tmp_path / "segmenter" / "another.txt").touch()
     second = found()
-    assert {name for name in first if first[name] != second[name]} == {"measures.reference", "tokenizer.autoencoder"}
+    assert {name for name in first if first[name] != second[name]} == changing
 
 
 def test_arms_and_seeds_are_chosen_by_name(tmp_path, capsys):
