@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def load_whole(model_class: Any, path: str | os.PathLike[str], unused: Sequence[
     try:
         model, found = model_class.from_pretrained(os.fspath(path), output_loading_info=True, **options)
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        # torch names every tensor of another shape; the first few tell as much.
+        reason = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise InputError(f"the weights in {place} are not readable by {model_class.__name__}: {reason}") from error
     problems = []
     for kind, words in (("missing_keys", "lack {} of its tensors"), ("unexpected_keys", "hold {} others")):
