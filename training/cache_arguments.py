@@ -22,8 +22,10 @@ class CacheFolderArguments(Arguments):
     verify: bool = option(False, "Read the finished cache back and compare every shard with its sha256.")
     write_statistics: bool | None = option(
         None,
-        "Write the mean and standard deviation of each latent channel into the saved tokenizer, so that its latents "
-        "have unit variance. If unset, only an AutoencoderTC without statistics gets them.",
+        "Write the mean and standard deviation of the latents into the saved tokenizer, so that its latents have unit "
+        "variance: those of each channel into an AutoencoderTC, and those of all channels together as scaling_factor "
+        "and shift_factor into the config of another class. If unset, only an AutoencoderTC without statistics gets "
+        "them.",
     )
     dataset_dir: str | None = option(
         None,

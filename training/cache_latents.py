@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,9 @@ def statistics_folder(arguments: CacheArguments, model: torch.nn.Module) -> Path
     folder = Path(arguments.tokenizer)
     folder = folder / "vae" if (folder / "model_index.json").is_file() else folder
     pipeline, problem = folder.absolute().parent, None
-    if not isinstance(model, AutoencoderTC):
-        problem = f"{type(model).__name__} in {folder} has no per-channel statistics; only AutoencoderTC does"
+    adapter = adapt(model)
+    if not (adapter.keeps_statistics or adapter.scaling_entries):
+        problem = f"{adapter.class_name} in {folder} has no per-channel statistics and no scaling_factor"
     elif not folder.is_dir():
         problem = f"{folder} is not a local folder; download the tokenizer and pass its folder"
     elif folder.name == "vae" and (pipeline / "model_index.json").is_file():
@@ -308,7 +310,8 @@ def open_writer(
         arguments.output_dir,
         num_samples=len(samples),
         latent_shape=latent_shape,
-        tokenizer=TokenizerFingerprint.of(model),
+        # Raw latents are the same, whatever pipelines scale them by.
+        tokenizer=replace(TokenizerFingerprint.of(model), scaling=None),
         id2label=dict(enumerate(source.classes)),
         data_fingerprint=source.fingerprint,
         transform=transform,
@@ -343,7 +346,6 @@ def finish(
         )
     if calibrated_folder is not None:
         write_statistics(cache, calibrated_folder)
-        logger.info(f"per-channel statistics written into {calibrated_folder}")
     elif difference := cache.difference_of_statistics(tokenizer):
         logger.warning(difference)
     if arguments.dataset_dir:

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from tcae_diffusers.data.distributed import rank_range
 from tcae_diffusers.data.images.image_sets import open_labelled_source
 from tcae_diffusers.data.sample_labels import label_sequence
-from tcae_diffusers.models.fingerprint import model_fingerprint
+from tcae_diffusers.models.model_fingerprint import model_fingerprint
 
 from ..arguments.generate import GenerateArguments
 from ..pictures.drawing import (

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..files import file_names
-from .fingerprint import model_fingerprint
+from .model_fingerprint import model_fingerprint
 
 logger = logging.get_logger(__name__)
 

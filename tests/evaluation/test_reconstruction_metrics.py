@@ -19,7 +19,7 @@ from tcae_diffusers.metrics.grouped_moments import StreamedFrechet
 from tcae_diffusers.metrics.image_measures.patch_grid import PatchGrid
 from tcae_diffusers.metrics.reconstruction import evaluate_reconstruction, reconstruct
 from tcae_diffusers.models.adapters import adapt
-from tcae_diffusers.models.fingerprint import model_fingerprint
+from tcae_diffusers.models.model_fingerprint import model_fingerprint
 
 from .conftest import TINY_AUTOENCODER, evaluate
 

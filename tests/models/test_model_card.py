@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.models import model_card
-from tcae_diffusers.models.fingerprint import model_fingerprint
 from tcae_diffusers.models.model_card import autoencoder_model_card
+from tcae_diffusers.models.model_fingerprint import model_fingerprint
 
 from ..pipelines.loopback_hub import COMMIT, LoopbackHub
 

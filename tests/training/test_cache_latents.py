@@ -11,7 +11,9 @@ from PIL import Image
 from tcae_diffusers import AutoencoderTC
 from tcae_diffusers.data.latents.cache import LatentCache
 from tcae_diffusers.data.latents.calibration import warn_of_latents_without_unit
-from tcae_diffusers.models.fingerprint import is_calibrated
+from tcae_diffusers.models.adapters import adapt, load_autoencoder
+from tcae_diffusers.models.adapters.adapter import SCALING_ENTRIES
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint, is_calibrated
 from tcae_diffusers.training import cache_latents
 
 from ..latent_commands import FOREIGN, TOKENIZER, cache, calibrated, home, run, train
@@ -172,6 +174,42 @@ def test_other_autoencoders_are_cached_without_statistics_and_without_a_word(tmp
     }
     run(cache_latents.main, **options)
     assert (tmp_path / "latents/manifest.json").exists() and "statistics" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderDC"])
+def test_other_autoencoders_get_one_scale_for_all_channels(tmp_path, name):
+    torch.manual_seed(0)
+    folder, latents = tmp_path / "autoencoder", tmp_path / "latents"
+    FOREIGN[name]().save_pretrained(folder)
+    first = load_autoencoder(folder)
+    options = {**FAST, "tokenizer": folder, "resolution": 16}
+    cache(latents, **options)
+    before = LatentCache(latents, expected_tokenizer=first).read(range(4))[0]
+    # The same cache: what it holds does not depend on a scale.
+    cache(latents, **options, write_statistics=True)
+    scaled = load_autoencoder(folder)
+    assert {**first.config, **dict.fromkeys(SCALING_ENTRIES)} == {**scaled.config, **dict.fromkeys(SCALING_ENTRIES)}
+    cached = LatentCache(latents, expected_tokenizer=scaled)
+    assert torch.equal(cached.read(range(4))[0], before)
+    everything = cached.read(range(len(cached)))[0].double()
+    scaling, shift = adapt(scaled).pipeline_scaling
+    assert scaling == pytest.approx(1 / float(everything.std(correction=0)), rel=1e-5)
+    assert shift == (pytest.approx(float(everything.mean()), rel=1e-4) if name == "AutoencoderKL" else 0.0)
+    fingerprints = [TokenizerFingerprint.of(model) for model in (first, scaled)]
+    assert fingerprints[0].difference(fingerprints[1]) is None
+    assert "scaling and shift factors" in fingerprints[0].difference_of_latents(fingerprints[1])
+    options = {"max_train_steps": 1, "checkpointing_steps": 1, "latents": latents, "tokenizer": folder}
+    train(tmp_path / "run", **options)
+    saved = load_autoencoder(tmp_path / "run" / "pipeline" / "vae")
+    assert adapt(saved).pipeline_scaling == (scaling, shift)
+
+
+def test_an_autoencoder_that_scales_its_latent_itself_is_left_alone(tmp_path, capsys):
+    torch.manual_seed(0)
+    FOREIGN["AutoencoderRAE"]().save_pretrained(tmp_path / "autoencoder")
+    options = {**FAST, "data": home() / "images", "tokenizer": tmp_path / "autoencoder"}
+    line = ends_in_one_line(capsys, cache_latents.main, "--write_statistics", **options, output_dir=tmp_path / "l")
+    assert "AutoencoderRAE" in line and "no per-channel statistics and no scaling_factor" in line
 
 
 def test_training_on_latents_without_unit_is_warned_of(tmp_path, tokenizer, caplog):

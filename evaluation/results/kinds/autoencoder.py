@@ -10,7 +10,7 @@ from torch import nn
 
 from tcae_diffusers.data.images.image_sets import ImageSet
 from tcae_diffusers.metrics.figure import Figure
-from tcae_diffusers.models.fingerprint import model_fingerprint
+from tcae_diffusers.models.model_fingerprint import model_fingerprint
 
 from ..figure_text import describe_figure
 from ..result import Result, as_figures

@@ -257,6 +257,11 @@ class LatentCache(torch.utils.data.Dataset):
         shift, scale = self._shift.flatten(), self._scale.flatten()
         return (self.latent_mean - shift) / scale, self.latent_std / scale
 
+    def overall_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of the raw latents over all channels and views, for models with one scale."""
+        mean, std = self.latent_mean.double(), self.latent_std.double()
+        return float(mean.mean()), float((std.square().mean() + mean.var(correction=0)).sqrt())
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -1,19 +1,22 @@
-"""Per-channel statistics of latents: written into the tokenizer that made them, and missed where there are none."""
+"""Statistics of latents: written into the tokenizer that made them, and missed where there are none."""
 
 import io
+import json
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from accelerate.logging import get_logger
 
-from ...files import write_atomically
+from ...files import write_atomically, write_json
 from ...models.adapters import adapt, load_autoencoder
 from ...models.fingerprint import STATISTICS_BUFFERS, is_calibrated
 from .cache import LatentCache
 from .format import LatentCacheError
 
 logger = get_logger(__name__)
+
+_CONFIG = "config.json"
 
 # Autoencoders with one scaling factor for all channels stay within; an encoder that nothing normalises seldom does.
 _FARTHEST_MEAN = 1.0
@@ -22,19 +25,55 @@ _DEVIATIONS = (0.5, 2.0)
 
 def write_statistics(cache: LatentCache, folder: Path) -> None:
     """
-    Put the cache's statistics into every weights file of the tokenizer saved in `folder` that holds such buffers (any
-    shard, variant or format), and load it to check that they take effect. Each file is replaced atomically.
+    Let latents of the tokenizer saved in `folder` have unit variance, and load it to check that they do. A model with
+    statistics per channel gets those of `cache` in every weights file that holds such buffers (any shard, variant or
+    format); another one gets one scaling factor for all channels in its config, and a shift factor where its class has
+    one. Each file is replaced atomically.
 
     Raises:
-        LatentCacheError: A channel never varies, or the tokenizer does not load with the statistics.
+        LatentCacheError: A channel never varies (with one scale: none does), or the tokenizer does not load with the
+            statistics.
         OSError: A file cannot be written.
     """
+    adapter = adapt(load_autoencoder(folder))
+    if adapter.keeps_statistics:
+        _write_per_channel(cache, folder)
+        logger.info(f"per-channel statistics written into {folder}")
+    else:
+        _write_scaling(cache, folder, adapter.scaling_entries)
+        logger.info(f"{' and '.join(adapter.scaling_entries)} written into {folder / _CONFIG}")
+
+
+def _write_scaling(cache: LatentCache, folder: Path, entries: tuple[str, ...]) -> None:
+    mean, std = cache.overall_moments()
+    if not std > 0:
+        raise _collapsed("all channels")
+    file, scaling = folder / _CONFIG, {"scaling_factor": 1.0 / std, "shift_factor": mean}
+    written = {name: scaling[name] for name in entries}
+    write_json(file, {**json.loads(file.read_text()), **written})
+    config = load_autoencoder(folder).config
+    if {name: config[name] for name in entries} != written:
+        raise _not_loaded(folder)
+
+
+def _collapsed(channels: str) -> LatentCacheError:
+    return LatentCacheError(
+        f"{channels} of the latent are constant, so the tokenizer has collapsed; train it longer, or pass "
+        "--write_statistics false to leave it without statistics"
+    )
+
+
+def _not_loaded(folder: Path) -> LatentCacheError:
+    return LatentCacheError(
+        f"the tokenizer in {folder} does not load with the statistics that were written into it; save it again "
+        "with save_pretrained() and run the same command again"
+    )
+
+
+def _write_per_channel(cache: LatentCache, folder: Path) -> None:
     dead = (cache.latent_std <= 0).nonzero().flatten().tolist()
     if dead:
-        raise LatentCacheError(
-            f"channels {dead} of the latent are constant, so the tokenizer has collapsed; train it longer, or pass "
-            "--write_statistics false to leave it without statistics"
-        )
+        raise _collapsed(f"channels {dead}")
     if _holds(folder, cache):
         return
     buffers = dict(zip(STATISTICS_BUFFERS, (cache.latent_mean, cache.latent_std), strict=True))
@@ -44,10 +83,7 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
         elif file.suffix == ".bin":
             _write_into_pickle(file, buffers)
     if not _holds(folder, cache):
-        raise LatentCacheError(
-            f"the tokenizer in {folder} does not load with the statistics that were written into it; save it again "
-            "with save_pretrained() and run the same command again"
-        )
+        raise _not_loaded(folder)
 
 
 def _holds(folder: Path, cache: LatentCache) -> bool:
@@ -81,9 +117,9 @@ def warn_of_latents_without_unit(cache: LatentCache) -> None:
     if mean > _FARTHEST_MEAN or low < _DEVIATIONS[0] or high > _DEVIATIONS[1]:
         logger.warning(
             f"the latents of {cache.path}, as used for training, have channel means of up to {mean:.3g} and standard "
-            f"deviations from {low:.3g} to {high:.3g}, but noise has 0 and 1. For an AutoencoderTC, run "
-            "cache_latents with --write_statistics; other autoencoders have a scaling_factor and a shift_factor in "
-            "their config"
+            f"deviations from {low:.3g} to {high:.3g}, but noise has 0 and 1. Run cache_latents with "
+            "--write_statistics, which sets the statistics of each channel of an AutoencoderTC and the scaling_factor "
+            "of others for all of them"
         )
 
 
@@ -107,7 +143,7 @@ def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float
         return
     remedy = "run cache_latents with it first, which writes its latent statistics"
     if calibrated is None:
-        remedy = "set the scaling_factor in its config.json so that they are near 1"
+        remedy = "run cache_latents with --write_statistics first, which sets the scaling_factor in its config.json"
     logger.warning(
         f"--latent_noise {latent_noise:g} is in units of the latent's standard deviation, but those of this "
         f"autoencoder's channels are {low:.3g} to {high:.3g}; {remedy}"

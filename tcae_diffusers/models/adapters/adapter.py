@@ -11,6 +11,8 @@ from torch import nn
 
 from ...errors import InputError
 
+# What configs of diffusers call the numbers by which pipelines scale a latent.
+SCALING_ENTRIES = ("scaling_factor", "shift_factor")
 # By the name of the autoencoder's class; subclasses of [`AutoencoderAdapter`] enter themselves.
 ADAPTERS: dict[str, type[AutoencoderAdapter]] = {}
 
@@ -71,6 +73,11 @@ class AutoencoderAdapter:
     def pipeline_scaling(self) -> tuple[float, float]:
         """`(scaling_factor, shift_factor)`: pipelines take `(encode(x) - shift_factor) * scaling_factor`."""
         return float(self.config.get("scaling_factor") or 1.0), float(self.config.get("shift_factor") or 0.0)
+
+    @property
+    def scaling_entries(self) -> tuple[str, ...]:
+        """Entries of the config that [`pipeline_scaling`] comes from; none for a model that scales its own latent."""
+        return tuple(name for name in SCALING_ENTRIES if name in self.config)
 
     # Sizes
 

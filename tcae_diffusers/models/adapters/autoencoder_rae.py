@@ -31,6 +31,10 @@ class RAEAdapter(AutoencoderAdapter):
         return 1.0, 0.0
 
     @property
+    def scaling_entries(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def spatial_ratio(self) -> int:
         # The decoder's patch: the encoder's is of the resized image.
         return self.config["patch_size"]

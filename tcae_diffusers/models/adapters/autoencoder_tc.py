@@ -16,6 +16,11 @@ class TCAdapter(AutoencoderAdapter):
     token_places = ("last", "first_stage")
     hides_patches = True
 
+    @property
+    def scaling_entries(self) -> tuple[str, ...]:
+        """None: it has the entries for pipelines that read them, but they never change."""
+        return ()
+
     def training_encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.model.encoder(images).latent
 

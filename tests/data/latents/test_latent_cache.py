@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from tcae_diffusers.data.latents.format import LatentCacheError, shard_file, sha
 from tcae_diffusers.data.latents.writer import LatentCache, LatentShardWriter
 from tcae_diffusers.data.sample_randomness import choose_per_sample
 from tcae_diffusers.data.step_indexed_sampler import StepIndexedBatchSampler
-from tcae_diffusers.models.fingerprint import TokenizerFingerprint, config_sha256, encoder_config, weights_sha256
+from tcae_diffusers.models.fingerprint import TokenizerFingerprint, encoder_config, weights_sha256
+from tcae_diffusers.models.model_fingerprint import config_sha256
 
 NUM_SAMPLES, SHAPE, SHARD_SIZE = 37, (3, 2, 2), 8
 VIEWS = ("latents", "latents_flip")
@@ -240,9 +242,13 @@ def test_fingerprint_sees_encoder_and_config_but_not_decoder_calibration_or_orde
     assert config_sha256({"size": (1, 2), "_x": 1}) == config_sha256({"_x": 2, "size": [1, 2]})
     assert config_sha256({"size": 1}) != config_sha256({"size": 2})
     assert config_sha256({"decoder_size": 1}) != config_sha256({"decoder_size": 2})
-    assert encoder_config({"size": 1, "decoder_size": 1}) == {"size": 1}
-    fingerprint = TokenizerFingerprint("A", "b", "c", (0.5,), (2.0,))
-    assert TokenizerFingerprint.from_dict(json.loads(json.dumps(fingerprint.to_dict()))) == fingerprint
+    assert encoder_config({"size": 1, "decoder_size": 1, "scale": 2}, ["scale"]) == {"size": 1}
+    fingerprint = TokenizerFingerprint("A", "b", "c", (0.5,), (2.0,), (0.5, 0.0))
+    values = json.loads(json.dumps(fingerprint.to_dict()))
+    assert TokenizerFingerprint.from_dict(values) == fingerprint
+    # As in manifests of before.
+    del values["scaling"]
+    assert TokenizerFingerprint.from_dict(values) == replace(fingerprint, scaling=None)
 
 
 def test_a_resume_writes_only_what_is_missing_and_gives_the_same_files(made, tmp_path):
