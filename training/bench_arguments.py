@@ -34,8 +34,8 @@ class TimeToQualityArguments(Arguments):
     recipe: list[str] = option(
         ["openmoji32=openmoji32"],
         "Recipes to compare, the first with all others: NAME=CONFIG[,KEY=VALUE...], where CONFIG is a preset or file"
-        " of train_tcae, KEY one of its options, and dit.KEY an option of train_dit, which aligns with the"
-        " tokenizer's own tokens if dit.repa_weight is set.",
+        " of train_tcae, KEY one of its options, first.KEY one of a run before, whose model the tokenizer starts from,"
+        " and dit.KEY an option of train_dit, which aligns with the tokenizer's own tokens if dit.repa_weight is set.",
         metavar="RECIPE",
     )
     seeds: list[int] = option([0, 1, 2], "Seeds with which each recipe is trained.")

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..metrics.reconstruction import check_reconstruction_size
 from ..models.adapters import adapt
 from ..models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
+from ..models.finer_patches import with_finer_patches
 from ..models.fingerprint import DECODER_CONFIG_PREFIX
 from ..models.tcae.autoencoder_tc import AutoencoderTC
 from ..models.whole_weights import load_whole
@@ -46,7 +47,9 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
         name (`str`):
             A preset of [`AutoencoderTC`]; or a folder with a `config.json` of any autoencoder of diffusers, and
             weights to start from if there are any; or a `.json` file of that kind.
-        overrides (`dict`, *optional*): Config arguments that replace the named ones.
+        overrides (`dict`, *optional*):
+            Config arguments that replace the named ones. A smaller `patch_size` than that of an [`AutoencoderTC`] with
+            weights divides its patches, see [`with_finer_patches`].
 
     Raises:
         ValueError: unknown preset, class or config argument, a config that does not fit together, or broken weights.
@@ -82,8 +85,12 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
             )
         return _construct(model_class, {**_public(config), **overrides}, option)
     _check_keys(overrides, _config_arguments(model_class), model_class.__name__, option)
+    patch_size = overrides.get("patch_size") if model_class is AutoencoderTC else None
+    if patch_size is not None:
+        overrides = {key: value for key, value in overrides.items() if key != "patch_size"}
     try:
-        return load_whole(model_class, name, low_cpu_mem_usage=False, **overrides)
+        model = load_whole(model_class, name, low_cpu_mem_usage=False, **overrides)
+        return model if patch_size is None else with_finer_patches(model, patch_size)
     except InputError as error:
         remedy = f" (--autoencoder_overrides {json.dumps(overrides)} may be why)" if overrides else ""
         raise InputError(f"{option}: {error}{remedy}") from error

@@ -157,6 +157,10 @@ CASES = {
         lambda t: {"autoencoder": saved_model(t / "m", change_width), "autoencoder_overrides": "{}"},
         ["not readable by AutoencoderTC", "64"],
     ),
+    "patches larger than those of the weights": (
+        lambda t: {"autoencoder": saved_model(t / "m"), "autoencoder_overrides": '{"patch_size": 3}'},
+        ["patch_size 3", "use a divisor of"],
+    ),
     "self-supervision of a class without tokens": (
         lambda t: {
             "autoencoder": text_file(t / "c.json", '{"_class_name": "AutoencoderKL", "sample_size": 16}'),

@@ -65,6 +65,10 @@ def test_a_recipe_is_a_preset_with_changes():
         *("--autoencoder_overrides", '{"patch_size": 4,"hidden_size": 96}'),
     ]
     assert recipe.dit_options("openmoji32_dit") == ["--config", "openmoji32_dit", "--num_layers", "2"]
+    coarse = Recipe.parse('a=openmoji32,first.ssl=none,autoencoder_overrides={"patch_size": 2},first.seed_=1')
+    assert coarse.tokenizer_options(first=True) == ["--config", "openmoji32", "--ssl", "none", "--seed_", "1"]
+    assert coarse.tokenizer_options() == ["--config", "openmoji32", "--autoencoder_overrides", '{"patch_size": 2}']
+    assert Recipe.parse(coarse.text()) == coarse
     several = Recipe.parse("a=openmoji32,discriminator_diff_augment=color translation")
     assert several.tokenizer_options()[-3:] == ["--discriminator_diff_augment", "color", "translation"]
 
@@ -76,6 +80,12 @@ def test_a_recipe_is_a_preset_with_changes():
         (["a/b=openmoji32"], r"a/b=openmoji32: expected NAME=CONFIG"),
         (["a=openmoji32,seed=1"], r"seed is decided by the benchmark"),
         (["a=openmoji32,dit.gfd_steps=1"], r"gfd_steps is decided by the benchmark"),
+        (["a=openmoji32,first.seed=1"], r"seed is decided by the benchmark"),
+        (["a=openmoji32,first.ssl=none,autoencoder=b"], r"autoencoder is the model of the first run"),
+        (
+            ["a=openmoji32", "b=openmoji32,first.heldout_data=openmoji:train"],
+            r"b: openmoji:heldout, first.openmoji:tr",
+        ),
         (["a=openmoji32", "a=openmoji64"], r"a is given twice"),
         (["a=openmoji32", "b=openmoji32,heldout_data=openmoji:train"], r"a: openmoji:heldout, b: openmoji:train"),
         (["a=tc_ae_f32c128_imagenet256,heldout_data=", "b=openmoji32"], r"same heldout_data only"),
@@ -283,6 +293,27 @@ def test_the_clock_goes_on_through_latents_and_transformer(study, tmp_path, monk
     assert measured["checks"]["gfd"][0]["cpu_s"] > measured["checks"]["psnr"][-1]["cpu_s"]
     assert measured["crossings"]["gFD 1"] is None
     assert measured["measures"]["gfd"].startswith("gFD-efficientnet-lite0")
+
+
+def test_a_recipe_of_two_runs_goes_on_with_the_model_of_the_first(study, tmp_path):
+    config, options = study
+    finer = 'autoencoder_overrides={"patch_size":2}'
+    coarse = f'first.autoencoder_overrides={{"patch_size":4}},first.learning_rate=1e-9,first.max_train_steps=4,{finer}'
+    slow = "learning_rate=1e-9,final_learning_rate=1e-9"
+    recipe = f"twice={config},{coarse},first.final_learning_rate=1e-9,{slow}"
+    assert bench.main([*options, "--recipe", recipe, "--seeds", "0", "--psnr", "90"]) == 0
+    measured = read(tmp_path, "twice-seed0")
+    followed = measured["checks"]["psnr"]
+    assert [check["step"] for check in followed] == [0, 2, 4, 4, 6, 8, 10]
+    times = [check["cpu_s"] for check in followed]
+    assert times == sorted(times) and 0 < times[3] < times[-1]
+    assert measured["settings"]["first"]["max_train_steps"] == 4
+    overrides = [measured["settings"][run]["autoencoder_overrides"] for run in ("first", "tokenizer")]
+    assert [value["patch_size"] for value in overrides] == [4, 2]
+    # What is reached in the first run needs no second.
+    quick = f"quick={config},{coarse},first.final_learning_rate=1e-9"
+    assert bench.main([*options, "--recipe", quick, "--seeds", "0", "--psnr", "1"]) == 0
+    assert [check["step"] for check in read(tmp_path, "quick-seed0")["checks"]["psnr"]] == [0, 2]
 
 
 def test_an_interrupted_unit_leaves_no_record(study, tmp_path, monkeypatch):

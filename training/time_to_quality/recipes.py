@@ -30,12 +30,15 @@ class Recipe:
         name (`str`): Of its row and files.
         config (`str`): Preset or YAML file of train_tcae.
         overrides, dit_overrides (`dict[str, str]`): Options of train_tcae and train_dit that it changes.
+        first_overrides (`dict[str, str]`): Options that a run before changes, whose model the tokenizer starts from;
+            none if empty.
     """
 
     name: str
     config: str
     overrides: dict[str, str] = field(default_factory=dict)
     dit_overrides: dict[str, str] = field(default_factory=dict)
+    first_overrides: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Recipe":
@@ -54,21 +57,31 @@ class Recipe:
         recipe = cls(name, config)
         for change in changes:
             key, _, value = change.partition("=")
-            of_dit, key = key.startswith("dit."), key.removeprefix("dit.")
+            group = next((group for group in recipe._groups if group and key.startswith(group)), "")
+            key = key.removeprefix(group)
             if key in _DECIDED:
                 raise InputError(f"--recipe {name}: {key} is decided by the benchmark; omit it")
-            (recipe.dit_overrides if of_dit else recipe.overrides)[key] = value
+            recipe._groups[group][key] = value
+        if recipe.first_overrides and "autoencoder" in recipe.overrides:
+            raise InputError(f"--recipe {name}: autoencoder is the model of the first run; omit it, or first.*")
         return recipe
+
+    @property
+    def _groups(self) -> dict[str, dict[str, str]]:
+        """What is changed, by the beginning of its keys."""
+        return {"": self.overrides, "first.": self.first_overrides, "dit.": self.dit_overrides}
 
     def text(self) -> str:
         """Inverse of [`parse`]."""
-        changes = [f"{key}={value}" for key, value in self.overrides.items()]
-        changes += [f"dit.{key}={value}" for key, value in self.dit_overrides.items()]
+        changes = [
+            f"{group}{key}={value}" for group, changed in self._groups.items() for key, value in changed.items()
+        ]
         return ",".join([f"{self.name}={self.config}", *changes])
 
-    def tokenizer_options(self) -> list[str]:
-        """Command line of train_tcae, without what the benchmark decides."""
-        return ["--config", self.config, *_options(self.overrides, TokenizerArguments)]
+    def tokenizer_options(self, first: bool = False) -> list[str]:
+        """Command line of train_tcae, or of the first of two runs, without what the benchmark decides."""
+        overrides = self.first_overrides if first else self.overrides
+        return ["--config", self.config, *_options(overrides, TokenizerArguments)]
 
     def dit_options(self, config: str) -> list[str]:
         """Command line of train_dit, without what the benchmark decides."""
@@ -84,17 +97,35 @@ def _options(overrides: dict[str, str], arguments_type: type[Arguments]) -> list
     return argv
 
 
-def tokenizer_arguments(
-    recipe: Recipe, arguments: TimeToQualityArguments, seed: int, output_dir: str
+def tokenizer_runs(
+    recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str
+) -> dict[str, TokenizerArguments]:
+    """
+    Arguments of each run of train_tcae, in order, by the folder in `folder` that it writes; the last is `tokenizer`.
+    Held-out checks look at all held-out images. Exits for what train_tcae refuses.
+    """
+    if not recipe.first_overrides:
+        return {"tokenizer": _tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")}
+    first = f"{folder}/first"
+    return {
+        "first": _tokenizer_arguments(recipe, arguments, seed, first),
+        "tokenizer": _tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer", f"{first}/model"),
+    }
+
+
+def _tokenizer_arguments(
+    recipe: Recipe, arguments: TimeToQualityArguments, seed: int, output_dir: str, first_model: str | None = None
 ) -> TokenizerArguments:
-    """Arguments of train_tcae; held-out checks look at all held-out images. Exits for what train_tcae refuses."""
+    """Of a recipe with two runs the second, which starts from `first_model`, or the first without one."""
+    first = bool(recipe.first_overrides) and first_model is None
     decided = {
+        **({} if first_model is None else {"autoencoder": first_model}),
         "output_dir": output_dir,
         "seed": seed,
         "heldout_steps": arguments.check_steps,
         "heldout_images": _NEVER,
     }
-    return _parse(TokenizerArguments, recipe.tokenizer_options(), decided)
+    return _parse(TokenizerArguments, recipe.tokenizer_options(first), decided)
 
 
 def dit_arguments(
@@ -137,10 +168,11 @@ def parse_recipes(arguments: TimeToQualityArguments) -> list[Recipe]:
         raise InputError(f"--recipe: {', '.join(twice)} is given twice; choose different names")
     measured_on = {}
     for recipe in recipes:
-        resolved = tokenizer_arguments(recipe, arguments, 0, "unused")
-        if resolved.heldout_data is None:
+        runs = tokenizer_runs(recipe, arguments, 0, "unused")
+        heldout = {run.heldout_data for run in runs.values()}
+        if None in heldout:
             raise InputError(f"--recipe {recipe.name}: {recipe.config} has no heldout_data; add heldout_data=SOURCE")
-        measured_on[recipe.name] = resolved.heldout_data
+        measured_on[recipe.name] = ", first.".join(sorted(map(str, heldout)))
         if arguments.gfd is not None:
             dit_arguments(recipe, arguments, 0, dict.fromkeys(("latents", "tokenizer", "output_dir"), "unused"))
     if len(set(measured_on.values())) > 1:

@@ -23,7 +23,7 @@ from tcae_diffusers.training import cache_latents, train_dit, train_tcae
 from tcae_diffusers.training.bench_arguments import TimeToQualityArguments
 from tcae_diffusers.training.cache_arguments import CacheArguments
 from tcae_diffusers.training.recorded_settings import local_weights, options_set
-from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, tokenizer_arguments
+from tcae_diffusers.training.time_to_quality.recipes import Recipe, dit_arguments, tokenizer_runs
 from tcae_diffusers.training.time_to_quality.records import first_crossing, level_name
 
 
@@ -73,6 +73,7 @@ class Curve:
     Args:
         rising (`bool`): Whether larger values are better.
         stops (`bool`): Whether training ends once all levels are reached.
+        first_step (`int`): Steps of runs before the one that is followed.
     """
 
     clock: Clock
@@ -80,6 +81,7 @@ class Curve:
     rising: bool
     stops: bool
     checks: list[dict[str, float]] = field(default_factory=list)
+    first_step: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -91,7 +93,8 @@ class Curve:
         def check(*args: Any) -> float:
             cpu, wall = self.clock.read()
             value = log(*args)
-            self.checks.append({"step": args[-1], "cpu_s": cpu, "wall_s": wall, "value": value})
+            step = self.first_step + args[-1]
+            self.checks.append({"step": step, "cpu_s": cpu, "wall_s": wall, "value": value})
             # Before the first step nobody would catch the signal.
             if self.stops and self.is_complete and args[-1] > 0:
                 # As a user would stop it: training ends at the next step boundary.
@@ -102,7 +105,7 @@ class Curve:
 
     def require_end(self, last_step: int) -> None:
         """Raises [`Interrupted`] unless training went to its last step or to the last level."""
-        if not (self.stops and self.is_complete) and self.checks[-1]["step"] != last_step:
+        if not (self.stops and self.is_complete) and self.checks[-1]["step"] != self.first_step + last_step:
             raise Interrupted
 
     def crossings(self, measure: str) -> dict[str, dict[str, float] | None]:
@@ -118,10 +121,11 @@ def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) ->
         InputError: images that cannot be read.
     """
     settings: dict[str, Any] = {"psnr": arguments.psnr, "gfd": arguments.gfd}
-    tokenizer = tokenizer_arguments(recipe, arguments, seed, output_dir="")
+    runs = tokenizer_runs(recipe, arguments, seed, "")
+    tokenizer = runs["tokenizer"]
     assert tokenizer.heldout_data is not None, "recipes without held-out images are refused"
-    settings["tokenizer"] = options_set(tokenizer)
-    commands: dict[str, Any] = {"tokenizer": tokenizer}
+    settings |= {name: options_set(run) for name, run in runs.items()}
+    commands: dict[str, Any] = dict(runs)
     content = {"heldout_data": source_content(tokenizer.heldout_data)}
     if arguments.gfd is not None:
         folders = dict.fromkeys(("latents", "tokenizer", "output_dir"), "")
@@ -180,25 +184,30 @@ def measure(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) -> dic
 
 def _train_tokenizer(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, curve: Curve) -> str:
     """Train it, and say what its checks look at."""
-    reset_accelerate()
-    resolved = tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")
-    with exit_on_user_error():
-        training = train_tcae.start(resolved)
-    preview = training.preview
-    assert preview is not None, "recipes without held-out images are refused"
-    preview.log = curve.follow(preview.log)  # type: ignore[method-assign]
-    training.look_at_heldout_images(0)
-    with exit_on_user_error(RUN_ERRORS):
-        training.train()
-    curve.clock.pause()
-    curve.require_end(resolved.max_train_steps)
-    count, _, height, width = preview.images.shape
-    return f"{count} images of {resolved.heldout_data} at {width}x{height}"
+    measured_on = ""
+    for resolved in tokenizer_runs(recipe, arguments, seed, folder).values():
+        reset_accelerate()
+        with exit_on_user_error():
+            training = train_tcae.start(resolved)
+        preview = training.preview
+        assert preview is not None, "recipes without held-out images are refused"
+        preview.log = curve.follow(preview.log)  # type: ignore[method-assign]
+        training.look_at_heldout_images(0)
+        with exit_on_user_error(RUN_ERRORS):
+            training.train()
+        curve.clock.pause()
+        curve.require_end(resolved.max_train_steps)
+        count, _, height, width = preview.images.shape
+        measured_on = f"{count} images of {resolved.heldout_data} at {width}x{height}"
+        if curve.stops and curve.is_complete:
+            break
+        curve.first_step += resolved.max_train_steps
+    return measured_on
 
 
 def _cache(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder: str, clock: Clock) -> None:
     reset_accelerate()
-    resolved = tokenizer_arguments(recipe, arguments, seed, f"{folder}/tokenizer")
+    resolved = tokenizer_runs(recipe, arguments, seed, folder)["tokenizer"]
     dit = dit_arguments(recipe, arguments, seed, dict.fromkeys(("latents", "tokenizer", "output_dir"), ""))
     options = CacheArguments(
         tokenizer=f"{folder}/tokenizer/model",
