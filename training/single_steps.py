@@ -1,4 +1,4 @@
-"""`train_tcae` one optimizer step at a time, for benchmarks."""
+"""`train_tcae` or `finetune_decoder` one optimizer step at a time, for benchmarks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import torch
 from tcae_diffusers.trainer.fit import take_step
 from tcae_diffusers.trainer.image_batches import image_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
+from tcae_diffusers.trainer.reconstruction_training import ReconstructionTraining
 from tcae_diffusers.trainer.run import reset_accelerate
-from tcae_diffusers.training import train_tcae
+from tcae_diffusers.training import finetune_decoder, train_tcae
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 
 class SteppedTraining:
     """
-    A run of `train_tcae`, started and without a progress bar.
+    A run of the command that takes `arguments`, started and without a progress bar.
 
     Args:
-        arguments (`TokenizerArguments`): Those of the command.
+        arguments (`TokenizerArguments` or `DecoderArguments`): Those of the command.
     """
 
-    def __init__(self, arguments: TokenizerArguments):
+    def __init__(self, arguments: TokenizerArguments | DecoderArguments):
         reset_accelerate()
-        self.training = train_tcae.start(arguments)
+        self.training: ReconstructionTraining
+        if isinstance(arguments, DecoderArguments):
+            self.training = finetune_decoder.start(arguments)
+        else:
+            self.training = train_tcae.start(arguments)
         self.training.side.model.train()
         run = self.training.run
         self.progress = TrainingProgress(
@@ -38,16 +44,11 @@ class SteppedTraining:
         The whole optimizer step after `step` others, on `batches` or on the next of the run: weights, average and
         teacher. Returns 1.0 where it was not finite.
         """
-        training = self.training
+        training, hooks = self.training, self.training.hooks()
         training.schedule(step)
         skipped = take_step(
-            training.run,
-            batches or self.batches,
-            training.sides,
-            training.backward,
-            training.hooks(),
-            self.progress,
-            step,
+            training.run, batches or self.batches, training.sides, training.backward, hooks, self.progress, step
         )
-        training.after_step(step, skipped)
+        if hooks.after_step is not None:
+            hooks.after_step(step, skipped)
         return skipped

@@ -6,23 +6,40 @@ import functools
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.metrics.latency import time_in_turns
+from tcae_diffusers.metrics.model_cost import autoencoder_cost
+from tcae_diffusers.models.adapters import adapt
+from tcae_diffusers.models.frozen_network import without_pretrained_weights
+from tcae_diffusers.trainer.arguments import RunArguments
+from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
 from tcae_diffusers.training.bench_arguments import BenchArguments
-from tcae_diffusers.training.count_steps import tokenizer_step_cost, transformer_step_cost
+from tcae_diffusers.training.benchmarks.training_cost import (
+    CLASSES,
+    PresetCost,
+    decoder_cost,
+    preset_arguments,
+    tokenizer_cost,
+    transformer_cost,
+    what_a_rate_means,
+)
+from tcae_diffusers.training.decoder_arguments import DecoderArguments
 from tcae_diffusers.training.dit_arguments import DiTArguments
-from tcae_diffusers.training.step_cost import StepCost, part_text
+from tcae_diffusers.training.step_cost import part_text
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 DESCRIPTION = "on a GPU, in bf16: images/s of encoding, decoding and training, and what bf16 and compilation give"
 
-_CLASSES = 1000
-TOKENIZER_STEP = "tokenizer step with iBOT"
+TOKENIZER, DECODER = "tc_ae_f32c128_imagenet256", "tc_ae_f32c128_imagenet256_decoder"
+TRANSFORMER = "imagenet256_tc_dit_xl"
+TOKENIZER_STEP, DECODER_STEP, TRANSFORMER_STEP = "tokenizer step", "decoder step", "transformer step"
+# Of as many images as are cut into views for a batch of a step.
+_IMAGES = 8
 
 
 def run(arguments: BenchArguments) -> dict[str, Any]:
@@ -35,53 +52,66 @@ def run(arguments: BenchArguments) -> dict[str, Any]:
 def measure(
     device: torch.device,
     arguments: BenchArguments,
-    tokenizer: str = "tc-ae-f32c128",
-    transformer: str = "tc-dit-b",
+    tokenizer: str = TOKENIZER,
+    decoder: str = DECODER,
+    transformer: str = TRANSFORMER,
     batch_size: int = 32,
     compile: bool = True,
 ) -> dict[str, Any]:
     """
-    Times every part once per round, in turns, for at least three rounds after one that is not counted.
+    Times every part once per round, in turns, for at least three rounds after one that is not counted. Steps have all
+    terms of their preset, frozen networks included; these have random weights, which cost as much.
 
     Args:
         device: Where; accelerate must choose the same for training.
         arguments: `seconds` is the time budget, without the first round; the peak rate and utilisation of the model.
-        tokenizer, transformer: Presets. Images have the tokenizer's `sample_size`.
+        tokenizer, decoder, transformer: Presets of train_tcae, finetune_decoder and train_dit.
         batch_size: Images of each call.
-        compile: Whether to measure compiled blocks beside eager ones.
+        compile: Whether to measure compiled blocks beside eager ones. Steps are eager.
 
     Returns:
-        A flat table of images/s, medians over the rounds, of ratios of rates in the same rounds, and of what the steps
-        were expected to do, see [`training_cost`].
+        A flat table of images/s, medians over the rounds, of ratios of rates in the same rounds, and for each step of
+        what [`training_cost`] counts and expects, of what was reached, and of what that means for loaders and days.
     """
     with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
-        training = _tokenizer_arguments(Path(folder), tokenizer, batch_size)
-        parts = {
-            **_inference(device, tokenizer, batch_size, compile),
-            TOKENIZER_STEP: _tokenizer_step(training),
-            f"{transformer} step": _transformer_step(device, tokenizer, transformer, batch_size),
-        }
-        costs = {
-            TOKENIZER_STEP: tokenizer_step_cost(training),
-            f"{transformer} step": _transformer_cost(tokenizer, transformer),
-        }
-        times = time_in_turns(parts, device, arguments.seconds)
-    table = _table(times, device, batch_size)
-    return table | _against_the_model(table, costs, arguments)
+        steps = _steps(Path(folder), device, tokenizer, decoder, transformer, batch_size)
+        name = preset_arguments(TokenizerArguments, tokenizer).autoencoder
+        parts = {**_inference(device, name, batch_size, compile), **{name: each.take for name, each in steps.items()}}
+        table = _table(time_in_turns(parts, device, arguments.seconds), device, batch_size)
+    for name, each in steps.items():
+        table |= _against_the_model(name, each, table[f"{name} (images/s)"], arguments)
+    return table
 
 
-def _against_the_model(table: dict[str, Any], costs: dict[str, StepCost], arguments: BenchArguments) -> dict[str, Any]:
-    """Cost of each step by part, images/s that follow from it at the expected utilisation, and what was reached."""
-    found: dict[str, Any] = {}
-    for name, cost in costs.items():
-        measured, expected = table[f"{name} (images/s)"], arguments.model_rate(cost.total)
-        for part in cost.forward:
-            found[f"{name}: {part} (GMAC per image)"] = part_text(cost, part)
-        found[f"{name}: all (GMAC per image)"] = cost.total / 1e9
-        found[f"{name}: images/s expected at {arguments.utilisation:.0%} of the peak"] = expected
-        found[f"{name}: measured / model"] = measured / expected
-        found[f"{name}: share of {arguments.peak_tflops:g} TFLOP/s"] = arguments.utilisation * measured / expected
-    return found
+@dataclass
+class Step:
+    """
+    Args:
+        take: One step of what is measured.
+        cost ([`PresetCost`]): What is measured, on paper.
+        preset: What the preset says of steps and batches.
+    """
+
+    take: Callable[[], Any]
+    cost: PresetCost
+    preset: RunArguments
+
+
+def _against_the_model(name: str, step: Step, rate: float, arguments: BenchArguments) -> dict[str, Any]:
+    """
+    Cost by part, images/s that follow from it at the expected utilisation, and what was reached; what the measured
+    rate asks of loaders, and days of the whole preset at that rate.
+    """
+    cost, found = step.cost.step, dict[str, Any]()
+    for part in cost.forward:
+        found[f"{part} (GMAC per image)"] = part_text(cost, part)
+    expected = arguments.model_rate(cost.total)
+    found["all (GMAC per image)"] = cost.total / 1e9
+    found[f"images/s expected at {arguments.utilisation:.0%} of the peak"] = expected
+    found["measured / model"] = rate / expected
+    found[f"share of {arguments.peak_tflops:g} TFLOP/s"] = arguments.utilisation * rate / expected
+    found |= what_a_rate_means(step.preset, step.cost.transform, rate, arguments.gpus)
+    return {f"{name}: {key}": value for key, value in found.items()}
 
 
 def _table(times: dict[str, list[float]], device: torch.device, batch_size: int) -> dict[str, Any]:
@@ -130,68 +160,77 @@ def _inference(device: torch.device, tokenizer: str, batch_size: int, compile: b
     return parts
 
 
-def _tokenizer_arguments(folder: Path, tokenizer: str, batch_size: int) -> TokenizerArguments:
-    """Arguments of `train_tcae` with iBOT, on images of noise in `folder`."""
+def _steps(
+    folder: Path, device: torch.device, tokenizer: str, decoder: str, transformer: str, batch_size: int
+) -> dict[str, Step]:
+    """Whole steps of the commands for images, from uint8 batches in pinned memory on; a transformer's on latents."""
+    first = preset_arguments(TokenizerArguments, tokenizer)
+    autoencoder = build_autoencoder(first.autoencoder, first.autoencoder_overrides)
+    autoencoder.save_pretrained(folder / "autoencoder")
+    _write_noise(folder / "images", adapt(autoencoder).image_size)
+    run = {
+        "train_data": folder / "images",
+        "heldout_data": folder / "images",
+        "train_batch_size": batch_size,
+        "gradient_accumulation_steps": 1,
+        "dataloader_num_workers": 0,
+        "mixed_precision": "bf16",
+        "compile": False,
+        "report_to": "none",
+        "log_steps": 10**6,
+    }
+    of_decoder = {"autoencoder": folder / "autoencoder", "output_dir": folder / "decoder"}
+    training = preset_arguments(TokenizerArguments, tokenizer, **run, output_dir=folder / "tokenizer")
+    decoding = preset_arguments(DecoderArguments, decoder, **run, **of_decoder)
+    dit = preset_arguments(DiTArguments, transformer)
+    with without_pretrained_weights():
+        steps = {
+            TOKENIZER_STEP: Step(_image_step(training), tokenizer_cost(training), first),
+            DECODER_STEP: Step(
+                _image_step(decoding),
+                decoder_cost(decoding),
+                preset_arguments(DecoderArguments, decoder, autoencoder="unused"),
+            ),
+        }
+    shape = autoencoder_cost(autoencoder).latent_shape
+    paper = transformer_cost(dit, first.autoencoder)
+    return {**steps, TRANSFORMER_STEP: Step(_transformer_step(device, dit, shape, batch_size), paper, dit)}
+
+
+def _write_noise(folder: Path, side: int) -> None:
     import numpy as np
     from PIL import Image
 
-    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
-
-    size = AUTOENCODER_TC_PRESETS[tokenizer]["sample_size"]
     noise = np.random.default_rng(0)
-    (folder / "images" / "noise").mkdir(parents=True)
-    for index in range(8):
-        pixels = noise.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / "noise" / f"{index}.png")
-    options = {
-        "autoencoder": tokenizer,
-        "train_data": folder / "images",
-        "output_dir": folder / "run",
-        "train_batch_size": batch_size,
-        "mixed_precision": "bf16",
-        "report_to": "none",
-        "log_steps": 10**6,
-        "max_train_steps": 10**6,
-    }
-    argv = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return parse_arguments(TokenizerArguments, argv)
+    (folder / "noise").mkdir(parents=True)
+    for index in range(_IMAGES):
+        pixels = noise.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "noise" / f"{index}.png")
 
 
-def _tokenizer_step(arguments: TokenizerArguments) -> Callable[[], Any]:
-    """`train_tcae`'s whole step, from uint8 batches in pinned memory to weights, average and teacher."""
+def _image_step(arguments: TokenizerArguments | DecoderArguments) -> Callable[[], Any]:
+    """One near the end of the schedule, where every term is on, and without an entry in the log."""
     from tcae_diffusers.training.single_steps import SteppedTraining
 
     stepped = SteppedTraining(arguments)
     batch = next(stepped.batches)
-    return lambda: stepped.step(0, iter([batch]))
+    step = arguments.max_train_steps - 2
+    return lambda: stepped.step(step, iter([batch]))
 
 
-def _latent_shape(tokenizer: str) -> tuple[int, int, int]:
-    from tcae_diffusers.models.autoencoder_tc_presets import AUTOENCODER_TC_PRESETS
-
-    preset = AUTOENCODER_TC_PRESETS[tokenizer]
-    side = preset["sample_size"] // preset["spatial_compression_ratio"]
-    return preset["latent_channels"], side, side
-
-
-def _transformer_cost(tokenizer: str, transformer: str) -> StepCost:
-    options = ["--transformer", transformer, "--latents", "unused", "--tokenizer", "unused", "--output_dir", "unused"]
-    arguments = parse_arguments(DiTArguments, options)
-    return transformer_step_cost(arguments, _latent_shape(tokenizer), _CLASSES)
-
-
-def _transformer_step(device: torch.device, tokenizer: str, transformer: str, batch_size: int) -> Callable[[], Any]:
-    """Forward, backward and optimizer step of flow matching on latents in memory."""
-    from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective
-    from tcae_diffusers.training.dit_objectives import compute_losses
+def _transformer_step(
+    device: torch.device, arguments: DiTArguments, shape: tuple[int, int, int], batch_size: int
+) -> Callable[[], Any]:
+    """Forward, backward and optimizer step on latents in memory."""
+    from tcae_diffusers.training.dit_objectives import build_objective, compute_losses
     from tcae_diffusers.training.dit_transformers import build_transformer
 
-    shape = _latent_shape(tokenizer)
-    model = build_transformer(transformer, shape, _CLASSES, _CLASSES).to(device).train()
+    sizes = (arguments.num_layers, arguments.num_attention_heads, arguments.attention_head_dim, arguments.patch_size)
+    model = build_transformer(arguments.transformer, shape, CLASSES, CLASSES, *sizes).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    objective, generator = FlowMatchingObjective(), torch.Generator(device).manual_seed(0)
+    objective, generator = build_objective(arguments, [shape]), torch.Generator(device).manual_seed(0)
     latents = torch.randn(batch_size, *shape, generator=generator, device=device)
-    labels = torch.randint(_CLASSES, (batch_size,), generator=generator, device=device)
+    labels = torch.randint(CLASSES, (batch_size,), generator=generator, device=device)
 
     def step() -> None:
         randomness = {
@@ -200,7 +239,7 @@ def _transformer_step(device: torch.device, tokenizer: str, transformer: str, ba
             "drop": torch.rand(batch_size, generator=generator, device=device) < 0.1,
         }
         with torch.autocast(device.type, torch.bfloat16):
-            loss = compute_losses(model, objective, latents, labels, _CLASSES, randomness)["loss"]
+            loss = compute_losses(model, objective, latents, labels, CLASSES, randomness)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

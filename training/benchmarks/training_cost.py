@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tcae_diffusers.arguments import parse_arguments
+from tcae_diffusers.arguments import ArgumentsType, parse_arguments
 from tcae_diffusers.data.images.decoding import load_rgb_image
 from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.sample_randomness import sample_generator
@@ -102,42 +102,68 @@ def run(arguments: BenchArguments) -> dict[str, dict[str, Any]]:
 
 def preset_cost(name: str) -> PresetCost:
     """Count one of `PRESETS`."""
-    options = ["--config", name, "--output_dir", "unused"]
     if name in TRANSFORMERS:
-        dit = parse_arguments(DiTArguments, [*options, "--latents", "unused", "--tokenizer", "unused"])
-        with META:
-            autoencoder = build_autoencoder(TRANSFORMERS[name])
-            channels, height, width = autoencoder_cost(autoencoder).latent_shape
-        # Its own tokens, which cache_latents stores on the latent's grid.
-        tokens = (adapt(autoencoder).token_width, height, width)
-        return PresetCost(dit, transformer_step_cost(dit, (channels, height, width), CLASSES, tokens), None)
+        return transformer_cost(preset_arguments(DiTArguments, name), TRANSFORMERS[name])
     if name in DECODERS:
-        decoder = parse_arguments(DecoderArguments, [*options, "--autoencoder", DECODERS[name]])
-        step = decoder_step_cost(decoder)
-        return PresetCost(decoder, step, MultiCropTransform(decoder.image_size))
-    tokenizer = parse_arguments(TokenizerArguments, options)
-    step = tokenizer_step_cost(tokenizer)
+        return decoder_cost(preset_arguments(DecoderArguments, name, autoencoder=DECODERS[name]))
+    return tokenizer_cost(preset_arguments(TokenizerArguments, name))
+
+
+def preset_arguments(arguments_type: type[ArgumentsType], config: str, **options: object) -> ArgumentsType:
+    """What a preset says, with `options` instead; folders that nobody gives are called `unused`."""
+    named = {each.name for each in fields(arguments_type)}
+    folders = dict.fromkeys(named & {"output_dir", "latents", "tokenizer"}, "unused")
+    options = {**folders, **options}
+    argv = ["--config", config, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    return parse_arguments(arguments_type, argv)
+
+
+def transformer_cost(arguments: DiTArguments, autoencoder_name: str) -> PresetCost:
+    """On latents of a preset of the autoencoder."""
     with META:
-        autoencoder = build_autoencoder(tokenizer.autoencoder, tokenizer.autoencoder_overrides)
-        crops = build_method(tokenizer, adapt(autoencoder)).crops()
-    return PresetCost(tokenizer, step, MultiCropTransform(tokenizer.image_size, **crops))
+        autoencoder = build_autoencoder(autoencoder_name)
+        channels, height, width = autoencoder_cost(autoencoder).latent_shape
+    # Its own tokens, which cache_latents stores on the latent's grid.
+    tokens = (adapt(autoencoder).token_width, height, width)
+    return PresetCost(arguments, transformer_step_cost(arguments, (channels, height, width), CLASSES, tokens), None)
+
+
+def decoder_cost(arguments: DecoderArguments) -> PresetCost:
+    # Counting fills in the size.
+    step = decoder_step_cost(arguments)
+    return PresetCost(arguments, step, MultiCropTransform(arguments.image_size))
+
+
+def tokenizer_cost(arguments: TokenizerArguments) -> PresetCost:
+    step = tokenizer_step_cost(arguments)
+    with META:
+        autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
+        crops = build_method(arguments, adapt(autoencoder)).crops()
+    return PresetCost(arguments, step, MultiCropTransform(arguments.image_size, **crops))
 
 
 def row(cost: PresetCost, arguments: BenchArguments) -> dict[str, Any]:
     """Columns of the table: GMAC by part, then what follows from them."""
-    step, training = cost.step, cost.arguments
+    step = cost.step
     cells: dict[str, Any] = {part: part_text(step, part) for part in PARTS if part in step.forward}
     rate = arguments.model_rate(step.total)
-    batch = training.train_batch_size * training.gradient_accumulation_steps * arguments.gpus
-    seconds = training.max_train_steps * batch / (rate * arguments.gpus)
     cells["all"] = f"{step.total / 1e9:.0f}"
     cells["images/s on a GPU"] = f"{rate:.0f}"
-    if cost.transform is not None:
-        loader = loader_rate(cost.transform)
+    return cells | what_a_rate_means(cost.arguments, cost.transform, rate, arguments.gpus)
+
+
+def what_a_rate_means(
+    preset: RunArguments, transform: MultiCropTransform | None, rate: float, gpus: int
+) -> dict[str, str]:
+    """Cores that feed a GPU at `rate` images/s, as measured here, and the days that all steps of `preset` take."""
+    cells = {}
+    if transform is not None:
+        loader = loader_rate(transform)
         cells["images/s of a loader's core"] = f"{loader:.0f}"
         cells["loader cores for a GPU"] = f"{rate / loader:.1f}"
-    cells["steps x batch"] = f"{training.max_train_steps} x {batch}"
-    cells[f"days on {arguments.gpus} GPUs"] = f"{seconds / 86400:.2f}"
+    batch = preset.train_batch_size * preset.gradient_accumulation_steps * gpus
+    cells["steps x batch"] = f"{preset.max_train_steps} x {batch}"
+    cells[f"days on {gpus} GPUs"] = f"{preset.max_train_steps * batch / (rate * gpus) / 86400:.2f}"
     return cells
 
 
