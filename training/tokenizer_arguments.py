@@ -36,7 +36,9 @@ class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSuper
         "one, whose weights, if any, are the starting point.",
     )
     autoencoder_overrides: dict = option(
-        {}, 'Values that override entries of the autoencoder\'s config, as JSON: {"patch_size": 4}.'
+        {},
+        'Values that override entries of the autoencoder\'s config, as JSON: {"patch_size": 4}. A smaller patch_size'
+        " than that of an AutoencoderTC with weights divides its patches.",
     )
     trained_layers: Literal["all", "latent"] = option(
         "all",

@@ -27,13 +27,12 @@ def with_finer_patches(model: AutoencoderTC, patch_size: int) -> AutoencoderTC:
         InputError: The patch size of `model` is no multiple of `patch_size`.
     """
     coarse = model.config.patch_size
-    if not isinstance(patch_size, int) or patch_size < 1 or coarse % patch_size:
+    if type(patch_size) is not int or patch_size < 1 or coarse % patch_size:
         raise InputError(
-            f"patch_size {patch_size}: patches of a trained model can only be divided, and its patches of {coarse} "
-            f"pixels into whole ones; use a divisor of {coarse}"
+            f"patch_size {patch_size}: patches of a trained model can only be divided; use a divisor of {coarse}"
         )
     k = coarse // patch_size
-    finer = AutoencoderTC.from_config({**model.config, "patch_size": patch_size})
+    finer = AutoencoderTC.from_config(model.config, patch_size=patch_size)
     state = dict(model.state_dict())
     embedding = "encoder.patch_embed.weight"
     # Summed: a smaller patch has fewer pixels.

@@ -60,13 +60,15 @@ class TokenizerFingerprint:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TokenizerFingerprint":
-        # Caches of before have no scaling.
         tuples = {name: values.get(name) and tuple(values[name]) for name in (*STATISTICS_BUFFERS, "scaling")}
         return cls(**{**values, **tuples})
 
     def to_dict(self) -> dict:
-        """JSON-ready, and equal to what [`from_dict`] was given."""
-        return json.loads(json.dumps(asdict(self)))
+        """JSON-ready, and equal to what [`from_dict`] was given; without a scaling as manifests always were."""
+        values = asdict(self)
+        if self.scaling is None:
+            del values["scaling"]
+        return json.loads(json.dumps(values))
 
     def difference(self, other: "TokenizerFingerprint") -> str | None:
         """What makes `other` another encoder, in words, or None. Statistics do not count."""
@@ -83,7 +85,7 @@ class TokenizerFingerprint:
         if (self.latent_mean, self.latent_std) != (other.latent_mean, other.latent_std):
             return "the same encoder, but other latent_mean and latent_std"
         if self.scaling != other.scaling:
-            return f"the same encoder, but scaling and shift factors {self.scaling}, not {other.scaling}"
+            return f"the same encoder, but scaling and shift factors {other.scaling}, not {self.scaling}"
         return None
 
 

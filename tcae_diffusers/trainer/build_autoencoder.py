@@ -90,12 +90,17 @@ def build_autoencoder(name: str, overrides: dict[str, Any] | None = None) -> Mod
         overrides = {key: value for key, value in overrides.items() if key != "patch_size"}
     try:
         model = load_whole(model_class, name, low_cpu_mem_usage=False, **overrides)
-        return model if patch_size is None else with_finer_patches(model, patch_size)
     except InputError as error:
         remedy = f" (--autoencoder_overrides {json.dumps(overrides)} may be why)" if overrides else ""
         raise InputError(f"{option}: {error}{remedy}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{option}: its weights cannot be loaded: {error}") from error
+    if patch_size is None:
+        return model
+    try:
+        return with_finer_patches(model, patch_size)
+    except InputError as error:
+        raise InputError(f"--autoencoder_overrides of {name}: {error}") from error
 
 
 def with_new_decoder(autoencoder: ModelMixin, decoder_config: dict[str, Any]) -> ModelMixin:

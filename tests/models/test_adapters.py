@@ -102,6 +102,20 @@ def test_a_subclass_has_the_adapter_of_its_base_and_a_new_class_enters_itself(mo
     assert adapt(Mine(norm_num_groups=4, block_out_channels=(8,))).spatial_ratio == 7
 
 
+def test_what_pipelines_scale_by_is_set_only_where_the_model_does_not_scale_itself():
+    class ConsistencyDecoderVAE(AutoencoderKL):
+        """By its name, of which diffusers has a model too large to build here."""
+
+    built = {name: make() for name, make in FOREIGN.items()}
+    built["ConsistencyDecoderVAE"] = ConsistencyDecoderVAE(norm_num_groups=4, block_out_channels=(8,))
+    assert {name: adapt(model).scaling_entries for name, model in built.items()} == {
+        "AutoencoderKL": ("scaling_factor", "shift_factor"),
+        "AutoencoderDC": ("scaling_factor",),
+        "AutoencoderRAE": (),
+        "ConsistencyDecoderVAE": (),
+    }
+
+
 def test_an_adapter_with_tokens_is_all_that_probes_and_pictures_and_dino_need(tmp_path):
     config = {"_class_name": "AutoencoderKL", **dict(FOREIGN["AutoencoderKL"]().config)}
     (tmp_path / "kl.json").write_text(

@@ -70,7 +70,12 @@ def test_everything_else_is_the_same(tmp_path):
 KINDS = ("weight", "bias")
 
 
-@pytest.mark.parametrize("patch_size", [8, 3, 0, -2, "2", 2.0])
+def test_a_patch_size_that_the_config_left_out_is_divided_too():
+    small = {"hidden_size": 32, "num_attention_heads": 2, "encoder_num_layers": (1, 1)}
+    assert with_finer_patches(AutoencoderTC(**small), 4).encoder.patch_embed.kernel_size == (4, 4)
+
+
+@pytest.mark.parametrize("patch_size", [8, 3, 0, -2, "2", 2.0, True])
 def test_patches_that_are_no_parts_are_refused(patch_size):
     with pytest.raises(InputError, match="use a divisor of 4"):
         with_finer_patches(build(), patch_size)

@@ -1,5 +1,6 @@
 """What `cache_latents` keeps: latents of the images that are there, and statistics that count."""
 
+import json
 import os
 import shutil
 
@@ -197,11 +198,34 @@ def test_other_autoencoders_get_one_scale_for_all_channels(tmp_path, name):
     assert shift == (pytest.approx(float(everything.mean()), rel=1e-4) if name == "AutoencoderKL" else 0.0)
     fingerprints = [TokenizerFingerprint.of(model) for model in (first, scaled)]
     assert fingerprints[0].difference(fingerprints[1]) is None
-    assert "scaling and shift factors" in fingerprints[0].difference_of_latents(fingerprints[1])
+    words = f"scaling and shift factors {(scaling, shift)}, not {adapt(first).pipeline_scaling}"
+    assert words in fingerprints[0].difference_of_latents(fingerprints[1])
     options = {"max_train_steps": 1, "checkpointing_steps": 1, "latents": latents, "tokenizer": folder}
     train(tmp_path / "run", **options)
     saved = load_autoencoder(tmp_path / "run" / "pipeline" / "vae")
     assert adapt(saved).pipeline_scaling == (scaling, shift)
+
+
+def test_a_cache_of_before_is_still_the_same_job(tmp_path):
+    latents = cache(tmp_path / "latents", **FAST, tokenizer=home() / "tokenizer")
+    manifest = latents / "manifest.json"
+    # As it has been written ever since.
+    assert set(json.loads(manifest.read_text())["tokenizer"]) == {
+        *("class_name", "config_sha256", "weights_sha256", "latent_mean", "latent_std")
+    }
+    before = manifest.stat().st_mtime_ns
+    cache(latents, **FAST, tokenizer=home() / "tokenizer")
+    assert manifest.stat().st_mtime_ns == before
+
+
+def test_one_scale_is_not_written_for_an_encoder_that_says_the_same_of_every_image(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = FOREIGN["AutoencoderKL"]()
+    torch.nn.init.zeros_(model.quant_conv.weight)
+    model.save_pretrained(tmp_path / "autoencoder")
+    options = {**FAST, "data": home() / "images", "tokenizer": tmp_path / "autoencoder"}
+    line = ends_in_one_line(capsys, cache_latents.main, "--write_statistics", **options, output_dir=tmp_path / "l")
+    assert "all channels of the latent are constant" in line
 
 
 def test_an_autoencoder_that_scales_its_latent_itself_is_left_alone(tmp_path, capsys):

@@ -81,10 +81,14 @@ def test_a_recipe_is_a_preset_with_changes():
         (["a=openmoji32,seed=1"], r"seed is decided by the benchmark"),
         (["a=openmoji32,dit.gfd_steps=1"], r"gfd_steps is decided by the benchmark"),
         (["a=openmoji32,first.seed=1"], r"seed is decided by the benchmark"),
-        (["a=openmoji32,first.ssl=none,autoencoder=b"], r"autoencoder is the model of the first run"),
+        (["a=openmoji32,first.ssl=none,autoencoder=b"], r"starts from the model of the first run; omit autoencoder"),
         (
-            ["a=openmoji32", "b=openmoji32,first.heldout_data=openmoji:train"],
-            r"b: openmoji:heldout, first.openmoji:tr",
+            ["b=openmoji32,first.heldout_data=openmoji:train"],
+            r"first.heldout_data is openmoji:train, and heldout_data o",
+        ),
+        (
+            ["b=openmoji32,first.train_data=openmoji:all"],
+            r"first.train_data is openmoji:all, and train_data openmoji:tr",
         ),
         (["a=openmoji32", "a=openmoji64"], r"a is given twice"),
         (["a=openmoji32", "b=openmoji32,heldout_data=openmoji:train"], r"a: openmoji:heldout, b: openmoji:train"),
@@ -308,6 +312,7 @@ def test_a_recipe_of_two_runs_goes_on_with_the_model_of_the_first(study, tmp_pat
     times = [check["cpu_s"] for check in followed]
     assert times == sorted(times) and 0 < times[3] < times[-1]
     assert measured["settings"]["first"]["max_train_steps"] == 4
+    assert measured["settings"]["tokenizer"]["output_dir"] == measured["settings"]["first"]["output_dir"] == ""
     overrides = [measured["settings"][run]["autoencoder_overrides"] for run in ("first", "tokenizer")]
     assert [value["patch_size"] for value in overrides] == [4, 2]
     # What is reached in the first run needs no second.

@@ -27,6 +27,7 @@ HEADS = {"openmoji32_to64_decoder_head": 32, "tc_ae_f32c128_decoder_head": 256}
 TOKENIZERS = [
     "openmoji32",
     "openmoji32_adamw",
+    "openmoji32_coarse",
     "openmoji32_nossl",
     "openmoji32_nostc",
     "openmoji32_nostc_nossl",
@@ -67,9 +68,10 @@ def test_tokenizer_presets_fit_their_models(name, tmp_path):
         autoencoder = build_autoencoder(arguments.autoencoder, arguments.autoencoder_overrides)
         resolve_sizes(arguments, autoencoder)
         method = build_method(arguments, adapt(autoencoder))
-    assert ("nossl" in name) == (method.description == "without self-supervision")
+    without_ssl = "nossl" in name or name == "openmoji32_coarse"
+    assert without_ssl == (method.description == "without self-supervision")
     assert ("nostc" in name) == (not autoencoder.config.staged_compression)
-    if "nossl" not in name:
+    if not without_ssl:
         assert arguments.ssl_global_crop_size % method.mask_group_pixels == 0
     if "imagenet" in name:
         assert adapt(autoencoder).spatial_ratio == 32 and arguments.resolution == 256

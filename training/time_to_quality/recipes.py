@@ -63,7 +63,9 @@ class Recipe:
                 raise InputError(f"--recipe {name}: {key} is decided by the benchmark; omit it")
             recipe._groups[group][key] = value
         if recipe.first_overrides and "autoencoder" in recipe.overrides:
-            raise InputError(f"--recipe {name}: autoencoder is the model of the first run; omit it, or first.*")
+            raise InputError(
+                f"--recipe {name}: the tokenizer starts from the model of the first run; omit autoencoder, or first.*"
+            )
         return recipe
 
     @property
@@ -169,10 +171,14 @@ def parse_recipes(arguments: TimeToQualityArguments) -> list[Recipe]:
     measured_on = {}
     for recipe in recipes:
         runs = tokenizer_runs(recipe, arguments, 0, "unused")
-        heldout = {run.heldout_data for run in runs.values()}
-        if None in heldout:
+        resolved = runs["tokenizer"]
+        if resolved.heldout_data is None:
             raise InputError(f"--recipe {recipe.name}: {recipe.config} has no heldout_data; add heldout_data=SOURCE")
-        measured_on[recipe.name] = ", first.".join(sorted(map(str, heldout)))
+        for name in ("train_data", "heldout_data"):
+            before, after = (getattr(run, name) for run in (next(iter(runs.values())), resolved))
+            if before != after:
+                raise InputError(f"--recipe {recipe.name}: first.{name} is {before}, and {name} {after}; use the same")
+        measured_on[recipe.name] = resolved.heldout_data
         if arguments.gfd is not None:
             dit_arguments(recipe, arguments, 0, dict.fromkeys(("latents", "tokenizer", "output_dir"), "unused"))
     if len(set(measured_on.values())) > 1:

@@ -124,7 +124,7 @@ def settings_of(recipe: Recipe, arguments: TimeToQualityArguments, seed: int) ->
     runs = tokenizer_runs(recipe, arguments, seed, "")
     tokenizer = runs["tokenizer"]
     assert tokenizer.heldout_data is not None, "recipes without held-out images are refused"
-    settings |= {name: options_set(run) for name, run in runs.items()}
+    settings |= {name: {**options_set(run), "output_dir": ""} for name, run in runs.items()}
     commands: dict[str, Any] = dict(runs)
     content = {"heldout_data": source_content(tokenizer.heldout_data)}
     if arguments.gfd is not None:
@@ -216,6 +216,7 @@ def _cache(recipe: Recipe, arguments: TimeToQualityArguments, seed: int, folder:
         resolution=resolved.resolution,
         data_resolution=resolved.data_resolution,
         tokens="tokenizer" if dit.repa_weight else None,
+        write_statistics=True,
     )
     clock.resume()
     cache_latents.run(options)

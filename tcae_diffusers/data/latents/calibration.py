@@ -46,7 +46,7 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
 
 def _write_scaling(cache: LatentCache, folder: Path, entries: tuple[str, ...]) -> None:
     mean, std = cache.overall_moments()
-    if not std > 0:
+    if not (cache.latent_std > 0).any():
         raise _collapsed("all channels")
     file, scaling = folder / _CONFIG, {"scaling_factor": 1.0 / std, "shift_factor": mean}
     written = {name: scaling[name] for name in entries}
@@ -117,9 +117,9 @@ def warn_of_latents_without_unit(cache: LatentCache) -> None:
     if mean > _FARTHEST_MEAN or low < _DEVIATIONS[0] or high > _DEVIATIONS[1]:
         logger.warning(
             f"the latents of {cache.path}, as used for training, have channel means of up to {mean:.3g} and standard "
-            f"deviations from {low:.3g} to {high:.3g}, but noise has 0 and 1. Run cache_latents with "
-            "--write_statistics, which sets the statistics of each channel of an AutoencoderTC and the scaling_factor "
-            "of others for all of them"
+            f"deviations from {low:.3g} to {high:.3g}, but noise has 0 and 1. cache_latents "
+            "--write_statistics sets per-channel statistics in an AutoencoderTC; in others it sets one scaling_factor "
+            "for all channels, which keeps their differences"
         )
 
 
