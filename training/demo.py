@@ -12,15 +12,17 @@ from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_
 
 # Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about three minutes.
 DEFAULT_MINUTES = 10.0
-TOKENIZER_STEPS = 650
+COARSE_STEPS = 300
+TOKENIZER_STEPS = 585
 DIT_STEPS = 2100
 
 
 @dataclass
 class DemoArguments(Arguments):
     """
-    The complete workflow on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, cache its latents,
-    train a DiT on them, sample, evaluate, and write a report. An interrupted demo resumes where it stopped.
+    The complete workflow on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, first with coarse
+    patches, cache its latents, train a DiT on them, sample, evaluate, and write a report. An interrupted demo resumes
+    where it stopped.
     """
 
     group: ClassVar[str] = "Demo"
@@ -44,12 +46,12 @@ class DemoArguments(Arguments):
 def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[Stage]:
     """The commands of the demo, in order; a reader can run them one by one."""
     scale = minutes / DEFAULT_MINUTES
-    tokenizer, latents, dit = folder / "tokenizer", folder / "latents", folder / "dit"
+    coarse, tokenizer, latents, dit = (folder / name for name in ("coarse_tokenizer", "tokenizer", "latents", "dit"))
     samples, results = folder / "samples", folder / "results"
     model, pipeline = tokenizer / "model", dit / "pipeline"
     sampling = ["--labels", "openmoji:train", "--num_images", str(num_samples), "--seed", str(seed)]
     sampling += ["--num_inference_steps", "25"]
-    tokenizer_steps = max(2, round(TOKENIZER_STEPS * scale))
+    coarse_steps, tokenizer_steps = (max(2, round(steps * scale)) for steps in (COARSE_STEPS, TOKENIZER_STEPS))
     dit_steps = max(4, round(DIT_STEPS * scale))
     # Autoguidance: away from what the DiT was after a quarter of its steps (docs/experiments.md).
     weaker = dit / "pipelines" / f"step-{dit_steps // 4:08d}"
@@ -62,9 +64,17 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
 
     return [
         Stage(
+            "train a tokenizer with coarse patches, to start from",
+            "training.train_tcae",
+            ["--config", "openmoji32_coarse", "--output_dir", str(coarse), "--max_train_steps", str(coarse_steps)]
+            + ["--seed", str(seed), "--resume", "latest"],
+            coarse / "model",
+        ),
+        Stage(
             "train the tokenizer: reconstruction and iBOT, jointly",
             "training.train_tcae",
             ["--config", "openmoji32", "--output_dir", str(tokenizer), "--max_train_steps", str(tokenizer_steps)]
+            + ["--autoencoder", str(coarse / "model"), "--autoencoder_overrides", '{"patch_size": 2}']
             + ["--seed", str(seed), "--resume", "latest"],
             model,
         ),
@@ -111,7 +121,8 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
         Stage(
             "write the report",
             "evaluation",
-            ["report", "--results", str(results), "--runs", f"tokenizer={tokenizer}", f"DiT={dit}"]
+            ["report", "--results", str(results), "--runs", f"coarse tokenizer={coarse}", f"tokenizer={tokenizer}"]
+            + [f"DiT={dit}"]
             + ["--title", "TC-AE on OpenMoji: the demo", "--commands", str(folder / "commands.txt")]
             + ["--output", str(folder / "report.html")],
             folder / "report.html",
