@@ -234,6 +234,7 @@ def test_an_autoencoder_that_scales_its_latent_itself_is_left_alone(tmp_path, ca
     options = {**FAST, "data": home() / "images", "tokenizer": tmp_path / "autoencoder"}
     line = ends_in_one_line(capsys, cache_latents.main, "--write_statistics", **options, output_dir=tmp_path / "l")
     assert "AutoencoderRAE" in line and "no per-channel statistics and no scaling_factor" in line
+    assert not (tmp_path / "l").exists()
 
 
 def test_training_on_latents_without_unit_is_warned_of(tmp_path, tokenizer, caplog):

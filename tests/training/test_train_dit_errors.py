@@ -186,30 +186,6 @@ def test_cache_latents_names_what_is_wrong_and_leaves_no_cache(tmp_path, capsys)
     assert line.startswith(f"{program_name()}: error: cannot write the latent cache") and "[Errno" not in line
 
 
-def test_statistics_are_refused_before_encoding_where_they_cannot_be_kept(tmp_path, capsys):
-    from diffusers import AutoencoderTiny
-
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-        latent_channels=2,
-    )
-    tiny.save_pretrained(tmp_path / "tiny")
-    line = ends_in_one_line(
-        capsys,
-        cache_latents.main,
-        "--write_statistics",
-        tokenizer=tmp_path / "tiny",
-        data=home() / "images",
-        resolution=16,
-        output_dir=tmp_path / "latents",
-    )
-    assert "AutoencoderTiny" in line and "has no per-channel statistics" in line
-    assert not (tmp_path / "latents").exists()
-
-
 def test_a_collapsed_channel_is_named_and_the_tokenizer_stays_as_it_was(tmp_path, capsys):
     tokenizer = shutil.copytree(home() / "tokenizer", tmp_path / "tokenizer")
     file = tokenizer / "diffusion_pytorch_model.safetensors"
