@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -11,26 +12,24 @@ from tcae_diffusers.trainer.image_batches import image_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.trainer.reconstruction_training import ReconstructionTraining
 from tcae_diffusers.trainer.run import reset_accelerate
-from tcae_diffusers.training import finetune_decoder, train_tcae
 from tcae_diffusers.training.decoder_arguments import DecoderArguments
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
+SomeTraining = TypeVar("SomeTraining", bound=ReconstructionTraining)
 
-class SteppedTraining:
+
+class SteppedTraining(Generic[SomeTraining]):
     """
-    A run of the command that takes `arguments`, started and without a progress bar.
+    A run of a command, started and without a progress bar.
 
     Args:
+        start (`Callable`): `train_tcae.start` or `finetune_decoder.start`.
         arguments (`TokenizerArguments` or `DecoderArguments`): Those of the command.
     """
 
-    def __init__(self, arguments: TokenizerArguments | DecoderArguments):
+    def __init__(self, start: Callable[[Any], SomeTraining], arguments: TokenizerArguments | DecoderArguments):
         reset_accelerate()
-        self.training: ReconstructionTraining
-        if isinstance(arguments, DecoderArguments):
-            self.training = finetune_decoder.start(arguments)
-        else:
-            self.training = train_tcae.start(arguments)
+        self.training = start(arguments)
         self.training.side.model.train()
         run = self.training.run
         self.progress = TrainingProgress(

@@ -18,6 +18,7 @@ from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.models.frozen_network import without_pretrained_weights
 from tcae_diffusers.trainer.arguments import RunArguments
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder
+from tcae_diffusers.trainer.reconstruction_training import ReconstructionTraining
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.benchmarks.training_cost import (
     CLASSES,
@@ -167,7 +168,9 @@ def _steps(
     first = preset_arguments(TokenizerArguments, tokenizer)
     autoencoder = build_autoencoder(first.autoencoder, first.autoencoder_overrides)
     autoencoder.save_pretrained(folder / "autoencoder")
-    _write_noise(folder / "images", adapt(autoencoder).image_size)
+    side = adapt(autoencoder).image_size
+    assert side is not None, "an AutoencoderTC has one"
+    _write_noise(folder / "images", side)
     run = {
         "train_data": folder / "images",
         "heldout_data": folder / "images",
@@ -192,7 +195,8 @@ def _steps(
                 preset_arguments(DecoderArguments, decoder, autoencoder="unused"),
             ),
         }
-    shape = autoencoder_cost(autoencoder).latent_shape
+    channels, height, width = autoencoder_cost(autoencoder).latent_shape
+    shape = (channels, height, width)
     paper = transformer_cost(dit, first.autoencoder)
     return {**steps, TRANSFORMER_STEP: Step(_transformer_step(device, dit, shape, batch_size), paper, dit)}
 
@@ -210,9 +214,13 @@ def _write_noise(folder: Path, side: int) -> None:
 
 def _image_step(arguments: TokenizerArguments | DecoderArguments) -> Callable[[], Any]:
     """One near the end of the schedule, where every term is on, and without an entry in the log."""
+    from tcae_diffusers.training import finetune_decoder, train_tcae
     from tcae_diffusers.training.single_steps import SteppedTraining
 
-    stepped = SteppedTraining(arguments)
+    start: Callable[[Any], ReconstructionTraining] = train_tcae.start
+    if isinstance(arguments, DecoderArguments):
+        start = finetune_decoder.start
+    stepped = SteppedTraining(start, arguments)
     batch = next(stepped.batches)
     step = arguments.max_train_steps - 2
     return lambda: stepped.step(step, iter([batch]))

@@ -39,13 +39,14 @@ def run(bench: BenchArguments) -> dict[str, Any]:
     from tcae_diffusers.arguments import parse_arguments
     from tcae_diffusers.metrics.latency import time_in_turns
     from tcae_diffusers.trainer.trackers import start_trackers
+    from tcae_diffusers.training import train_tcae
     from tcae_diffusers.training.single_steps import SteppedTraining
     from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
     with tempfile.TemporaryDirectory(prefix="tcae-bench-") as folder:
         argv = ["--config", PRESET, "--output_dir", f"{folder}/run", "--max_train_steps", "100000"]
         arguments = parse_arguments(TokenizerArguments, argv)
-        stepped = SteppedTraining(arguments)
+        stepped = SteppedTraining(train_tcae.start, arguments)
         training, progress, batches = stepped.training, stepped.progress, stepped.batches
         run, accelerator = training.run, training.run.accelerator
         logging.getLogger("tcae_diffusers").setLevel(logging.WARNING)
