@@ -14,7 +14,8 @@ def with_finer_patches(model: AutoencoderTC, patch_size: int) -> AutoencoderTC:
     Each token gives way to `k x k` tokens, `k` being how many times smaller the patches are. Kernels are resampled so
     that an image of even patches has the embedding that it had, `k x k` equal tokens have the latent that one of them
     had, and a latent is decoded to `k x k` equal tokens. What only a difference within a patch can tell is averaged
-    and has to be learnt again: a start for training (patches of FlexiViT, arXiv 2212.08013), not a finished model.
+    and has to be learnt again: a start for training, not a finished model. (FlexiViT, arXiv 2212.08013, resamples
+    patch embeddings by a pseudo-inverse, so that one model serves several patch sizes.)
 
     Args:
         model ([`AutoencoderTC`]): Not changed.

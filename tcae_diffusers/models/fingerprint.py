@@ -97,7 +97,7 @@ def is_calibrated(model: torch.nn.Module) -> bool | None:
     return not (bool((mean == 0).all()) and bool((std == 1).all()))
 
 
-def encoder_config(config: Mapping[str, Any], scaling_entries: Collection[str] = ()) -> dict[str, Any]:
+def encoder_config(config: Mapping[str, Any], scaling_entries: Collection[str]) -> dict[str, Any]:
     """What a config says of more than the decoder alone and `scaling_entries`."""
     encoder = {key: value for key, value in dict(config).items() if not key.startswith(DECODER_CONFIG_PREFIX)}
     return {key: value for key, value in encoder.items() if key not in scaling_entries}

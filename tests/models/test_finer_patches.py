@@ -23,16 +23,16 @@ def enlarged(tokens, k):
     return tokens.repeat_interleave(k, 2).repeat_interleave(k, 3)
 
 
-# (patch size, staged compression): the final bottleneck of the coarse model joins 1, 2 or 4 tokens along a side.
-CASES = [(2, True), (1, True), (2, False)]
+# The final bottleneck of the coarse model, with patches of 4 pixels, joins 2, 2, 4 and 1 tokens along a side.
+CASES = [(2, True, 16), (1, True, 16), (2, False, 16), (2, True, 8)]
 
 
-@pytest.mark.parametrize(("patch_size", "staged"), CASES)
+@pytest.mark.parametrize(("patch_size", "staged", "ratio"), CASES)
 @torch.no_grad()
-def test_what_even_patches_say_is_kept(patch_size, staged):
-    coarse = build(staged_compression=staged)
+def test_what_even_patches_say_is_kept(patch_size, staged, ratio):
+    coarse = build(staged_compression=staged, spatial_compression_ratio=ratio)
     finer, k = with_finer_patches(coarse, patch_size), 4 // patch_size
-    assert (finer.config.patch_size, finer.config.spatial_compression_ratio) == (patch_size, 16)
+    assert (finer.config.patch_size, finer.config.spatial_compression_ratio) == (patch_size, ratio)
     # Patches of one colour each.
     images = enlarged(torch.randn(2, 3, 8, 8), 4)
     torch.testing.assert_close(finer.encoder.patch_embed(images), enlarged(coarse.encoder.patch_embed(images), k))

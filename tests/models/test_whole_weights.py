@@ -64,6 +64,13 @@ def test_what_is_no_whole_model_is_refused(pipeline, tmp_path, change):
                 load(place)
 
 
+def test_weights_of_other_shapes_are_named_in_a_few_words():
+    with pytest.raises(InputError, match=r"not readable by AutoencoderTC.*may be why") as refused:
+        build_autoencoder(str(calibrated()[0]), {"hidden_size": 64})
+    # torch names each of the tensors.
+    assert "size mismatch" in str(refused.value) and len(str(refused.value)) < 700
+
+
 def test_an_override_does_not_leave_new_layers_undefined():
     with pytest.raises(InputError, match=r"they lack .*autoencoder_overrides .*encoder_num_layers.* may be why"):
         build_autoencoder(str(calibrated()[0]), {"encoder_num_layers": [2, 1]})

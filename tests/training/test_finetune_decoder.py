@@ -164,6 +164,24 @@ def test_noise_without_a_unit_is_warned_of_for_every_autoencoder(caplog, factor,
     assert [("scaling_factor in its config.json" in record.message) for record in caplog.records] == [True] * warned
 
 
+def test_noise_is_in_units_of_all_channels_together_where_they_have_one_scale(caplog):
+    torch.manual_seed(0)
+    model, images = FOREIGN["AutoencoderKL"]().eval(), torch.rand(8, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        # One channel varies ten times as much as the others.
+        model.quant_conv.weight[0] *= 10
+        spread = model.encode(images).latent_dist.mode().std()
+    PartialState()
+    model.register_to_config(scaling_factor=1 / float(spread))
+    warn_of_noise_without_unit(model, 0.5, images)
+    assert not caplog.records
+    # It scales its latent itself, to a tenth here, and no command sets that.
+    rae = FOREIGN["AutoencoderRAE"]().eval()
+    rae.register_to_config(scaling_factor=0.1)
+    warn_of_noise_without_unit(rae, 0.5, images)
+    assert [record.message.rpartition("; ")[2] for record in caplog.records] == ["choose a noise of that size"]
+
+
 def test_noise_has_the_unit_of_the_latents_that_diffusion_models_see():
     plain = FrozenEncoderTokenizer(FOREIGN["AutoencoderKL"](), noise=0.6)
     latent = torch.zeros(64, 4, 8, 8)

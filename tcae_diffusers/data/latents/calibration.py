@@ -31,8 +31,8 @@ def write_statistics(cache: LatentCache, folder: Path) -> None:
     one. Each file is replaced atomically.
 
     Raises:
-        LatentCacheError: A channel never varies (with one scale: none does), or the tokenizer does not load with the
-            statistics.
+        LatentCacheError: A channel never varies (with one scale: no channel does), or the tokenizer does not load with
+            the statistics.
         OSError: A file cannot be written.
     """
     adapter = adapt(load_autoencoder(folder))
@@ -137,13 +137,16 @@ def warn_of_noise_without_unit(autoencoder: torch.nn.Module, latent_noise: float
     adapter = adapt(autoencoder)
     with torch.no_grad():
         latents = adapter.encode(images).float() * adapter.pipeline_scaling[0]
+    # One factor can give unit deviation to all channels together, not to each.
+    if calibrated is None and _DEVIATIONS[0] <= float(latents.std()) <= _DEVIATIONS[1]:
+        return
     deviations = latents.transpose(0, 1).flatten(1).std(dim=1)
     low, high = float(deviations.min()), float(deviations.max())
-    if calibrated is None and _DEVIATIONS[0] <= low and high <= _DEVIATIONS[1]:
-        return
     remedy = "run cache_latents with it first, which writes its latent statistics"
-    if calibrated is None:
+    if calibrated is None and adapter.scaling_entries:
         remedy = "run cache_latents with --write_statistics first, which sets the scaling_factor in its config.json"
+    elif calibrated is None:
+        remedy = "choose a noise of that size"
     logger.warning(
         f"--latent_noise {latent_noise:g} is in units of the latent's standard deviation, but those of this "
         f"autoencoder's channels are {low:.3g} to {high:.3g}; {remedy}"
