@@ -6,6 +6,9 @@ import torch
 from tcae_diffusers.training import bench
 from tcae_diffusers.training.bench_arguments import BenchArguments
 from tcae_diffusers.training.benchmarks import gpu
+from tcae_diffusers.training.benchmarks.training_cost import CLASSES, preset_arguments
+from tcae_diffusers.training.count_steps import transformer_step_cost
+from tcae_diffusers.training.dit_arguments import DiTArguments
 
 from ..latent_commands import reset_accelerate
 
@@ -33,6 +36,9 @@ def test_every_part_is_timed_and_compared(device):
         days = count * batch / table[f"{step} (images/s)"] / 86400
         assert table[f"{step}: days on 3 GPUs"] == f"{days:.2f}"
         assert table[f"{step}: steps x batch"] == f"{count} x {3 * batch}"
+    # Latents of 32x32 pixels, for which openmoji32 is made.
+    on_paper = transformer_step_cost(preset_arguments(DiTArguments, "openmoji32_dit"), (32, 4, 4), CLASSES)
+    assert table["transformer step: all (GMAC per image)"] == pytest.approx(on_paper.total / 1e9)
     parts = {"tokenizer step: teacher", "decoder step: perceptual loss", "decoder step: discriminator"}
     assert {f"{part} (GMAC per image)" for part in parts} <= table.keys()
     cores = float(table["tokenizer step: loader cores for a GPU"])

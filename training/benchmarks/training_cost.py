@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from diffusers import ModelMixin
 from PIL import Image
 
 from tcae_diffusers.arguments import ArgumentsType, parse_arguments
@@ -19,7 +20,6 @@ from tcae_diffusers.data.images.multi_crop import MultiCropTransform
 from tcae_diffusers.data.sample_randomness import sample_generator
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.files import write_text
-from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.arguments import RunArguments
@@ -103,7 +103,9 @@ def run(arguments: BenchArguments) -> dict[str, dict[str, Any]]:
 def preset_cost(name: str) -> PresetCost:
     """Count one of `PRESETS`."""
     if name in TRANSFORMERS:
-        return transformer_cost(preset_arguments(DiTArguments, name), TRANSFORMERS[name])
+        with META:
+            autoencoder = build_autoencoder(TRANSFORMERS[name])
+        return transformer_cost(preset_arguments(DiTArguments, name), autoencoder)
     if name in DECODERS:
         return decoder_cost(preset_arguments(DecoderArguments, name, autoencoder=DECODERS[name]))
     return tokenizer_cost(preset_arguments(TokenizerArguments, name))
@@ -118,14 +120,20 @@ def preset_arguments(arguments_type: type[ArgumentsType], config: str, **options
     return parse_arguments(arguments_type, argv)
 
 
-def transformer_cost(arguments: DiTArguments, autoencoder_name: str) -> PresetCost:
-    """On latents of a preset of the autoencoder."""
-    with META:
-        autoencoder = build_autoencoder(autoencoder_name)
-        channels, height, width = autoencoder_cost(autoencoder).latent_shape
+def transformer_cost(arguments: DiTArguments, autoencoder: ModelMixin) -> PresetCost:
+    """On latents of images of the size that `autoencoder` was made for."""
+    shape = latent_shape(autoencoder)
     # Its own tokens, which cache_latents stores on the latent's grid.
-    tokens = (adapt(autoencoder).token_width, height, width)
-    return PresetCost(arguments, transformer_step_cost(arguments, (channels, height, width), CLASSES, tokens), None)
+    tokens = (adapt(autoencoder).token_width, *shape[1:])
+    return PresetCost(arguments, transformer_step_cost(arguments, shape, CLASSES, tokens), None)
+
+
+def latent_shape(autoencoder: ModelMixin) -> tuple[int, int, int]:
+    """`(c, h, w)` of the latent of an image of the size that `autoencoder` was made for."""
+    adapter = adapt(autoencoder)
+    assert adapter.image_size is not None, "an AutoencoderTC has one"
+    side = adapter.image_size // adapter.spatial_ratio
+    return adapter.latent_channels, side, side
 
 
 def decoder_cost(arguments: DecoderArguments) -> PresetCost:
