@@ -61,7 +61,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
     dit_steps = max(4, round(DIT_STEPS * scale))
     # Autoguidance: away from what the DiT was after a quarter of its steps (docs/experiments.md).
     weaker = dit / "pipelines" / f"step-{dit_steps // 4:08d}"
-    guided = ["--pipeline", str(pipeline), "--guidance_scale", "4", "--guidance_transformer", str(weaker)]
+    guided = ["--pipeline", str(pipeline), "--guidance_scale", "3", "--guidance_transformer", str(weaker)]
 
     def draw(name: str, title: str, *arguments: str) -> Stage:
         output = samples / name
