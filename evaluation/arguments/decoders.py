@@ -24,6 +24,11 @@ class DecoderSetArguments(Arguments):
         "latent statistics must be those of the pipeline's autoencoder.",
         metavar="[NAME=]PATH",
     )
+    guidance_transformer: str | None = option(
+        None,
+        "Weaker transformer that --guidance_scale leads away from (autoguidance), as in generate.",
+        metavar="FOLDER",
+    )
     output: Path = option(MISSING, "Folder for generation.json, its pictures and the samples.", metavar="FOLDER")
 
 
@@ -46,4 +51,9 @@ class DecodersArguments(DecoderSetArguments, GuidanceArguments, SamplingArgument
     def drawing(self, name: str) -> GenerateArguments:
         """How the samples of one decoder are drawn."""
         shared = self.values_of(GuidanceArguments, DrawingArguments, MachineArguments)
-        return GenerateArguments(pipeline=self.pipeline, output=self.output / "samples" / name, **shared)
+        return GenerateArguments(
+            pipeline=self.pipeline,
+            guidance_transformer=self.guidance_transformer,
+            output=self.output / "samples" / name,
+            **shared,
+        )

@@ -16,6 +16,7 @@ from ..arguments.groups import FeatureCacheArguments, HeldoutArguments, MachineA
 from ..arguments.named_paths import parse_named_paths
 from ..pictures.drawing import class_names_of, generate_with_decoders, load_latent_pipeline
 from ..pictures.guiders import set_guider
+from ..pictures.other_transformers import add_guidance_transformer
 from ..results.kinds.generation import GenerationResult
 from . import generation
 from .generate import begin_store, drawn_settings, samples_result
@@ -52,6 +53,8 @@ def draw_samples(arguments: DecodersArguments) -> dict[str, str]:
     """The set of each decoder, drawn and complete: its folder by its name."""
     state = arguments.process_state()
     pipeline = load_latent_pipeline(arguments.pipeline, arguments.chosen_device(), torch.float32)
+    if arguments.guidance_transformer is not None:
+        add_guidance_transformer(pipeline, arguments.guidance_transformer)
     set_guider(pipeline, arguments)
     class_names = class_names_of(pipeline)
     decoders = {OWN: pipeline.vae, **load_decoders(arguments, pipeline.vae)}

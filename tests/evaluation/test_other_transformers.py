@@ -103,6 +103,16 @@ def test_guidance_leads_away_from_a_transformer_of_an_earlier_step(runs, tmp_pat
     assert "guidance_transformer: {" in capsys.readouterr().err
 
 
+def test_decoders_are_compared_on_latents_led_away_from_it(runs, image_folder, tmp_path):
+    drawing = ["--pipeline", runs / "pipeline", "--num_images", 24, "--num_inference_steps", 2, "--device", "cpu"]
+    drawing += ["--guidance_scale", 2, "--guidance_transformer", runs / "pipelines" / "step-00000005"]
+    assert evaluate("generate", *drawing, "--output", tmp_path / "alone") == 0
+    others = ["--decoders", f"same={runs / 'pipeline' / 'vae'}", "--reference", image_folder, "--no_feature_cache"]
+    assert evaluate("decoders", *drawing, *others, "--output", tmp_path / "out") == 0
+    for name in ("pipeline", "same"):
+        assert torch.equal(images(tmp_path / "alone"), images(tmp_path / "out" / "samples" / name))
+
+
 def test_a_sweep_guides_by_it_where_it_guides_at_all(runs, monkeypatch, tmp_path):
     passed = []
 
