@@ -43,7 +43,8 @@ class CacheSourceArguments(ImageSizeArguments):
     tokenizer: str = option(MISSING, "Folder of a saved diffusers autoencoder.", metavar="FOLDER")
     data: str = option(
         "openmoji:train",
-        "Images to encode: openmoji:SPLIT, a folder of root/class/img.png, or datasets:NAME[:SPLIT].",
+        "Images to encode: openmoji:SPLIT[?label=subcategory], a folder of root/class/img.png, or "
+        "datasets:NAME[:SPLIT].",
         metavar="SOURCE",
     )
     aspect_ratio_divisor: int | None = option(

@@ -130,7 +130,7 @@ def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[St
             "measure the samples",
             "evaluation",
             ["generation", "--samples", f"DiT={samples / 'dit'}", f"untrained DiT={samples / 'untrained-dit'}"]
-            + [f"class mean={samples / 'class-mean'}", "--reference", TRAIN_DATA]
+            + [f"class mean={samples / 'class-mean'}", "--reference", "openmoji:train"]
             + ["--output", str(results / "generation")],
             results / "generation" / "generation.json",
         ),

@@ -69,12 +69,13 @@ def run_stages(
     Raises:
         SystemExit: A command failed or was interrupted.
     """
-    started, anew, seconds = time.monotonic(), False, {}
+    started, anew, of_others, seconds = time.monotonic(), False, False, {}
     folder.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(stages, start=1):
         head, command = f"[{number}/{len(stages)}] {stage.title}", shlex.join(stage.command)
         note = folder / f"{number}"
         earlier = json.loads(note.read_text()) if note.exists() else {}
+        of_others = of_others or earlier.get("command", command) != command
         known = earlier.get("command") == command and not anew
         seconds[stage.title] = earlier["cpu_s"] if known else 0.0
         if known and earlier["complete"] and stage.result.exists():
@@ -88,7 +89,10 @@ def run_stages(
         complete = code == 0 and stage.result.exists()
         note.write_text(json.dumps({"command": command, "complete": complete, "cpu_s": seconds[stage.title]}))
         if not complete:
-            say(f"stopped in step {number} after {minutes_since(started)}; run {again} again to resume")
+            way_on = f"run {again} again to resume"
+            if code > 0 and of_others:
+                way_on = f"results of other commands are in {folder.parent}; if they are in the way, remove it"
+            say(f"stopped in step {number} after {minutes_since(started)}; {way_on}")
             sys.exit(code if code > 0 else 130)
     return seconds
 

@@ -48,6 +48,11 @@ class DecodersArguments(DecoderSetArguments, GuidanceArguments, SamplingArgument
         MISSING, "Real images to compare with: a data source, a folder or an ADM .npz.", metavar="SOURCE"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # What cannot be drawn is refused before anything is loaded.
+        self.drawing("pipeline")
+
     def drawing(self, name: str) -> GenerateArguments:
         """How the samples of one decoder are drawn."""
         shared = self.values_of(GuidanceArguments, DrawingArguments, MachineArguments)

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from tcae_diffusers.data.images.folder import printable_name
+from tcae_diffusers.data.images.sources import SCHEMES
 from tcae_diffusers.errors import InputError
-from tcae_diffusers.existing_paths import split_before_path
+from tcae_diffusers.existing_paths import scheme_before, split_before_path
 
 # Bytes; what is added to name a file stays within the 255 of file systems.
 _LONGEST_NAME = 200
@@ -23,7 +24,9 @@ def parse_named_paths(arguments: list[str]) -> dict[str, str]:
     """
     paths: dict[str, str] = {}
     for argument in arguments:
-        name, path = split_before_path(argument, "=")
+        # In `openmoji:train?label=subcategory` the sign names no path.
+        is_source = scheme_before(argument, SCHEMES) is not None
+        name, path = (None, argument) if is_source else split_before_path(argument, "=")
         # Names are drawn into charts, whose fonts know no bytes.
         name = printable_name(_last_part(path) if name is None else name)
         if name in ("", ".", "..") or "/" in name:

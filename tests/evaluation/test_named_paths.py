@@ -23,6 +23,11 @@ def here(tmp_path, monkeypatch):
         (["set.v2.npz"], {"set.v2": "set.v2.npz"}),
         (["a=nowhere", "b=plain"], {"a": "nowhere", "b": "plain"}),
         (["plain/../plain/."], {"plain": "plain/../plain/."}),
+        (
+            ["openmoji:train?label=subcategory"],
+            {"openmoji:train?label=subcategory": "openmoji:train?label=subcategory"},
+        ),
+        (["fine=openmoji:train?label=subcategory"], {"fine": "openmoji:train?label=subcategory"}),
     ],
 )
 def test_a_path_that_exists_is_called_by_its_last_part(arguments, expected):

@@ -45,6 +45,7 @@ def results(tmp_path_factory, image_folder):
             "figures": [figure],
             "grid": f"samples_{name}.png",
             "grid_rows": ["Flags"],
+            "classes": [f"class {index}" for index in range(99)],
         }
 
     sets = [entry("trained", 300.0), entry("noise", 900.0)]
@@ -81,6 +82,7 @@ def html(results, tmp_path_factory):
         "What these figures cannot say",
         "A &lt;title&gt;",
         "odd/&lt;tag&gt;",
+        "1 of 99 classes",
         "Flags",
     ],
 )

@@ -47,6 +47,16 @@ def test_minutes_scale_the_training_steps_and_nothing_else(tmp_path):
         assert pipeline.endswith(f"/dit/pipelines/step-{int(steps):08d}")
 
 
+def test_in_the_shortest_demo_the_discriminator_still_begins_before_the_decoder_learns_from_it(tmp_path):
+    (decoder,) = (
+        stage
+        for stage in demo.stages(tmp_path, minutes=0.01, num_samples=5, seed=0)
+        if stage.module == "training.finetune_decoder"
+    )
+    options = parse_arguments(finetune_decoder.DecoderArguments, decoder.arguments)
+    assert 0 < options.discriminator_start_step < options.adversarial_start_step < options.max_train_steps
+
+
 class FakeCommands:
     """Stands for the commands: makes their results, or is interrupted at one of them."""
 
@@ -87,6 +97,16 @@ def test_a_stage_of_another_command_and_all_after_it_run_again(tmp_path, monkeyp
         demo.main(["--output_dir", str(tmp_path), "--num_samples", samples])
     (first_drawn,) = (place for place, title in enumerate(runs[0].ran) if title == "draw samples")
     assert runs[1].ran == runs[0].ran[first_drawn:]
+
+
+def test_where_results_of_another_command_are_in_the_way_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run_stage", FakeCommands())
+    demo.main(["--output_dir", str(tmp_path), "--num_samples", "100"])
+    monkeypatch.setattr(demo, "run_stage", lambda stage: 2)
+    with pytest.raises(SystemExit):
+        demo.main(["--output_dir", str(tmp_path), "--num_samples", "200"])
+    folder = tmp_path / "minutes-10-seed-0"
+    assert f"results of other commands are in {folder}" in capsys.readouterr().out
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(tmp_path, monkeypatch):

