@@ -23,7 +23,7 @@ DIT_STEPS = 2100
 @dataclass
 class DemoArguments(Arguments):
     """
-    The complete workflow on OpenMoji, in about fifteen minutes on two CPU cores: train a tokenizer, first with coarse
+    The complete workflow on OpenMoji, in 15 to 25 minutes on two CPU cores: train a tokenizer, first with coarse
     patches, cache its latents, adapt its decoder to noisy ones, train a DiT on them, sample, evaluate, and write a
     report. An interrupted demo resumes where it stopped.
     """
