@@ -69,13 +69,19 @@ def run_stages(
     Raises:
         SystemExit: A command failed or was interrupted.
     """
-    started, anew, of_others, seconds = time.monotonic(), False, False, {}
+    started, anew, seconds = time.monotonic(), False, {}
     folder.mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(stages, start=1):
-        head, command = f"[{number}/{len(stages)}] {stage.title}", shlex.join(stage.command)
-        note = folder / f"{number}"
-        earlier = json.loads(note.read_text()) if note.exists() else {}
-        of_others = of_others or earlier.get("command", command) != command
+    notes = [folder / f"{number}" for number in range(1, len(stages) + 1)]
+    noted = [json.loads(note.read_text()) if note.exists() else {} for note in notes]
+    commands = [shlex.join(stage.command) for stage in stages]
+    # Of all stages: the one that fails writes its note anew, and would be silent about it the next time.
+    of_others = any(
+        earlier and earlier.get("command") != command for earlier, command in zip(noted, commands, strict=True)
+    )
+    for number, (stage, command, note, earlier) in enumerate(
+        zip(stages, commands, notes, noted, strict=True), start=1
+    ):
+        head = f"[{number}/{len(stages)}] {stage.title}"
         known = earlier.get("command") == command and not anew
         seconds[stage.title] = earlier["cpu_s"] if known else 0.0
         if known and earlier["complete"] and stage.result.exists():

@@ -113,6 +113,12 @@ def test_decoders_are_compared_on_latents_led_away_from_it(runs, image_folder, t
         assert torch.equal(images(tmp_path / "alone"), images(tmp_path / "out" / "samples" / name))
 
 
+def test_decoders_without_guidance_are_refused_before_anything_is_loaded(tmp_path, capsys):
+    nowhere = [f"--{name}={tmp_path / name}" for name in ("pipeline", "decoders", "reference", "guidance_transformer")]
+    assert evaluate("decoders", *nowhere, "--output", tmp_path / "out") == 2
+    assert "--guidance_transformer" in capsys.readouterr().err
+
+
 def test_a_sweep_guides_by_it_where_it_guides_at_all(runs, monkeypatch, tmp_path):
     passed = []
 

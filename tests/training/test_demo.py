@@ -103,10 +103,12 @@ def test_where_results_of_another_command_are_in_the_way_it_says_so(tmp_path, mo
     monkeypatch.setattr(demo, "run_stage", FakeCommands())
     demo.main(["--output_dir", str(tmp_path), "--num_samples", "100"])
     monkeypatch.setattr(demo, "run_stage", lambda stage: 2)
-    with pytest.raises(SystemExit):
-        demo.main(["--output_dir", str(tmp_path), "--num_samples", "200"])
     folder = tmp_path / "minutes-10-seed-0"
-    assert f"results of other commands are in {folder}" in capsys.readouterr().out
+    for _ in range(2):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            demo.main(["--output_dir", str(tmp_path), "--num_samples", "200"])
+        assert f"results of other commands are in {folder}" in capsys.readouterr().out
 
 
 def test_a_failing_command_ends_the_demo_with_its_exit_code(tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def _steps(
         "train_batch_size": batch_size,
         "gradient_accumulation_steps": 1,
         "dataloader_num_workers": 0,
-        "mixed_precision": "bf16" if _has_fast_bf16(device) else "no",
+        "mixed_precision": "bf16" if _takes_bf16(device) else "no",
         "compile": False,
         "report_to": "none",
         "log_steps": 10**6,
@@ -197,8 +197,8 @@ def _steps(
     return {**steps, TRANSFORMER_STEP: Step(take, transformer_cost(dit, autoencoder), dit)}
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
-    """CPUs without instructions for bf16 take several times as long for a step in it as in fp32."""
+def _takes_bf16(device: torch.device) -> bool:
+    """Whether steps are in bf16. Most CPUs emulate it, and take several times as long for a step as in fp32."""
     return device.type == "cuda"
 
 
@@ -247,7 +247,7 @@ def _transformer_step(
             "levels": objective.draw_levels(batch_size, generator, device),
             "drop": torch.rand(batch_size, generator=generator, device=device) < 0.1,
         }
-        with torch.autocast(device.type, torch.bfloat16, enabled=_has_fast_bf16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=_takes_bf16(device)):
             loss = compute_losses(model, objective, latents, labels, CLASSES, randomness)["loss"]
         loss.backward()
         optimizer.step()
