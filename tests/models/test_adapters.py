@@ -102,13 +102,14 @@ def test_a_subclass_has_the_adapter_of_its_base_and_a_new_class_enters_itself(mo
     assert adapt(Mine(norm_num_groups=4, block_out_channels=(8,))).spatial_ratio == 7
 
 
-def test_what_pipelines_scale_by_is_set_only_where_the_model_does_not_scale_itself():
+def test_what_pipelines_scale_by_is_set_only_where_the_model_does_not_scale_itself(tiny_tcae):
     class ConsistencyDecoderVAE(AutoencoderKL):
         """By its name, of which diffusers has a model too large to build here."""
 
-    built = {name: make() for name, make in FOREIGN.items()}
+    built = {"AutoencoderTC": tiny_tcae} | {name: make() for name, make in FOREIGN.items()}
     built["ConsistencyDecoderVAE"] = ConsistencyDecoderVAE(norm_num_groups=4, block_out_channels=(8,))
     assert {name: adapt(model).scaling_entries for name, model in built.items()} == {
+        "AutoencoderTC": (),
         "AutoencoderKL": ("scaling_factor", "shift_factor"),
         "AutoencoderDC": ("scaling_factor",),
         "AutoencoderRAE": (),

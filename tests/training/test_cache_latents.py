@@ -186,10 +186,13 @@ def test_other_autoencoders_get_one_scale_for_all_channels(tmp_path, name):
     options = {**FAST, "tokenizer": folder, "resolution": 16}
     cache(latents, **options)
     before = LatentCache(latents, expected_tokenizer=first).read(range(4))[0]
-    # The same cache: what it holds does not depend on a scale.
+    # The same cache, then and now: what it holds does not depend on a scale.
     cache(latents, **options, write_statistics=True)
     scaled = load_autoencoder(folder)
     assert {**first.config, **dict.fromkeys(SCALING_ENTRIES)} == {**scaled.config, **dict.fromkeys(SCALING_ENTRIES)}
+    manifest = (latents / "manifest.json").read_bytes()
+    cache(latents, **options)
+    assert (latents / "manifest.json").read_bytes() == manifest
     cached = LatentCache(latents, expected_tokenizer=scaled)
     assert torch.equal(cached.read(range(4))[0], before)
     everything = cached.read(range(len(cached)))[0].double()

@@ -289,8 +289,12 @@ def test_the_clock_goes_on_through_latents_and_transformer(study, tmp_path, monk
     dit = ",".join(f"dit.{key}={value}" for key, value in {**small, "max_train_steps": 3}.items())
     options += ["--recipe", f"tiny={config},{dit}", "--seeds", "4", "--psnr", "1", "--gfd", "1"]
     options += ["--gfd_samples", "8", "--gfd_reference", str(home() / "images")]
+    cached, run = [], unit.cache_latents.run
+    monkeypatch.setattr(unit.cache_latents, "run", lambda arguments: cached.append(arguments) or run(arguments))
     assert bench.main(options) == 0
     measured = read(tmp_path, "tiny-seed4")
+    # A model that the recipe starts from may bring statistics of other latents, or be one that train_dit wants a scale in.
+    assert [arguments.write_statistics for arguments in cached] == [True]
     # The tokenizer goes to its end although 1 dB was reached at once, and nothing reaches a distance of 1.
     assert [check["step"] for check in measured["checks"]["psnr"]] == [0, 2, 4, 6]
     assert [check["step"] for check in measured["checks"]["gfd"]] == [0, 2, 3]
@@ -315,6 +319,7 @@ def test_a_recipe_of_two_runs_goes_on_with_the_model_of_the_first(study, tmp_pat
     assert measured["settings"]["tokenizer"]["output_dir"] == measured["settings"]["first"]["output_dir"] == ""
     overrides = [measured["settings"][run]["autoencoder_overrides"] for run in ("first", "tokenizer")]
     assert [value["patch_size"] for value in overrides] == [4, 2]
+    assert measured["settings"]["tokenizer"]["autoencoder"] == "/first/model"
     # What is reached in the first run needs no second.
     quick = f"quick={config},{coarse},first.final_learning_rate=1e-9"
     assert bench.main([*options, "--recipe", quick, "--seeds", "0", "--psnr", "1"]) == 0
