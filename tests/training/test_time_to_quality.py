@@ -293,7 +293,7 @@ def test_the_clock_goes_on_through_latents_and_transformer(study, tmp_path, monk
     monkeypatch.setattr(unit.cache_latents, "run", lambda arguments: cached.append(arguments) or run(arguments))
     assert bench.main(options) == 0
     measured = read(tmp_path, "tiny-seed4")
-    # A model that the recipe starts from may bring statistics of other latents, or be one that train_dit wants a scale in.
+    # The model that a recipe starts from may bring statistics of other latents, or need a scale.
     assert [arguments.write_statistics for arguments in cached] == [True]
     # The tokenizer goes to its end although 1 dB was reached at once, and nothing reaches a distance of 1.
     assert [check["step"] for check in measured["checks"]["psnr"]] == [0, 2, 4, 6]
