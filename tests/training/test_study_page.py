@@ -208,7 +208,14 @@ def test_the_page_says_what_was_found(complete: Path, capsys: pytest.CaptureFixt
     assert cells["CPU minutes, tokenizer"][1] == "10.03 ± 0.026" and cells["CPU minutes, everything"][1][:5] == "11.03"
     assert row[4] == "54" and cells["steps of the tokenizer"][1] == "2"
     assert "Not measured: PSNR, A2, structure loss, KID, MIND, FDr, CAS." in page
-    assert "| STC | " in page.split("How many times fewer DiT steps")[1]
+    sooner, started = page.split("How many times fewer DiT steps")[1].split("How many times as many DiT steps")
+    factors = {line.split(" | ")[0].strip("| "): line.strip(" |").split(" | ")[1:] for line in sooner.splitlines()}
+    # 903 after 2 steps and 784 after 4: at the 800 of plain on the way.
+    assert factors["STC"][0] == f"{4 / 2 ** (1 + (903 - 800) / (903 - 784)):.2f}x"
+    factors = {line.split(" | ")[0].strip("| "): line.strip(" |").split(" | ")[1:] for line in started.splitlines()}
+    # Plain has 1,000 and 800, and with seed 0 less than SSL from the start.
+    assert factors["STC"][0] == f"{2 ** ((1000 - 903) / 200):.2f}x"
+    assert factors["SSL"][0] == "at most 1.00x"
     for name in re.findall(r"\((results-\w+\.png)\)", page):
         assert Image.open(complete.parent / name).size[0] > 1000
     curves = json.loads(drawn((complete.parent / "results-curves.png").read_bytes()))

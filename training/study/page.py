@@ -15,7 +15,7 @@ from pathlib import Path
 from tcae_diffusers.evaluation.results.figure_text import ARROWS, format_number
 from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
 from tcae_diffusers.evaluation.results.seed_statistics import LEVEL, POWER
-from tcae_diffusers.evaluation.results.speed_up import speed_up
+from tcae_diffusers.evaluation.results.speed_up import steps_to_reach
 from tcae_diffusers.files import write_atomically, write_text
 from tcae_diffusers.metrics.figure import Estimate, Figure
 from tcae_diffusers.training.markdown_tables import markdown_table, with_table
@@ -47,6 +47,9 @@ well from worse reconstructions."""
 _SPEED_UP = """\
 How many times fewer DiT steps an arm needs for the {figure} that {baseline} has after {steps:,} with the same seed,
 interpolated between the measured points, linear in the distance and in the logarithm of the steps:"""
+_HEAD_START = """\
+How many times as many DiT steps {baseline} needs for the {figure} that an arm has after {steps:,} with the same seed,
+interpolated likewise:"""
 _FAMILY = """\
 The effect is the mean over seeds of the first arm minus the second, paired by seed, with its 95 % t interval over
 seeds. A claim is decided if Holm's p-value among the {tested} claims that have two seeds or more is below {level}. The
@@ -249,26 +252,47 @@ def _curves_section(records: StudyRecords, is_drawn: bool) -> str:
     parts = [f"![Curves of tokenizers and DiTs, a line per seed]({CURVE_CHART})"] if is_drawn else []
     points = _generated(records)
     baseline = next(iter(records.plan.arms))
-    rows = {
-        arm: {f"seed {seed}": _speed_up_text(points, arm, baseline, seed) for seed in records.plan.seeds}
-        for arm in records.units
-        if arm != baseline
-    }
-    if rows and len(points) > 1 and points[-1].values(baseline):
-        told = _SPEED_UP.format(figure=points[-1].name, baseline=baseline, steps=points[-1].dit_steps)
-        parts.append(f"{told}\n\n{markdown_table(rows)}")
+    arms = [arm for arm in records.units if arm != baseline]
+    if arms and len(points) > 1 and points[-1].values(baseline):
+        for sentence, text, point in (
+            (_SPEED_UP, _speed_up_text, points[-1]),
+            (_HEAD_START, _head_start_text, points[0]),
+        ):
+            told = sentence.format(figure=point.name, baseline=baseline, steps=point.dit_steps)
+            seeds = records.plan.seeds
+            rows = {arm: {f"seed {seed}": text(points, arm, baseline, seed) for seed in seeds} for arm in arms}
+            parts.append(f"{told}\n\n{markdown_table(rows)}")
     return "\n\n".join(parts) or "No curve was recorded."
 
 
 def _speed_up_text(points: Sequence[MeasuredFigure], arm: str, baseline: str, seed: int) -> str:
-    curve = [{"steps": point.dit_steps, "value": point.values(arm).get(seed)} for point in points]
-    level = points[-1].values(baseline).get(seed)
-    if level is None or any(point["value"] is None for point in curve):
+    curve, level = _falling_curve(points, arm, seed), points[-1].values(baseline).get(seed)
+    if level is None or curve is None:
         return "not measured"
-    found = speed_up(curve, level, float(points[-1].dit_steps or 0))
-    if not found["reached"]:
+    steps, values = curve
+    needed, exact = steps_to_reach(steps, values, level)
+    if needed is None:
         return "not reached"
-    return f"{'at least ' * found['at_least']}{found['factor']:.2f}x"
+    return f"{'' if exact else 'at least '}{steps[-1] / needed:.2f}x"
+
+
+def _head_start_text(points: Sequence[MeasuredFigure], arm: str, baseline: str, seed: int) -> str:
+    curve, level = _falling_curve(points, baseline, seed), points[0].values(arm).get(seed)
+    if level is None or curve is None:
+        return "not measured"
+    steps, values = curve
+    needed, exact = steps_to_reach(steps, values, level)
+    if needed is None:
+        return f"over {steps[-1] / steps[0]:.2f}x"
+    return f"{'' if exact else 'at most '}{needed / steps[0]:.2f}x"
+
+
+def _falling_curve(points: Sequence[MeasuredFigure], arm: str, seed: int) -> tuple[list[float], list[float]] | None:
+    """Steps and values, or `None` where one is not measured."""
+    measured = [(point.dit_steps, point.values(arm).get(seed)) for point in points]
+    steps = [float(step) for step, _ in measured if step is not None]
+    values = [value for _, value in measured if value is not None]
+    return (steps, values) if len(steps) == len(values) == len(measured) else None
 
 
 def _seeds_section(records: StudyRecords) -> str:

@@ -41,7 +41,7 @@ from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 REMEDY = "delete the record to run it again, or change the plan back"
 # Points of a training curve that a record keeps, and the curves.
 _POINTS = 16
-_CURVES = ("heldout/", "latent/", "train/loss")
+_CURVES = ("heldout/", "latent/", "ssl/", "train/loss")
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def measured_parts(folder: Path) -> list[MeasuredPart]:
 
 
 def thinned_curves(run: Path) -> dict[str, list[list[float]]]:
-    """`{tag: [steps, values]}` of what a tokenizer logged of its losses and on held-out images."""
+    """`{tag: [steps, values]}` of what a tokenizer logged of its losses, its teacher and on held-out images."""
     curves: dict[str, list[list[float]]] = {}
     for tag, (steps, values) in read_scalars(run).items():
         if tag.startswith(_CURVES):
