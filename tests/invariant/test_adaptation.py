@@ -41,11 +41,13 @@ def test_only_the_layers_around_the_latent_learn_and_a_resume_is_exact(tmp_path,
     assert differing(tmp_path / "run" / "model", whole / "model") == set()
 
 
-def test_two_ranks_adapt_what_one_rank_adapts(tmp_path):
+@pytest.mark.parametrize("layers", ["latent", "head"])
+def test_two_ranks_adapt_what_one_rank_adapts(tmp_path, layers):
     trained_tokenizer()
-    whole = adapt_tokenizer(tmp_path / "whole", **SMOOTH, train_batch_size=8)
-    half = {**SMOOTH, "train_batch_size": 4}
-    assert fork_ranks(lambda rank: adapt_tokenizer(tmp_path / "ranks", **half)) == [0, 0]
+    command, others = (adapt_tokenizer, {}) if layers == "latent" else (finetune, {"discriminator": "none"})
+    options = {**SMOOTH, **others, "trained_layers": layers}
+    whole = command(tmp_path / "whole", **options, train_batch_size=8)
+    assert fork_ranks(lambda rank: command(tmp_path / "ranks", **options, train_batch_size=4)) == [0, 0]
     assert_close(weights(checkpoint(tmp_path / "ranks")), weights(checkpoint(whole)))
 
 

@@ -41,7 +41,7 @@ VARIANTS = {
         "repa_projector": "conv",
         "repa_spatial_normalization": 0.6,
     },
-    "dit from trained weights": {"transformer_weights": "of another run"},
+    "dit from trained weights": {"transformer_weights": "of another run", "timestep_shift_base": 4},
 }
 
 

@@ -28,6 +28,11 @@ from ..tokenizer_kills import LONG, kill_and_resume
 pytestmark = pytest.mark.fresh_process
 
 
+# Muon trains matrices of 64x64 and more.
+BY_MUON = {"optimizer": "muon", "new_decoder": '{"decoder_hidden_size": 64}'}
+new_decoders = pytest.mark.parametrize("decoder", [NEW_DECODER, BY_MUON], ids=["new", "new by muon"])
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, stop):
     """Before the adversary has begun, and with all of it under way."""
@@ -43,13 +48,14 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, monkeypa
         assert ours and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def test_a_new_decoder_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    whole = finetune(tmp_path / "whole", **NEW_DECODER)
+@new_decoders
+def test_a_new_decoder_stopped_and_resumed_equals_an_uninterrupted_one(tmp_path, monkeypatch, decoder):
+    whole = finetune(tmp_path / "whole", **decoder)
     training = finetune_decoder.DecoderTraining
     with monkeypatch.context() as patch:
         patch.setattr(training, "compute_loss", signalling(training.compute_loss, 2))
-        finetune(tmp_path / "run", **NEW_DECODER)
-    finetune(tmp_path / "run", **NEW_DECODER, resume="latest")
+        finetune(tmp_path / "run", **decoder)
+    finetune(tmp_path / "run", **decoder, resume="latest")
     assert_same_training_state(checkpoint(tmp_path / "run"), checkpoint(whole))
 
 
@@ -80,7 +86,7 @@ def assert_close(first, second):
         )
 
 
-@pytest.mark.parametrize("decoder", [{}, NEW_DECODER], ids=["given", "new"])
+@pytest.mark.parametrize("decoder", [{}, NEW_DECODER, BY_MUON], ids=["given", "new", "new by muon"])
 def test_two_ranks_equal_one_and_the_gradients_of_the_discriminator_are_reduced(tmp_path, decoder):
     options = {**SMOOTH, **decoder}
     whole = finetune(tmp_path / "whole", **options, train_batch_size=8)

@@ -134,18 +134,20 @@ def test_two_sharded_ranks_train_what_two_whole_ones_train(tmp_path, name):
         assert float((sharded / figure).read_text()) == pytest.approx(float((whole / figure).read_text()), rel=1e-4)
 
 
-def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("name", ["ibot", "muon"])
+def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, name):
     def stop_in_second_step(rank):
         training = train_tcae.TokenizerTraining
         training.compute_loss = signalling(training.compute_loss, 2 if rank == 1 else None)
 
     folder = tmp_path / "stopped"
-    assert train_on_two_ranks(folder, "ibot", True, before=stop_in_second_step) == [0, 0]
+    assert train_on_two_ranks(folder, name, True, before=stop_in_second_step) == [0, 0]
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert not (folder / "run" / "model").exists()
-    assert train_on_two_ranks(folder, "ibot", True, resume="latest") == [0, 0]
-    expected = uninterrupted("ibot", sharded=True)
-    ours, theirs = (full_state(last_checkpoint(run, "ibot"), tmp_path) for run in (folder, expected))
+    assert train_on_two_ranks(folder, name, True, resume="latest") == [0, 0]
+    expected = uninterrupted(name, sharded=True)
+    ours, theirs = (full_state(last_checkpoint(run, name), tmp_path) for run in (folder, expected))
     assert any("exp_avg" in key for key in ours) and any(key.startswith("teacher") for key in ours)
+    assert any("momentum_buffer" in key for key in ours) == (name == "muon")
     assert_equal(ours, theirs)
     assert_equal(weights(folder / "run/model"), weights(expected / "run/model"))
