@@ -32,8 +32,8 @@ class DemoArguments(Arguments):
 
     minutes: float | None = option(
         None,
-        "Scale of the training steps, in approximate minutes on two CPU cores; if unset, the environment variable "
-        "DEMO_MINUTES, or 10.",
+        "Scale of the training steps: at 10, training takes 10 to 25 minutes on two CPU cores. If unset, it is the "
+        "environment variable DEMO_MINUTES, or 10.",
     )
     output_dir: Path = option(Path("demo_output"), "Folder for everything that the demo writes.", metavar="FOLDER")
     num_samples: int = option(500, "Number of images to generate and compare.")
