@@ -25,6 +25,12 @@ class StudyArguments(Arguments):
     page: bool = option(
         False, "Run nothing, and write results.md and its charts beside the plan, from the records that are there."
     )
+    claims_page: Path | None = option(
+        None,
+        "Markdown page, in whose table claims --page then also lists the claims of all studies beside this one, each "
+        "with its verdict.",
+        metavar="PAGE",
+    )
     processes: int = option(2, "Arms and seeds that run at the same time, in processes of one thread each.")
     work: Path | None = option(
         None,
@@ -36,3 +42,4 @@ class StudyArguments(Arguments):
         super().__post_init__()
         self._require("processes", self.processes >= 1, "at least 1")
         self._require_default("only", "seeds", "processes", "work", unless=not self.page, omitted="with --page")
+        self._require_default("claims_page", unless=self.page, omitted="unless --page is given")

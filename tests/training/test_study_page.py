@@ -17,7 +17,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.kinds.study_unit import MeasuredPart, StudyUnitResult
 from tcae_diffusers.training.study.__main__ import main
 from tcae_diffusers.training.study.claims import judge_claims
-from tcae_diffusers.training.study.page import PAGE, render_page, write_page
+from tcae_diffusers.training.study.page import PAGE, claims_table, render_page, write_page
 from tcae_diffusers.training.study.plan import read_study_plan
 from tcae_diffusers.training.study.records import read_records
 from tcae_diffusers.training.study.unit import Unit
@@ -226,6 +226,40 @@ def test_the_page_says_what_was_found(complete: Path, capsys: pytest.CaptureFixt
         [VALUES[RFD, None]["SSL"][3]],
         [VALUES[GFD, 4]["SSL"][3]],
     ]
+
+
+def test_the_claims_of_all_studies_stand_on_one_page(
+    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "guide" / "all.md"
+    arguments = [str(complete), "--page", "--claims_page", str(page)]
+    for content, message in (
+        (None, "all.md cannot be read: No such file"),
+        ("# All\n", "all.md lacks <!-- table: claims"),
+    ):
+        if content is not None:
+            page.parent.mkdir()
+            page.write_text(content)
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
+    page.write_text("# All\n\n<!-- table: claims -->\n<!-- end: claims -->\n\nRead on.\n")
+    main(arguments)
+    text = page.read_text()
+    assert (
+        text.startswith("# All\n") and text.endswith("\nRead on.\n") and capsys.readouterr().out.endswith("all.md\n")
+    )
+    statements = re.findall(r"^\| \[(.+?)\]\((.+?)#claims-of-the-paper\) \| .+? \| \**(\w+)", text, re.MULTILINE)
+    assert [(name, outcome) for name, _, outcome in statements] == list(zip(CLAIMS, OUTCOMES, strict=True))
+    assert {(page.parent / link).resolve() for _, link, _ in statements} == {(complete.parent / PAGE).resolve()}
+    with pytest.raises(SystemExit):
+        main([str(complete), "--claims_page", str(page)])
+    assert "--claims_page" in capsys.readouterr().err
+
+
+def test_the_table_of_all_claims_is_what_the_records_give() -> None:
+    guide = STUDIES.parent / "studies.md"
+    assert claims_table(guide, STUDIES) in guide.read_text(), "run the study command with --page and --claims_page"
 
 
 def test_what_is_written_around_the_tables_is_kept_and_an_old_page_is_told(

@@ -40,10 +40,13 @@ def run(arguments: StudyArguments) -> None:
     from tcae_diffusers.training.side_by_side import Job, run_side_by_side
 
     if arguments.page:
-        from tcae_diffusers.training.study.page import write_page
+        from tcae_diffusers.training.study.page import write_claims, write_page
 
         for line in write_page(arguments.plan):
             print(line)
+        if arguments.claims_page is not None:
+            write_claims(arguments.claims_page, arguments.plan.resolve().parents[1])
+            print(arguments.claims_page)
         return
     units = chosen_units(arguments)
     missing = units_without_record(units)

@@ -6,12 +6,14 @@ Tables stand between marks, so that a reading of them can be written around and 
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.figure_text import ARROWS, format_number
 from tcae_diffusers.evaluation.results.kinds.study_unit import StudyUnitResult
 from tcae_diffusers.evaluation.results.seed_statistics import LEVEL, POWER
@@ -85,6 +87,35 @@ def write_page(plan_path: Path) -> list[str]:
         else:
             write_atomically(path, content)
     return [_units_section(records), *map(str, files)]
+
+
+def write_claims(page: Path, studies: Path) -> None:
+    """
+    Put the claims of all studies in the folder `studies` that have a page into the table `claims` of the Markdown
+    file `page`.
+
+    Raises:
+        InputError: `page` cannot be read or lacks the marks; see [`read_records`] and [`judge_claims`].
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{page} cannot be read: {error.strerror}") from error
+    write_text(page, with_table(page, text, "claims", claims_table(page, studies)))
+
+
+def claims_table(page: Path, studies: Path) -> str:
+    """The table of [`write_claims`], with links from `page` to the studies."""
+    rows = {}
+    for plan in sorted(studies.glob("*/plan.yaml")):
+        if (plan.parent / PAGE).exists():
+            link = Path(os.path.relpath(plan.parent.resolve() / PAGE, page.resolve().parent)).as_posix()
+            records = read_records(plan)
+            for verdict in judge_claims(records):
+                row = {"study": records.plan.title, **_verdict_row(verdict)}
+                del row["expected"]
+                rows[f"[{verdict.statement}]({link}#claims-of-the-paper)"] = row
+    return markdown_table(rows)
 
 
 def render_page(records: StudyRecords, plan_path: Path) -> dict[Path, str | bytes]:
