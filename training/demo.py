@@ -12,7 +12,7 @@ from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_
 
 # Nine categories say little about a picture, such as Objects; of 99 subcategories, a DiT's samples can be told apart.
 TRAIN_DATA = "openmoji:train?label=subcategory"
-# Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes three to six minutes.
+# Steps for DEMO_MINUTES=10; other values scale them. Everything but training takes about five minutes.
 DEFAULT_MINUTES = 10.0
 COARSE_STEPS = 300
 TOKENIZER_STEPS = 585
@@ -23,7 +23,7 @@ DIT_STEPS = 2100
 @dataclass
 class DemoArguments(Arguments):
     """
-    The complete workflow on OpenMoji, in 15 to 40 minutes on two CPU cores: train a tokenizer, first with coarse
+    The complete workflow on OpenMoji, in half an hour on two CPU cores: train a tokenizer, first with coarse
     patches, cache its latents, adapt its decoder to noisy ones, train a DiT on them, sample, evaluate, and write a
     report. An interrupted demo resumes where it stopped.
     """
@@ -32,7 +32,7 @@ class DemoArguments(Arguments):
 
     minutes: float | None = option(
         None,
-        "Scale of the training steps: at 10, training takes 10 to 25 minutes on two CPU cores. If unset, it is the "
+        "Scale of the training steps: at 10, training takes about 25 minutes on two CPU cores. If unset, it is the "
         "environment variable DEMO_MINUTES, or 10.",
     )
     output_dir: Path = option(Path("demo_output"), "Folder for everything that the demo writes.", metavar="FOLDER")

@@ -269,6 +269,8 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     ours, theirs = (results[name].cost["tokenizer"] for name in ("SSL-STC-seed3", "plain-seed3"))
     assert ours["macs"] <= theirs["macs"] and ours["steps"] == 1
     assert plain.curves["heldout/psnr"][0][-1] == 2
+    teachers = [tag for tag in results["SSL-STC-seed3"].curves if tag.startswith("ssl/teacher_")]
+    assert "ssl/teacher_patch_mean_entropy" in teachers and not set(teachers) & set(plain.curves)
     # Nothing large is left, and what is done is not run again.
     assert not (tmp_path / "work" / "plain-seed3" / "latents").exists()
     main(options)

@@ -228,6 +228,17 @@ def test_the_page_says_what_was_found(complete: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_a_head_start_longer_than_the_curve_says_so(partial: Callable[..., Path]) -> None:
+    plan = partial(("plain", 0), ("STC", 0))
+    write_page(plan)
+    # Below the 800 of plain after 4 steps, from the first measured point on.
+    record = plan.parent / "results" / "STC-seed0.json"
+    change(record, lambda content: content["parts"][0]["figures"][0].update(value=700.0))
+    write_page(plan)
+    started = (plan.parent / PAGE).read_text().split("How many times as many DiT steps")[1]
+    assert re.search(r"^\| STC \| over 2\.00x \|", started, re.MULTILINE)
+
+
 def test_the_claims_of_all_studies_stand_on_one_page(
     complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
