@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..files import sha256_of_file, sync
@@ -41,6 +44,7 @@ class CheckpointManager:
         identity (`dict`): What must be equal for a checkpoint to continue this run, such as the model's configuration
             and the seed. Sharded parameters are added to it: their checkpoints have other files.
         options (`dict`): What may change in a run, but not without a word, such as its learning rate.
+        averages: Those of weights in its state, whose options may change too.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class CheckpointManager:
         keep: int,
         identity: dict[str, Any],
         options: dict[str, Any],
+        averages: Sequence[EMAModel] = (),
     ):
         self.accelerator = accelerator
         self.folder = Path(folder)
@@ -57,6 +62,7 @@ class CheckpointManager:
         # Through JSON and back, so that tuples compare equal to the lists of a stored manifest.
         self.identity = json.loads(json.dumps(identity))
         self.options = json.loads(json.dumps(options))
+        self.averages = list(averages)
         if accelerator.is_fsdp2:
             self.identity["sharding"] = "FSDP2"
 
@@ -184,7 +190,7 @@ class CheckpointManager:
             if stored.get(name) != self.options.get(name)
         )
         try:
-            self.accelerator.load_state(str(path))
+            self._load_state(path)
         except (RuntimeError, ValueError, KeyError) as error:
             if not changed:
                 raise
@@ -195,10 +201,31 @@ class CheckpointManager:
             logger.warning(f"options changed since {path} was written, and apply from its step on: {changed}")
         return manifest
 
+    def _load_state(self, path: Path) -> None:
+        """accelerate's `load_state`, without what it takes from the run that wrote the checkpoint beside its state."""
+        _refuse_code(path)
+        optimizers = self.accelerator._optimizers
+        options = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
+        decays = [average.decay for average in self.averages]
+        self.accelerator.load_state(str(path))
+        # Optimizers and averages store their options, and those of this run are to apply.
+        for optimizer, groups in zip(optimizers, options, strict=True):
+            for group, ours in zip(optimizer.param_groups, groups, strict=True):
+                group.update(ours)
+        for average, decay in zip(self.averages, decays, strict=True):
+            average.decay = decay
+            # accelerate loads what is registered with it to the CPU.
+            average.to(self.accelerator.device)
+        # Forward passes so far: with another number of accumulated batches, steps would end between two of them.
+        self.accelerator.step = 0
+
     def resume(self, resume: str | None) -> int:
         """
         Load what `--resume` names and return the number of steps done: 0 without it, or if there is no checkpoint yet.
-        Later checkpoints than one that was named are set aside: the run would take them for its own.
+        Later checkpoints are set aside: the run would take them for its own, or keep damaged ones and not its own.
 
         Args:
             resume (`str`, *optional*): `"latest"` or the path of a checkpoint.
@@ -207,14 +234,28 @@ class CheckpointManager:
             CheckpointError: see [`load`].
         """
         path = self.latest() if resume == "latest" else resume
-        if path is None:
-            return 0
-        manifest = self.load(Path(path))
-        # Later than the latest are only damaged ones, which are written anew once the run gets there.
-        if resume != "latest" and self.accelerator.is_main_process:
-            set_aside_steps_after(self.folder, manifest["step"])
-        logger.info(f"resumed from {path}: step {manifest['step']}, {manifest['samples_seen']} samples seen")
-        return manifest["step"]
+        manifest = None if path is None else self.load(Path(path))
+        step = 0 if manifest is None else manifest["step"]
+        if resume is not None and self.accelerator.is_main_process:
+            set_aside_steps_after(self.folder, step)
+        if manifest is not None:
+            logger.info(f"resumed from {path}: step {step}, {manifest['samples_seen']} samples seen")
+        return step
+
+
+def _refuse_code(path: Path) -> None:
+    """
+    Raises:
+        CheckpointError: a file that accelerate would unpickle holds more than tensors and plain values. The hashes in
+            the manifest say nothing of who wrote it.
+    """
+    for file in sorted(path.glob("custom_checkpoint_*.pkl")):
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"checkpoint {path} was not written by this program: {file.name} would run code when it is read"
+            ) from error
 
 
 def _verify(path: Path) -> str | None:

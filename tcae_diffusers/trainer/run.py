@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.training_utils import EMAModel
 
 from ..data.sample_randomness import slot_generators
 from ..errors import InputError
@@ -233,7 +234,12 @@ def begin_run(
     }
     options = {name: value for name, value in asdict(arguments).items() if name not in _WITHOUT_EFFECT}
     checkpoints = CheckpointManager(
-        accelerator, folder / "checkpoints", arguments.checkpoints_total_limit, {**shared, **identity}, options
+        accelerator,
+        folder / "checkpoints",
+        arguments.checkpoints_total_limit,
+        {**shared, **identity},
+        options,
+        [each for each in (*averages, *state) if isinstance(each, EMAModel)],
     )
     first_step = checkpoints.resume(arguments.resume)
     if accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """A tokenizer run that was stopped and resumed equals the uninterrupted one, through `train_tcae`."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,10 +8,11 @@ import signal
 import pytest
 import torch
 
+from tcae_diffusers.files import sha256_of_file
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state, signalling, weights
-from ..tokenizer_commands import MUON, checkpoint, train, uninterrupted
+from ..tokenizer_commands import MUON, SMOOTH, assert_close_state, checkpoint, train, uninterrupted
 
 
 def stop_at_call(monkeypatch, number, signal_number):
@@ -119,6 +121,60 @@ def test_an_option_that_changes_within_a_run_is_named(tmp_path, caplog, changed,
     train(run, resume="latest", **changed)
     warnings = [record.message for record in caplog.records if "options changed since" in record.message]
     assert len(warnings) == (1 if words else 0) and all(words in warning for warning in warnings)
+
+
+def test_options_of_optimizer_and_average_change_within_a_run(tmp_path):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    shutil.rmtree(checkpoint(run))
+    train(run, resume="latest", adam_beta1=0.8, adam_beta2=0.7, adam_epsilon=1e-5, weight_decay=0.3, ema_decay=0.25)
+    optimizer = torch.load(checkpoint(run) / "optimizer.bin", weights_only=True)
+    constant = next(group for group in optimizer["param_groups"] if group["name"] == "constant")
+    assert (constant["betas"], constant["eps"], constant["weight_decay"]) == ((0.8, 0.7), 1e-5, 0.3)
+    average = torch.load(checkpoint(run) / "custom_checkpoint_0.pkl", weights_only=True)
+    assert average["decay"] == 0.25 and average["optimization_step"] == 6
+
+
+def test_batches_may_be_accumulated_otherwise_within_a_run(tmp_path):
+    whole = train(tmp_path / "whole", **SMOOTH)
+    # An odd number of forward passes so far: with two for each step, every step would end between two of them.
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(checkpoint(run))
+    assert checkpoint(run, step=3).exists()
+    train(run, **SMOOTH, resume="latest", train_batch_size=2, gradient_accumulation_steps=2)
+    assert_close_state(run, whole)
+
+
+def test_damaged_checkpoints_do_not_push_out_those_of_the_run(tmp_path):
+    run = shutil.copytree(uninterrupted(), tmp_path / "run")
+    (checkpoint(run) / "model.safetensors").unlink()
+    train(run, resume="latest", max_train_steps=6, checkpointing_steps=4, checkpoints_total_limit=1)
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000006"]
+    assert [path.name for path in (run / "checkpoints" / "given_up").iterdir()] == ["step-00000006"]
+
+    for damaged in run.glob("checkpoints/step-*/model.safetensors"):
+        damaged.unlink()
+    train(run, resume="latest")
+    assert_same_training_state(checkpoint(run), checkpoint(uninterrupted()))
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (eval, ("__import__('pathlib').Path('ran').touch()",))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shared = shutil.copytree(checkpoint(uninterrupted(), step=3), tmp_path / "shared" / "step-00000003")
+    file = shared / "custom_checkpoint_1.pkl"
+    torch.save(RunsCode(), file)
+    manifest = json.loads((shared / "manifest.json").read_text())
+    manifest["files"][file.name] = {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
+    (shared / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "run", resume=shared)
+    assert stopped.value.code == 2 and "custom_checkpoint_1.pkl would run code" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_option_that_the_state_of_a_run_does_not_fit_is_named(tmp_path, capsys):
