@@ -85,6 +85,7 @@ class CountingAccelerator:
     num_processes: int = 1
     process_index: int = 0
     distributed_type: DistributedType = field(default=DistributedType.NO)
+    mixed_precision: str = "no"
 
     def autocast(self) -> AbstractContextManager[None]:
         # Precision changes no count.

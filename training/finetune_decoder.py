@@ -107,8 +107,7 @@ class DecoderTraining(ReconstructionTraining[Pass]):
                 raise RuntimeError("the encoder changed during decoder fine-tuning; please report this as a bug.")
             save_model(self.autoencoder, folder / "model")
             if self.adversary is not None:
-                self.adversary.average.copy_to(self.adversary.discriminator.parameters())
-                save_model(self.adversary.discriminator, folder / "discriminator")
+                self.adversary.save(folder / "discriminator")
         return f"the tokenizer is in {folder / 'model'}, its encoder bit-identical to the one given"
 
 

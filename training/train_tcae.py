@@ -175,6 +175,8 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
         with averaged_weights(self.autoencoder, self.ema) as averaged:
             if self.run.accelerator.is_main_process:
                 save_model(averaged, self.run.folder / "model")
+        if self.adversary is not None and self.run.accelerator.is_main_process:
+            self.adversary.save(self.run.folder / "discriminator")
         return f"the tokenizer is in {self.run.folder / 'model'}"
 
 

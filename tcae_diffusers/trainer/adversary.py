@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from ..objectives.feature_backbones import build_feature_backbone
 from ..objectives.reconstruction import ReconstructionLoss
 from ..objectives.schedules import cosine_with_warmup
 from .fit import Side
+from .run import save_model
 from .sharding import require_whole_parameters
 from .tokenizer_arguments import AdversarialArguments
 
@@ -130,6 +132,11 @@ class Adversary:
             self.loss.discard_pending(skipped > 0)
             self.loss.update_statistics()
 
+    def save(self, folder: Path) -> None:
+        """Write the averaged discriminator."""
+        self.average.copy_to(self.discriminator.parameters())
+        save_model(self.discriminator, folder)
+
     def describe(self, arguments: AdversarialArguments) -> str:
         adaptive = "adaptive " if arguments.adversarial_adaptive_weight else ""
         return f"{arguments.adversarial_weight:g} {adaptive}{arguments.adversarial_loss} ({arguments.discriminator})"
@@ -140,11 +147,15 @@ def build_adversary(arguments: AdversarialArguments, accelerator: Accelerator) -
     `None` where the arguments ask for no discriminator.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: options out of range, images too small, weights not to be had.
+        ValueError, FileNotFoundError, ImportError: options out of range, images too small, weights not to be had, or
+            fp16.
     """
     if not arguments.has_discriminator:
         return None
     require_whole_parameters(accelerator)
+    if accelerator.mixed_precision == "fp16":
+        # Its scaler unscales the gradients of one optimizer in a step.
+        raise InputError("--mixed_precision fp16 cannot be combined with --discriminator; use bf16.")
     backbone = None
     discriminator: PatchGANDiscriminator | FrozenFeatureDiscriminator
     if arguments.discriminator == "patchgan":

@@ -155,7 +155,6 @@ def take_step(
         with accelerator.accumulate(*(side.model for side in sides)):
             metrics = backward(micro_batches, step, micro_step)
             if accelerator.sync_gradients:
-                # Once for all of them: the scaler of fp16 refuses a second time.
                 accelerator.unscale_gradients([side.optimizer for side in sides])
                 if hooks.after_backward is not None:
                     metrics |= hooks.after_backward(step)

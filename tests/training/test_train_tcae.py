@@ -4,10 +4,12 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -16,7 +18,9 @@ from tcae_diffusers.arguments import parse_arguments
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.images.training_dataset import collate_training_views
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.report.training_curves import read_scalars
+from tcae_diffusers.trainer.adversary import build_adversary
 from tcae_diffusers.trainer.fit import take_step
 from tcae_diffusers.trainer.image_batches import image_loader
 from tcae_diffusers.trainer.progress import TrainingProgress
@@ -231,11 +235,24 @@ def test_joint_training_has_an_adversarial_term_where_asked_for(started):
 def test_joint_training_with_a_discriminator_resumes_as_if_nothing_had_happened(tmp_path):
     halves = {**ADVERSARY, "train_batch_size": 2, "gradient_accumulation_steps": 2}
     whole = train(tmp_path / "whole", **halves)
+    assert weights(whole / "discriminator")
     folder = train(tmp_path / "run", **halves, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000006"):
+    for part in ("model", "discriminator", "checkpoints/step-00000006"):
         (folder / part).rename(tmp_path / part.replace("/", "-"))
     train(folder, **halves, resume="latest")
     assert_same_training_state(checkpoint(folder), checkpoint(whole))
+    ours, theirs = weights(folder / "discriminator"), weights(whole / "discriminator")
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_fp16_and_a_discriminator_are_refused(tmp_path):
+    # accelerate has no scaler for fp16 on a CPU.
+    arguments = parse_arguments(
+        train_tcae.TokenizerArguments, ["--discriminator", "patchgan", "--output_dir", str(tmp_path)]
+    )
+    accelerator = SimpleNamespace(mixed_precision="fp16", distributed_type=DistributedType.MULTI_GPU)
+    with pytest.raises(InputError, match="fp16 cannot be combined with --discriminator; use bf16"):
+        build_adversary(arguments, accelerator)
 
 
 def test_the_adaptive_weight_of_accumulated_batches_is_that_of_one(tmp_path):
