@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -41,7 +42,7 @@ def option(
     metavar: str | tuple[str, ...] | None = None,
     choices: Sequence[Any] | None = None,
     repeat: bool = False,
-    needs: str | None = None,
+    needs: str | tuple[str, ...] | None = None,
     **bounds: float,
 ) -> Any:
     """
@@ -54,8 +55,9 @@ def option(
         metavar (`str` or `tuple`, *optional*): Stands for the value in `--help`; a tuple for each value of a tuple.
         choices (`Sequence`, *optional*): What the value may be, where a `Literal` cannot say it.
         repeat (`bool`, defaults to `False`): A list that grows by one item each time the option is given.
-        needs (`str`, *optional*): Option without which this one has no effect: while that is unset, 0, false or none,
-            this one is refused on a command line. A preset may hold it, for those who switch the other one off.
+        needs (`str` or `tuple`, *optional*): Option without which this one has no effect: while that is unset, 0,
+            false or none, this one is refused on a command line; a tuple goes on with the only values for which it has
+            one. A preset may hold it, for those who switch the other one off.
         bounds (`float`): `at_least`, `above`, `at_most` and `below` of the number, or of each number of a list;
             [`Arguments`] checks them, where the option is set.
     """
@@ -63,7 +65,7 @@ def option(
         raise TypeError(f"option() has no {', '.join(unknown)}; bounds are {', '.join(_BOUNDS)}")
     metadata = {
         **{"help": help, "positional": positional, "metavar": metavar, "choices": choices},
-        **{"repeat": repeat, "needs": needs, "bounds": bounds},
+        **{"repeat": repeat, "needs": (needs,) if isinstance(needs, str) else needs, "bounds": bounds},
     }
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata, kw_only=True)
@@ -204,9 +206,13 @@ def _refuse_without_effect(arguments: Arguments, typed: Iterable[str]) -> None:
     """
     options, needs = {each.name: each for each in fields(arguments)}, _needs_by_option(type(arguments))
     for name in typed:
-        value, needed = getattr(arguments, name), needs[name]
-        if needed and value not in (*_OFF, default_of(options[name])) and getattr(arguments, needed) in _OFF:
-            raise InputError(f"--{name} {_as_text(value)} has no effect without --{needed}; omit it or give both.")
+        value, (needed, *only_for) = getattr(arguments, name), needs[name] or (None,)
+        if needed is None or value in (*_OFF, default_of(options[name])):
+            continue
+        there = getattr(arguments, needed)
+        if there not in only_for if only_for else there in _OFF:
+            what = " ".join([f"--{needed}", " or ".join(map(str, only_for))]).strip()
+            raise InputError(f"--{name} {_as_text(value)} has no effect without {what}; omit it or give both.")
 
 
 def _refuse_output_among_images(arguments: Arguments) -> None:
@@ -230,13 +236,13 @@ def _refuse_output_among_images(arguments: Arguments) -> None:
                 )
 
 
-def _needs_by_option(arguments_type: type[Arguments]) -> dict[str, str | None]:
-    """What each option needs: what it says itself, or the switch of its class."""
-    needs: dict[str, str | None] = {each.name: each.metadata["needs"] for each in fields(arguments_type)}
+def _needs_by_option(arguments_type: type[Arguments]) -> dict[str, tuple[str, ...] | None]:
+    """What each option needs, see [`option`]: what it says itself, or the switch of its class."""
+    needs: dict[str, tuple[str, ...] | None] = {each.name: each.metadata["needs"] for each in fields(arguments_type)}
     for declaring in _from_the_base_up(arguments_type):
         for name in inspect.get_annotations(declaring).keys() & needs.keys():
             switch = vars(declaring).get("switch")
-            needs[name] = needs[name] or (switch if switch != name else None)
+            needs[name] = needs[name] or ((switch,) if switch and switch != name else None)
     return needs
 
 
@@ -273,8 +279,9 @@ def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: 
         allow_abbrev=False,
     )
     if arguments_type.presets:
-        presets = ", ".join(_preset_names(arguments_type.presets))
-        parser.add_argument("--config", metavar="FILE", help=f"YAML file, or name of a preset: {presets}.")
+        presets = ", ".join(_presets_for(arguments_type))
+        or_preset = f", or name of a preset: {presets}" if presets else " with options of this command"
+        parser.add_argument("--config", metavar="FILE", help=f"YAML file{or_preset}.")
     for title, members in groups.items():
         group = parser.add_argument_group(title)
         for each in members:
@@ -414,6 +421,21 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _preset_names(package: str) -> list[str]:
     return sorted(entry.name[:-5] for entry in resources.files(package).iterdir() if entry.name.endswith(".yaml"))
+
+
+@cache
+def _presets_for(arguments_type: type[Arguments]) -> list[str]:
+    """Presets whose keys are all options of the command; the others are for other commands."""
+    hints = get_type_hints(arguments_type)
+
+    def is_for_it(preset: str) -> bool:
+        try:
+            _read_config(preset, arguments_type, hints)
+        except InputError:
+            return False
+        return True
+
+    return [preset for preset in _preset_names(arguments_type.presets) if is_for_it(preset)]
 
 
 def _read_config(

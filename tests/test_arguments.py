@@ -180,9 +180,10 @@ class Frame(Arguments):
 
     switch: ClassVar[str] = "frame"
 
-    frame: Literal["none", "wood"] = option("none", "Material of the frame.")
+    frame: Literal["none", "wood", "steel"] = option("none", "Material of the frame.")
     frame_width: int = option(3, "Width of the frame in pixels.")
     frame_colours: list[str] = option([], "Colours of the frame.")
+    grain: int = option(1, "Lines of the wood.", needs=("frame", "wood"))
 
 
 @dataclass
@@ -202,6 +203,8 @@ def test_an_option_is_refused_where_what_it_belongs_to_is_off(capsys, tmp_path):
         (["--frame", "none", "--frame_colours", "a", "b"], "--frame_colours a b has no effect without --frame;"),
         (["--blur_steps", "4", "--frame", "wood"], "--blur_steps 4 has no effect without --blur;"),
         (["--blur_steps", "4", "--blur", "0"], "--blur_steps 4 has no effect without --blur;"),
+        (["--frame", "steel", "--grain", "4"], "--grain 4 has no effect without --frame wood; omit it or give both."),
+        (["--grain", "4"], "--grain 4 has no effect without --frame wood;"),
     ):
         with pytest.raises(SystemExit):
             parse(*argv)
@@ -209,6 +212,7 @@ def test_an_option_is_refused_where_what_it_belongs_to_is_off(capsys, tmp_path):
     assert parse("--frame", "wood", "--frame_width", "4", "--blur", "1", "--blur_steps", "4").frame_width == 4
     # Nobody is misled by a default or an off; a preset may hold what belongs to something that is switched off here.
     assert parse("--frame_width", "3", "--blur_steps", "0").blur_steps == 0
+    assert parse("--frame", "wood", "--grain", "4").grain == 4
     preset = config(tmp_path, "{frame: wood, frame_width: 9}")
     assert parse("--config", preset, "--frame", "none").frame_width == 9
     assert parse("--config", preset, "--frame_colours", "red").frame_colours == ["red"]
@@ -268,7 +272,7 @@ def test_help_shows_groups_from_the_base_up_with_defaults(capsys):
     assert places == sorted(places)
     words = " ".join(text.split())
     for sentence in (
-        "--config FILE YAML file, or name of a preset: ",
+        "--config FILE YAML file with options of this command.",
         "Colour of the drawing. (default: blue)",
         "Height and width in pixels. (default: 4 6)",
         "--width PIXELS Width in pixels; that of the screen if unset. --smooth",

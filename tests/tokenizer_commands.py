@@ -80,8 +80,9 @@ MUON = {"optimizer": "muon", "autoencoder_overrides": json.dumps({**TINY, "hidde
 def with_effect(defaults, options) -> dict:
     """Those of `defaults` that are not refused where `options` leave off what they belong to."""
     chosen = {"ssl": "ibot", "discriminator": "patchgan", **defaults, **options}
-    off = ["ssl_"] if chosen["ssl"] == "none" else []
+    off = ["ssl_"] if chosen["ssl"] in ("none", "mae") else []
     off += ["discriminator_", "adversarial_"] if chosen["discriminator"] == "none" else []
+    off += ["discriminator_layers", "discriminator_channels"] if chosen["discriminator"] != "patchgan" else []
     off += ["discriminator_r1_interval"] if not chosen.get("discriminator_r1_weight") else []
     return {name: value for name, value in defaults.items() if not name.startswith(tuple(off) or ("-",))}
 

@@ -12,7 +12,13 @@ class TokenizerRun:
 
     resolution: int | None
     max_train_steps: int
+    train_batch_size: int
     lr_warmup_fraction: float
+
+
+# Methods that compare a student with a teacher, and those among them that hide tokens: what only they read.
+_DISTILLATION = ("ssl", "ibot", "dino", "dinov2")
+_MASKED = ("ssl", "ibot", "dinov2")
 
 
 @dataclass
@@ -31,94 +37,119 @@ class SelfSupervisionArguments(Arguments, TokenizerRun):
         "last",
         "Tokens that the self-supervised head reads: those of the last encoder block, or those before the"
         " intermediate bottleneck.",
+        needs=_DISTILLATION,
     )
-    ssl_out_dim: int = option(8192, "Prototypes of the self-supervised head.")
+    ssl_out_dim: int = option(8192, "Prototypes of the self-supervised head.", needs=_DISTILLATION)
     ssl_patch_out_dim: int | None = option(
-        None, "Prototypes for patch tokens, for heads that share no last layer; --ssl_out_dim if unset."
+        None, "Prototypes for patch tokens, for heads that share no last layer; --ssl_out_dim if unset.", needs=_MASKED
     )
-    ssl_hidden_dim: int = option(2048, "Hidden width of the self-supervised head.")
-    ssl_bottleneck_dim: int = option(256, "Bottleneck width of the self-supervised head.")
+    ssl_hidden_dim: int = option(2048, "Hidden width of the self-supervised head.", needs=_DISTILLATION)
+    ssl_bottleneck_dim: int = option(256, "Bottleneck width of the self-supervised head.", needs=_DISTILLATION)
     ssl_head_sharing: Literal["method", "shared", "semi_shared", "separate"] = option(
-        "method", "Parts of the head that class and patch tokens share; method follows the authors of --ssl."
+        "method",
+        "Parts of the head that class and patch tokens share; method follows the authors of --ssl.",
+        needs=_MASKED,
     )
     ssl_centering: Literal["method", "momentum", "sinkhorn_knopp"] = option(
-        "method", "How the teacher's outputs are balanced over the prototypes; method follows the authors of --ssl."
+        "method",
+        "How the teacher's outputs are balanced over the prototypes; method follows the authors of --ssl.",
+        needs=_DISTILLATION,
     )
     ssl_koleo_weight: float | None = option(
-        None, "Weight of the KoLeo regulariser; 0.1 for dinov2 and 0 for other methods if unset."
+        None, "Weight of the KoLeo regulariser; 0.1 for dinov2 and 0 for other methods if unset.", needs=_DISTILLATION
     )
     ssl_global_crop_size: int | None = option(
-        None, "Side in pixels of the two global crops; --resolution if unset.", metavar="PIXELS"
+        None, "Side in pixels of the two global crops; --resolution if unset.", metavar="PIXELS", needs=_DISTILLATION
     )
     ssl_local_crop_size: int | None = option(
-        None, "Side in pixels of the local crops; half of --resolution if unset.", metavar="PIXELS"
+        None,
+        "Side in pixels of the local crops; half of --resolution if unset.",
+        metavar="PIXELS",
+        needs=_DISTILLATION,
     )
-    ssl_num_local_crops: int = option(2, "Local crops per image (the paper's setting allows up to 10).", at_least=0)
+    ssl_num_local_crops: int = option(
+        2, "Local crops per image (the paper's setting allows up to 10).", at_least=0, needs=_DISTILLATION
+    )
     ssl_global_crop_min_scale: float = option(
         0.25,
         "Smallest fraction of the image's area that a global crop covers; the largest is 1.",
         metavar="FRACTION",
+        needs=_DISTILLATION,
     )
     ssl_local_crop_min_scale: float = option(
         0.05,
         "Smallest fraction of the image's area that a local crop covers; the largest is --ssl_global_crop_min_scale.",
         metavar="FRACTION",
+        needs=_DISTILLATION,
     )
     ssl_mask_probability: float = option(
-        0.5, "Fraction of the global crops that are masked.", metavar="FRACTION", at_least=0, at_most=1
+        0.5, "Fraction of the global crops that are masked.", metavar="FRACTION", at_least=0, at_most=1, needs=_MASKED
     )
     ssl_mask_ratio_min: float = option(
-        0.1, "Smallest fraction of the token groups hidden in a masked crop.", metavar="FRACTION"
+        0.1, "Smallest fraction of the token groups hidden in a masked crop.", metavar="FRACTION", needs=_MASKED
     )
     ssl_mask_ratio_max: float = option(
-        0.5, "Largest fraction of the token groups hidden in a masked crop.", metavar="FRACTION"
+        0.5, "Largest fraction of the token groups hidden in a masked crop.", metavar="FRACTION", needs=_MASKED
     )
     ssl_mask_shape: Literal["random", "block"] = option(
         "block",
         "Arrangement of the hidden token groups: at random, or in rectangular blocks, as in iBOT's published runs.",
+        needs=_MASKED,
     )
-    ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.")
+    ssl_student_temperature: float = option(0.1, "Softmax temperature of the student.", needs=_DISTILLATION)
     ssl_teacher_temperature_start: float = option(
-        0.04, "Softmax temperature of the teacher at the first step.", above=0
+        0.04, "Softmax temperature of the teacher at the first step.", above=0, needs=_DISTILLATION
     )
-    ssl_teacher_temperature: float = option(0.07, "Softmax temperature of the teacher after its warm-up.", above=0)
+    ssl_teacher_temperature: float = option(
+        0.07, "Softmax temperature of the teacher after its warm-up.", above=0, needs=_DISTILLATION
+    )
     ssl_teacher_temperature_warmup_fraction: float = option(
-        0.3, "Fraction of the steps during which the teacher's temperature changes linearly.", metavar="FRACTION"
+        0.3,
+        "Fraction of the steps during which the teacher's temperature changes linearly.",
+        metavar="FRACTION",
+        needs=_DISTILLATION,
     )
     ssl_patch_teacher_temperature_start: float | None = option(
         None,
         "Softmax temperature of the teacher's patch tokens at the first step; --ssl_teacher_temperature_start if"
         " unset.",
         above=0,
+        needs=_MASKED,
     )
     ssl_patch_teacher_temperature: float | None = option(
         None,
         "Softmax temperature of the teacher's patch tokens after the warm-up; --ssl_teacher_temperature if unset.",
         above=0,
+        needs=_MASKED,
     )
     ssl_teacher_momentum: float = option(
         0.996,
         "Momentum of the teacher at the first step, which rises to 1; 0.9995 suits batches below 512 images.",
         at_least=0,
         at_most=1,
+        needs=_DISTILLATION,
     )
-    ssl_center_momentum: float = option(0.9, "Momentum of the centre of the teacher's class tokens.")
+    ssl_center_momentum: float = option(
+        0.9, "Momentum of the centre of the teacher's class tokens.", needs=_DISTILLATION
+    )
     ssl_patch_center_momentum: float | None = option(
-        None, "Momentum of the centre of the teacher's patch tokens; --ssl_center_momentum if unset."
+        None, "Momentum of the centre of the teacher's patch tokens; --ssl_center_momentum if unset.", needs=_MASKED
     )
     ssl_mim_average: Literal["images", "masked_tokens"] = option(
         "images",
         "How the loss of masked tokens is averaged: within each image and then over images (iBOT), or over all "
         "masked tokens equally.",
+        needs=_MASKED,
     )
     ssl_freeze_last_layer_steps: int = option(
-        0, "Steps at the start during which the head's last layer is not trained."
+        0, "Steps at the start during which the head's last layer is not trained.", needs=_DISTILLATION
     )
     ssl_drop_path: float = option(
         0.0,
         "Stochastic depth rate of the student's last encoder block; earlier blocks have lower rates (iBOT: 0.1).",
         at_least=0,
         below=1,
+        needs=_DISTILLATION,
     )
 
     def __post_init__(self) -> None:

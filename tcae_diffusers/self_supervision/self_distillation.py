@@ -206,6 +206,11 @@ class SelfDistillation(SelfSupervision):
             else arguments.ssl_koleo_weight,
             mim_average=arguments.ssl_mim_average,
         )
+        if self.distillation_loss.koleo_weight and arguments.train_batch_size < 2:
+            raise InputError(
+                "KoLeo needs a second image beside each: --train_batch_size 1 must be 2 or more, or pass"
+                " --ssl_koleo_weight 0."
+            )
         self.teacher = Teacher(adapter.token_encoder(), head, self.place)
         # After the teacher was copied: a deep copy takes hooks along.
         self.stochastic_depth = None

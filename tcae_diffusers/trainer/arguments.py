@@ -13,7 +13,9 @@ class RunFolderArguments(Arguments):
     group: ClassVar[str] = "Run"
 
     output_dir: str = option(
-        MISSING, "Folder of the run: checkpoints/, logs/, arguments.yaml and the final model/.", metavar="FOLDER"
+        MISSING,
+        "Folder of the run: checkpoints/, logs/, arguments.yaml and the result, model/ (a DiT: pipeline/).",
+        metavar="FOLDER",
     )
     resume: str | None = option(
         None,

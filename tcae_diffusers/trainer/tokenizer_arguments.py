@@ -1,7 +1,7 @@
 """Options of what trains a tokenizer, or a part of one, to reconstruct images."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from ..arguments import Arguments, option
 from ..data.images.image_size_arguments import ImageSizeArguments
@@ -104,11 +104,16 @@ class AdversarialArguments(ReconstructionArguments):
         "Weights of the discriminator's frozen network: a file, or for dino a folder or name; the network's default "
         "weights if unset.",
         metavar="PATH",
+        needs=("discriminator", *get_args(EfficientNetLiteName), "dino"),
     )
     discriminator_layers: int = option(
-        3, "Layers of stride 2 in a PatchGAN; images below 24 pixels need fewer than 3."
+        3,
+        "Layers of stride 2 in a PatchGAN; images below 24 pixels need fewer than 3.",
+        needs=("discriminator", "patchgan"),
     )
-    discriminator_channels: int = option(64, "Channels of a PatchGAN's first layer.")
+    discriminator_channels: int = option(
+        64, "Channels of a PatchGAN's first layer.", needs=("discriminator", "patchgan")
+    )
     discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.", above=0)
     discriminator_beta1: float = option(
         0.5, "Decay rate of the first moment of the discriminator's AdamW (VQGAN: 0.5)."

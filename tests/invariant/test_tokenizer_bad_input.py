@@ -227,6 +227,18 @@ CASES = {
     "unknown choice": (lambda t: {"ssl": "ibott"}, ["ibott", "ibot"]),
     "text for a number": (lambda t: {"train_batch_size": "many"}, ["many"]),
     "no steps": (lambda t: {"max_train_steps": 0}, ["--max_train_steps 0", "at least 1"]),
+    "KoLeo without a neighbour": (
+        lambda t: {"ssl": "dinov2", "train_batch_size": 1},
+        ["--train_batch_size 1", "--ssl_koleo_weight 0"],
+    ),
+    "channels of a discriminator that has none": (
+        lambda t: {"discriminator": "efficientnet-lite0", "discriminator_channels": 8},
+        ["--discriminator_channels 8 has no effect without --discriminator patchgan"],
+    ),
+    "weights of a discriminator that has none": (
+        lambda t: {"discriminator": "patchgan", "discriminator_weights_path": t},
+        ["--discriminator_weights_path", "without --discriminator efficientnet-lite0 or"],
+    ),
     "negative seed": (lambda t: {"seed": -1}, ["--seed -1"]),
     "unknown tracker": (lambda t: {"report_to": "paper"}, ["paper"]),
     "unknown config": (lambda t: {"config": "openmoji33"}, ["openmoji33", "openmoji32"]),

@@ -15,7 +15,9 @@ from tcae_diffusers.models.named_models import build_named_autoencoder
 from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, resolve_sizes
 from tcae_diffusers.trainer.latent_shaping import build_latent_shaping
+from tcae_diffusers.training.cache_arguments import CacheArguments
 from tcae_diffusers.training.count_steps import counting_accelerator
+from tcae_diffusers.training.dit_arguments import DiTArguments
 from tcae_diffusers.training.finetune_decoder import DecoderArguments
 from tcae_diffusers.training.train_tcae import TokenizerArguments, freeze_layers
 
@@ -59,6 +61,23 @@ def test_every_preset_of_a_tokenizer_is_listed_here_and_says_what_to_expect():
         text = (FOLDER / f"{name}.yaml").read_text()
         assert text.startswith("#"), name
         assert "Expected" in text or name == "openmoji32", name
+
+
+@pytest.mark.parametrize(
+    ("command", "own", "others"),
+    [
+        (TokenizerArguments, {*TOKENIZERS, *ADAPTED}, {*LIGHT_DECODERS, *HEADS, "openmoji32_dit"}),
+        (DecoderArguments, {*DECODERS, *LIGHT_DECODERS, *HEADS}, {*TOKENIZERS, *ADAPTED, "openmoji32_dit"}),
+        (DiTArguments, {"openmoji32_dit", "imagenet256_tc_dit_xl"}, {*TOKENIZERS, *DECODERS, *HEADS}),
+        (CacheArguments, set(), {*TOKENIZERS, *DECODERS, "openmoji32_dit"}),
+    ],
+)
+def test_help_names_the_presets_of_a_command(command, own, others, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(command, ["--help"])
+    (text,) = re.findall(r"--config FILE (.*?)\.\s", " ".join(capsys.readouterr().out.split()))
+    words = set(re.split(r"[ ,:]+", text))
+    assert own <= words and not others & words
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -112,10 +112,11 @@ class MaskedAutoencoding(SelfSupervision):
         self.options = options
         if not 0 < self.options.mask_ratio < 1:
             raise InputError(f"--ssl_options mask_ratio {self.options.mask_ratio} must be above 0 and below 1.")
-        if self.options.decoder_layers < 0 or adapter.token_width % self.options.decoder_heads:
+        heads = self.options.decoder_heads
+        if self.options.decoder_layers < 0 or heads < 1 or adapter.token_width % heads:
             raise InputError(
                 f"--ssl_options decoder_layers {self.options.decoder_layers} must be 0 or more, and decoder_heads"
-                f" {self.options.decoder_heads} must divide the tokens' {adapter.token_width} channels."
+                f" {heads} must be 1 or more and divide the tokens' {adapter.token_width} channels."
             )
         self.patch, self.side = adapter.token_pixels("first_stage"), adapter.token_pixels("last")
         super().__init__(PixelRegression(adapter.token_width, self.side, self.options))
