@@ -18,6 +18,7 @@ from accelerate import PartialState
 
 from tcae_diffusers.data.distributed import gather_in_rank_order
 from tcae_diffusers.data.images.content_fingerprint import content_fingerprint
+from tcae_diffusers.data.images.decoding import DECODING_VERSION
 from tcae_diffusers.data.images.image_sets import is_archive, open_data_source, open_image_set
 from tcae_diffusers.files import file_names, sha256_of_file
 
@@ -81,7 +82,9 @@ def inputs_of(arguments: MeasuringArguments) -> dict[str, Any]:
         for name, kind in arguments.content.items()
         if (value := getattr(arguments, name)) not in (None, [])
     }
-    return json.loads(json.dumps({"arguments": given, "content": content}, default=str))
+    # Fingerprints are of files: what pixels they give is a matter of how they are decoded.
+    inputs = {"arguments": given, "content": content, "decoding": DECODING_VERSION}
+    return json.loads(json.dumps(inputs, default=str))
 
 
 def run_unless_done(

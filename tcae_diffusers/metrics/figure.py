@@ -93,7 +93,7 @@ class Figure(Estimate):
         samples (`int`): Images that were measured.
         better (`str`): `"higher"` or `"lower"`.
         reference_images (`int`, *optional*): Images that they were compared with.
-        floor ([`Estimate`], *optional*): What real images score against real ones, `images_per_half` in its details.
+        floor ([`Estimate`], *optional*): What real images score against real ones, with their numbers, `images`.
         baseline ([`Baseline`], *optional*): What a figure has to beat.
         linear ([`LinearBaseline`], *optional*): What an autoencoder has to beat.
         extractor (`dict`, *optional*): Name, dimensions and hash of the feature network.

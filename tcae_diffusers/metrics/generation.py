@@ -29,7 +29,7 @@ def evaluate_generation(
     Args:
         samples: Generated images.
         reference: Real ones, see [`reference.open_reference`].
-        reference_count: `equal` (as many as samples; all from 50,000 on), `all`, or a number.
+        reference_count: `equal` (as many as samples; all from 50,000 samples on), `all`, or a number.
 
     Raises:
         InputError: Fewer than 8 samples, or fewer real images than `reference_count` asks for.
@@ -62,7 +62,7 @@ def compared_count(samples: int, reference: Reference, reference_count: int | st
     """
     available = 0 if reference.features is None else len(reference.features)
     if reference_count == "equal":
-        return None if available >= FULL_SAMPLE_COUNT else min(samples, available)
+        return None if samples >= FULL_SAMPLE_COUNT else min(samples, available)
     if reference_count == "all":
         return None
     if int(reference_count) > available:
@@ -75,7 +75,7 @@ def generation_figures(
 ) -> list[Figure]:
     """As [`evaluate_generation`], of features."""
     used, estimates = reference.compare(samples, compared_count(len(samples), reference, reference_count))
-    per_half, floor = reference.floor(len(samples))
+    sizes, floor = reference.floor(len(samples), used)
     figures = []
     for measure in SET_MEASURES:
         for name, better in measure.better.items():
@@ -92,12 +92,12 @@ def generation_figures(
                     samples=len(samples),
                     better=better,
                     reference_images=other,
-                    floor=_with_count(floor[name], per_half) if name in floor else None,
+                    floor=_with_sizes(floor[name], sizes) if name in floor else None,
                     extractor=network.describe(),
                 )
             )
     return figures
 
 
-def _with_count(floor: Estimate, per_half: int) -> Estimate:
-    return replace(floor, details={**floor.details, "images_per_half": per_half})
+def _with_sizes(floor: Estimate, sizes: tuple[int, int]) -> Estimate:
+    return replace(floor, details={**floor.details, "images": list(sizes)})

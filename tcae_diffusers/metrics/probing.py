@@ -23,6 +23,7 @@ from ..models.object_finder import ObjectFinder
 from .encoded_images import LATENT, TOKENS, extract, plan_structure
 from .figure import Baseline, Figure
 from .linear_probe import ProbeResult, linear_probe, nearest_neighbours, standardise, structure_loss
+from .token_structure import INTERVAL_METHOD
 
 
 def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +139,7 @@ def _accuracy_figure(name: str, probe: ProbeResult, dimensions: int, baseline: B
         name=name,
         value=probe.accuracy,
         interval=probe.interval,
+        interval_method=INTERVAL_METHOD,
         samples=len(probe.labels),
         better="higher",
         baseline=baseline,
@@ -151,6 +153,7 @@ def _structure_loss_figure(tokens: ProbeResult, latent: ProbeResult, seed: int) 
         name="structure loss 1 - A2/A1",
         value=value,
         interval=(high - low) / 2,
+        interval_method="95 % interval of a paired bootstrap over test images, 1,000 draws",
         samples=len(tokens.labels),
         better="lower",
         details={"interval_bounds": [low, high]},

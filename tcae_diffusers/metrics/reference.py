@@ -38,21 +38,32 @@ class Reference:
 
     def __init__(self, features: np.ndarray | None, statistics: FrechetStatistics | None = None, seed: int = 0):
         self.features, self.statistics, self.seed = features, statistics, seed
-        self._floors: dict[int, dict[str, Estimate]] = {}
+        self._floors: dict[tuple[int, int], dict[str, Estimate]] = {}
 
-    def floor(self, count: int) -> tuple[int, dict[str, Estimate]]:
-        """`(n, estimates)` between disjoint random parts of the reference with `n = min(count, half)` images each."""
-        if self.features is None or len(self.features) < SMALLEST_SET:
-            return 0, {}
-        count = min(count, len(self.features) // 2)
-        if count not in self._floors:
+    def floor(self, samples: int, used: int | None) -> tuple[tuple[int, int], dict[str, Estimate]]:
+        """
+        Estimates between disjoint random parts of the reference, as large as the sets that are compared or, where
+        there are not as many images, as they can be.
+
+        Args:
+            samples (`int`): Images of the sample set, for which the first part stands.
+            used (`int`, *optional*): Reference images that it is compared with.
+
+        Returns:
+            `((images of the first part, of the second), {measure: estimate})`.
+        """
+        if self.features is None or used is None or len(self.features) < SMALLEST_SET:
+            return (0, 0), {}
+        first = min(samples, len(self.features) // 2)
+        sizes = first, min(used, len(self.features) - first)
+        if sizes not in self._floors:
             draws = []
             for repeat in range(_DRAWS):
                 order = np.random.default_rng([self.seed, repeat, 1]).permutation(len(self.features))
-                halves = self.features[order[:count]], self.features[order[count : 2 * count]]
-                draws.append({name: value for each in SET_MEASURES for name, value in each.between(*halves).items()})
-            self._floors[count] = mean_over_draws(draws)
-        return count, self._floors[count]
+                parts = self.features[order[:first]], self.features[order[first : sum(sizes)]]
+                draws.append({name: value for each in SET_MEASURES for name, value in each.between(*parts).items()})
+            self._floors[sizes] = mean_over_draws(draws)
+        return sizes, self._floors[sizes]
 
     def compare(self, samples: SampleFeatures, count: int | None) -> tuple[int | None, dict[str, Estimate]]:
         """

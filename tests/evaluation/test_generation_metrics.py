@@ -14,7 +14,7 @@ from tcae_diffusers.errors import InputError
 from tcae_diffusers.metrics.feature_cache import features_of
 from tcae_diffusers.metrics.features import FeatureNetwork
 from tcae_diffusers.metrics.frechet import FrechetStatistics
-from tcae_diffusers.metrics.generation import evaluate_generation
+from tcae_diffusers.metrics.generation import evaluate_generation, generation_figures
 from tcae_diffusers.metrics.reference import Reference, open_reference
 from tcae_diffusers.metrics.set_measures import SampleFeatures
 from tcae_diffusers.metrics.set_measures.kernel_distance import kid
@@ -104,10 +104,10 @@ def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(feature
     generator = np.random.default_rng(0)
     real = generator.normal(size=(400, 16))
     reference = Reference(real)
-    floor_count, floor = reference.floor(150)
-    assert floor_count == 150
+    sizes, floor = reference.floor(150, 150)
+    assert sizes == (150, 150)
     assert floor["precision"].value > 0.7
-    _, small = reference.floor(40)
+    _, small = reference.floor(40, 40)
     assert small["FID"].value > floor["FID"].value > 0
     same = reference.compare(SampleFeatures(generator.normal(size=(150, 16))), 150)[1]
     other = reference.compare(SampleFeatures(generator.normal(loc=1.0, size=(150, 16))), 150)[1]
@@ -116,13 +116,41 @@ def test_the_floor_is_what_real_images_score_and_grows_with_fewer_images(feature
     assert abs(same["KID"].value) < 0.1 * other["KID"].value
 
 
+@pytest.mark.parametrize(
+    ("samples", "count", "used", "sizes"),
+    [
+        # As many real images as samples, however many there are.
+        (100, "equal", 100, [100, 100]),
+        (100, "all", 900, [100, 800]),
+        (300, "50", 50, [300, 50]),
+        (600, "equal", 600, [450, 450]),
+        (1000, "equal", 900, [450, 450]),
+    ],
+)
+def test_the_floor_is_of_sets_as_large_as_those_compared(samples, count, used, sizes, network, monkeypatch):
+    # Of more real images than this all were taken once, for however few samples.
+    monkeypatch.setattr("tcae_diffusers.metrics.generation.FULL_SAMPLE_COUNT", 650)
+    generator = np.random.default_rng(0)
+    reference = Reference(generator.normal(size=(900, 8)))
+    drawn = SampleFeatures(generator.normal(size=(samples, 8)))
+    figures = {figure.name: figure for figure in generation_figures(drawn, reference, network, count)}
+    distance = figures["gFD-efficientnet-lite0"]
+    assert (distance.samples, distance.reference_images) == (samples, used)
+    assert distance.floor.details["images"] == sizes
+    # What is no better and no worse than real images scores as they do.
+    assert distance.value == pytest.approx(distance.floor.value, rel=0.5)
+    largest = max(figures["gFD-inf-efficientnet-lite0"].details["sizes"])
+    assert largest == figures["gFD-inf-efficientnet-lite0"].reference_images or samples < used
+    assert largest <= min(samples, used)
+
+
 def test_names_and_counts_are_honest(network, features, image_folder, other_folder, tmp_path):
     reference = Reference(features[1])
     figures = evaluate_generation(FolderImages(image_folder), reference, network, "equal", 16, tmp_path)
     names = {figure.name: figure for figure in figures}
     distance = names["gFD-efficientnet-lite0"]
     assert (distance.samples, distance.reference_images) == (30, 24)
-    assert distance.floor.details["images_per_half"] == 12
+    assert distance.floor.details["images"] == [12, 12]
     assert not any("FID" in name or name.startswith("IS") for name in names)
 
 

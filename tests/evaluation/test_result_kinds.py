@@ -21,7 +21,7 @@ from .conftest import evaluate
 
 
 def test_a_figure_is_read_as_it_was_stored():
-    floor = Estimate(value=1.0, std_over_draws=0.1, details={"images_per_half": 8})
+    floor = Estimate(value=1.0, std_over_draws=0.1, details={"images": [8, 9]})
     figure = Figure(
         name="gFD-x",
         value=2.0,
@@ -34,7 +34,7 @@ def test_a_figure_is_read_as_it_was_stored():
         details={"r_squared": 0.9},
     )
     stored = figure.to_json()
-    assert stored["floor"] == {"value": 1.0, "std_over_draws": 0.1, "images_per_half": 8}
+    assert stored["floor"] == {"value": 1.0, "std_over_draws": 0.1, "images": [8, 9]}
     assert stored["r_squared"] == 0.9 and "reference_images" not in stored
     assert Figure.from_json(stored) == figure
 

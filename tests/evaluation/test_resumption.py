@@ -37,6 +37,13 @@ def measure(tiny_autoencoder, tmp_path):
     return measure
 
 
+def test_what_was_decoded_to_other_pixels_is_measured_again(measure, tmp_path, monkeypatch):
+    write_bitmaps(tmp_path / "data" / "a", 0)
+    for version, is_new in ((3, True), (3, False), (4, True)):
+        monkeypatch.setattr("tcae_diffusers.evaluation.results.resumption.DECODING_VERSION", version)
+        assert measure(tmp_path / "data")[1] == is_new
+
+
 def write_bitmaps(folder, seed):
     """Pictures whose files have one size, whatever they show."""
     folder.mkdir(parents=True, exist_ok=True)

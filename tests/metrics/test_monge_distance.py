@@ -63,7 +63,7 @@ def test_the_interval_is_as_wide_as_the_figure_scatters_and_the_floor_is_of_real
     values = [monge_distances(*draw)[0] for draw in draws]
     assert 1.2 * np.std(values) < np.median([figure.interval for figure in figures]) < 3.5 * np.std(values)
     assert figures[0].value == pytest.approx(values[0])
-    count, floor = Reference(gaussian(99, 200)).floor(100)
-    assert count == 100 and 0 < floor["MIND"].value < 0.2 * np.mean(values)
+    sizes, floor = Reference(gaussian(99, 200)).floor(100, 100)
+    assert sizes == (100, 100) and 0 < floor["MIND"].value < 0.2 * np.mean(values)
     few = Reference(draws[0][1][:15]).compare(SampleFeatures(draws[0][0][:15]), None)[1]
     assert few["MIND"].interval is None

@@ -116,7 +116,10 @@ class GenerationResult(Result):
         for name, figure in others:
             if figure.samples != first[1].samples:  # the distance is biased upwards for small sets
                 continue
-            ratio = figure.value / value if value > 0 else float("inf")
+            # Against themselves images are at a distance of 0, or of a rounding error on either side.
+            if min(value, figure.value) <= 1e-9 * max(value, figure.value):
+                continue
+            ratio = figure.value / value
             note = f"{name}: {format_number(figure.value)}, samples: {format_number(value)}"
             factor, relation = (ratio, "closer to") if ratio >= 1 else (1 / ratio, "further from")
             cards.append(Card(f"{factor:.1f}×", f"{relation} real images than {name}", note))

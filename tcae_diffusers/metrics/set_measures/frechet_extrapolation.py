@@ -20,7 +20,7 @@ _DRAWS = 2
 
 
 def frechet_at_infinity(
-    samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0
+    samples: np.ndarray, reference: np.ndarray | FrechetStatistics, seed: int = 0, most: int | None = None
 ) -> Estimate | None:
     """Fréchet distance extrapolated to infinitely many images on both sides (FID-infinity, Chong and Forsyth 2020).
 
@@ -28,12 +28,16 @@ def frechet_at_infinity(
     computed for random subsets of several sizes between a quarter and all of the images, and the line through them
     over `1 / n` is followed to zero. Against fixed statistics only the samples' side is extrapolated.
 
+    Args:
+        most (`int`, *optional*): Images of the largest subset; as many as there are of the smaller set if unset.
+
     Returns:
         The estimate, whose interval is that of fit and draw of images together, with `method`, and `r_squared` and
         `sizes` of the fit, in its details; `None` with fewer than 40 images.
     """
     fixed = isinstance(reference, FrechetStatistics)
     largest = len(samples) if isinstance(reference, FrechetStatistics) else min(len(samples), len(reference))
+    largest = largest if most is None else min(largest, most)
     if largest < SMALLEST_SET:
         return None
     sizes = np.unique((1 / np.linspace(4 / largest, 1 / largest, _SIZES)).round().astype(int))
@@ -87,5 +91,5 @@ class FrechetAtInfinity(SetMeasure):
             return {}
         other = reference.features if reference.statistics is None else reference.statistics
         assert other is not None, "a reference without statistics has features"
-        estimate = frechet_at_infinity(samples.features, other, reference.seed)
+        estimate = frechet_at_infinity(samples.features, other, reference.seed, drawn)
         return {} if estimate is None else {"FID-inf": estimate}
