@@ -90,6 +90,11 @@ def write_plan(folder, content):
         ({"claims": {"c": {**CLAIM, "than": "SSL + STC"}}}, "is compared with itself"),
         ({"claims": {"c": {**CLAIM, "after": 3}}}, r"after 3 is not measured; expected one of \[2, 4\]"),
         ({"claims": {"c": {**CLAIM, "direction": "better"}}}, "'better' is unknown; expected one of lower, higher"),
+        ({"looks": 0}, "looks 0 must be 1 or more"),
+        (
+            {"arms": {"a": None, "b": {"equal_macs_to": "a"}, "c": {"like": "b"}, "d": {"equal_macs_to": "c"}}},
+            "equal_macs_to 'c', which has it too",
+        ),
         ({"arms": {"a b": None, "a-b": None}}, "two arms would share a folder"),
         (
             {"arms": {"a": None, "b": {"equal_macs_to": "a", "tokenizer": {"max_train_steps": 3}}}},
@@ -149,7 +154,10 @@ def test_a_plan_has_the_terms_of_the_one_that_it_extends_and_shares_its_arms(tmp
 def test_an_arm_has_what_the_one_has_that_it_is_like(tmp_path):
     arms = {"a": {"tokenizer": {"ssl": "mae", "ssl_weight": 2.0}}, "b": {"like": "a"}}
     arms["b"]["tokenizer"] = {"ssl_weight": 3.0}
+    arms |= {"as costly": {"equal_macs_to": "a"}, "too": {"like": "as costly"}}
+    arms["longer"] = {"like": "as costly", "tokenizer": {"max_train_steps": 3}}
     plan = read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), "arms": arms}))
+    assert [plan.arm(name).equal_macs_to for name in ("too", "longer")] == ["a", None]
     assert plan.arm("b").tokenizer == {"ssl": "mae", "ssl_weight": 3.0}
 
 

@@ -185,6 +185,34 @@ def test_every_verdict_is_that_of_scipy(complete: Path) -> None:
     assert raises.difference and raises.difference.p_value < 0.05 < (raises.p_holm or 0)
 
 
+def test_what_is_judged_twice_is_judged_at_half_the_level(tmp_path: Path, complete: Path) -> None:
+    p_values = [verdict.p_holm for verdict in judge_claims(read_records(complete)) if verdict.p_holm is not None]
+    # As many looks as leave one decided claim undecided.
+    looks = int(0.05 / max(value for value in p_values if value < 0.05)) + 1
+    plan = shutil.copytree(complete.parent, tmp_path / "study") / "plan.yaml"
+    plan.write_text(plan.read_text() + f"looks: {looks}\n")
+    verdicts = judge_claims(read_records(plan))
+    decided = [verdict.p_holm < 0.05 / looks for verdict in verdicts if verdict.p_holm is not None]
+    assert [verdict.outcome != "undecided" for verdict in verdicts if verdict.p_holm is not None] == decided
+    assert 0 < sum(decided) < sum(value < 0.05 for value in p_values)
+    main([str(plan), "--page"])
+    assert f"judged {looks} times, at {0.05 / looks} each" in " ".join((plan.parent / PAGE).read_text().split())
+
+
+def test_linear_baselines_of_latents_of_different_sizes_stand_apart(tmp_path: Path) -> None:
+    path = study_plan(tmp_path / "study")
+    for arm, size, value in (("plain", "f8c4", 21.0), ("STC", "f8c8", 24.0)):
+        record = save_record(path, arm, 0)
+        content = json.loads(record.read_text())
+        for part in content["parts"]:
+            for entry in part["figures"]:
+                entry["linear"] = {"value": value, "name": f"linear {size}"}
+        record.write_text(json.dumps(content))
+    text = str(render_page(read_records(path), path)[path.parent / PAGE])
+    assert "21 (linear f8c4); 24 (linear f8c8)" in text.partition("## Every figure")[0]
+    assert "22.5" not in text.partition("## Every figure")[0]
+
+
 def test_the_page_says_what_was_found(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(complete), "--page"])
     said = capsys.readouterr().out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.evaluation.results.seed_statistics import LEVEL, SeedDifference, holm, paired_over_seeds
-from tcae_diffusers.training.study.plan import Claim
+from tcae_diffusers.training.study.plan import Claim, StudyPlan
 from tcae_diffusers.training.study.records import MeasuredFigure, StudyRecords
 
 
@@ -19,7 +19,8 @@ class Verdict:
 
     Args:
         statement (`str`), claim ([`Claim`]): Of the plan.
-        outcome (`str`): `"supported"` or `"contradicted"` if Holm's p-value is below 0.05, otherwise `"undecided"`.
+        outcome (`str`): `"supported"` or `"contradicted"` if Holm's p-value is below [`level_of`] the plan, otherwise
+            `"undecided"`.
         measured (`str`): The measure in words.
         effects (`dict[int, float]`): By seed, the figure of `claim.arm` minus that of `claim.than`.
         difference ([`SeedDifference`], *optional*): Of two seeds or more.
@@ -43,6 +44,11 @@ class Verdict:
         return statistics.fmean(self.effects.values()) if self.effects else None
 
 
+def level_of(plan: StudyPlan) -> float:
+    """What Holm's p-values must be below in each of the plan's looks, so that all of them together make 0.05."""
+    return LEVEL / plan.looks
+
+
 def judge_claims(records: StudyRecords) -> list[Verdict]:
     """
     The claims of the plan, in its order. Arms are paired by seed.
@@ -56,6 +62,7 @@ def judge_claims(records: StudyRecords) -> list[Verdict]:
         first, second = figure.values(claim.arm), figure.values(claim.than)
         effects = {seed: first[seed] - second[seed] for seed in records.plan.seeds if seed in first and seed in second}
         paired.append((statement, claim, figure.title, effects, paired_over_seeds(first, second)))
+    level = level_of(records.plan)
     differences = [difference for *_, difference in paired if difference is not None]
     adjusted = iter(holm([difference.p_value for difference in differences]))
     verdicts = []
@@ -63,14 +70,14 @@ def judge_claims(records: StudyRecords) -> list[Verdict]:
         if difference is None:
             verdicts.append(Verdict(statement, claim, "undecided", measured, effects))
             continue
-        p_holm, detectable = next(adjusted), difference.smallest_detectable(LEVEL / len(differences))
-        outcome = _outcome(claim, difference.mean, p_holm)
+        p_holm, detectable = next(adjusted), difference.smallest_detectable(level / len(differences))
+        outcome = _outcome(claim, difference.mean, p_holm < level)
         verdicts.append(Verdict(statement, claim, outcome, measured, effects, difference, p_holm, detectable))
     return verdicts
 
 
-def _outcome(claim: Claim, effect: float, p_holm: float) -> str:
-    if p_holm >= LEVEL:
+def _outcome(claim: Claim, effect: float, is_decided: bool) -> str:
+    if not is_decided:
         return "undecided"
     return "supported" if (effect < 0) == (claim.direction == "lower") else "contradicted"
 

@@ -22,7 +22,8 @@ from tcae_diffusers.files import write_atomically, write_text
 from tcae_diffusers.metrics.figure import Estimate, Figure
 from tcae_diffusers.training.markdown_tables import markdown_table, with_table
 from tcae_diffusers.training.study.charts import curve_chart, distance_chart
-from tcae_diffusers.training.study.claims import Verdict, judge_claims
+from tcae_diffusers.training.study.claims import Verdict, judge_claims, level_of
+from tcae_diffusers.training.study.plan import StudyPlan
 from tcae_diffusers.training.study.records import MeasuredFigure, StudyRecords, read_records
 
 PAGE = "results.md"
@@ -57,6 +58,9 @@ The effect is the mean over seeds of the first arm minus the second, paired by s
 seeds. A claim is decided if Holm's p-value among the {tested} claims that have two seeds or more is below {level}. The
 last column is the smallest effect that as many seeds of this spread would have shown with {power:.0f} % power at the
 strictest level of that family, {level}/{tested}."""
+_LOOKS = """ Seeds were added
+when the verdicts without them were known: the claims are judged {looks} times, at {level} each, so that the chance of
+a false one in all is {whole}."""
 _ONE_SEED = """\
 The effect is that of a single seed, the first arm minus the second. With fewer than two seeds nothing is decided."""
 _SECTIONS = {
@@ -124,7 +128,7 @@ def render_page(records: StudyRecords, plan_path: Path) -> dict[Path, str | byte
     charts = {DISTANCE_CHART: _distance_chart(records), CURVE_CHART: _curve_chart(records)}
     sections = {
         "units": _units_section(records),
-        "claims": _claims_section(judge_claims(records)),
+        "claims": _claims_section(records.plan, judge_claims(records)),
         "arms": _arms_section(records),
         "distances": _distances_section(records, charts[DISTANCE_CHART] is not None),
         "curves": _curves_section(records, charts[CURVE_CHART] is not None),
@@ -178,11 +182,14 @@ def _seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _claims_section(verdicts: Sequence[Verdict]) -> str:
+def _claims_section(plan: StudyPlan, verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "The plan has no claims."
     tested = sum(verdict.difference is not None for verdict in verdicts)
-    note = _FAMILY.format(tested=tested, level=LEVEL, power=100 * POWER) if tested else _ONE_SEED
+    note = _ONE_SEED
+    if tested:
+        note = _FAMILY.format(tested=tested, level=level_of(plan), power=100 * POWER)
+        note += _LOOKS.format(looks=plan.looks, whole=LEVEL, level=level_of(plan)) if plan.looks > 1 else ""
     return f"{markdown_table({verdict.statement: _verdict_row(verdict) for verdict in verdicts})}\n\n{note}"
 
 
@@ -355,8 +362,13 @@ def _seed_cells(values: dict[int, float]) -> dict[str, str]:
 
 def _beside(figures: Sequence[Figure]) -> dict[str, str]:
     """What stands beside figures that were measured alike."""
-    floors, linear = [each.floor for each in figures], [each.linear for each in figures]
-    return {"real against real": _mean_of(floors), "linear baseline": _mean_of(linear)}
+    by_size: dict[str, list[Estimate]] = {}
+    for each in figures:
+        if each.linear is not None:
+            by_size.setdefault(each.linear.name, []).append(each.linear)
+    # Of latents of different sizes each has its own.
+    linear = [_mean_of(found) + f" ({name})" * (len(by_size) > 1) for name, found in by_size.items()]
+    return {"real against real": _mean_of([each.floor for each in figures]), "linear baseline": "; ".join(linear)}
 
 
 def _mean_of(estimates: Sequence[Estimate | None]) -> str:

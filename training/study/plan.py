@@ -23,7 +23,7 @@ DECIDED = {
 # Sections of commands that train.
 TRAINING = ("tokenizer", "latents", "dit")
 # What a plan that extends another says itself. It has the seeds of the other unless it says otherwise.
-OWN = ("extends", "title", "arms", "claims", "seeds")
+OWN = ("extends", "title", "arms", "claims", "seeds", "looks")
 
 
 @dataclass
@@ -82,8 +82,10 @@ class StudyPlan:
         measures: Keys of a comparison file, see `evaluation compare`; `train` fits the probes and the linear baseline.
         arms: `{name: Arm}`; the first is what the others are compared with.
         claims: `{statement: Claim}`, the family that is judged together, see [`claims`].
-        extends: File of another plan, relative to this one, whose keys this one has, except for title, arms and
-            claims, and for seeds if it gives any.
+        looks: How many times the claims are judged: 1, and one more whenever seeds are added by someone who knows the
+            verdicts. The chance of a false claim is divided among the times (Bonferroni).
+        extends: File of another plan, relative to this one, whose keys this one has, except for title, arms, claims
+            and looks, and for seeds if it gives any.
         path: Of the file. base: The plan that this one extends.
     """
 
@@ -98,6 +100,7 @@ class StudyPlan:
     dit: dict = field(default_factory=dict)
     measures: dict = field(default_factory=dict)
     claims: dict[str, Any] = field(default_factory=dict)
+    looks: int = 1
     extends: str | None = None
     path: Path = field(init=False)
     base: StudyPlan | None = field(init=False, default=None)
@@ -119,7 +122,8 @@ class StudyPlan:
         if arm.like is None:
             return arm
         base = self.arm(arm.like)
-        return Arm(None, arm.equal_macs_to, {**base.tokenizer, **arm.tokenizer}, {**base.dit, **arm.dit})
+        equal_macs_to = arm.equal_macs_to or (None if "max_train_steps" in arm.tokenizer else base.equal_macs_to)
+        return Arm(None, equal_macs_to, {**base.tokenizer, **arm.tokenizer}, {**base.dit, **arm.dit})
 
 
 def read_study_plan(path: Path) -> StudyPlan:
@@ -144,6 +148,8 @@ def _read(path: Path, extending: list[Path]) -> StudyPlan:
     plan.path, plan.base = path, base
     if not plan.arms or not plan.seeds or len(set(plan.seeds)) < len(plan.seeds):
         raise InputError(f"{path}: arms and seeds must be one or more, and all different; got {plan.seeds}")
+    if plan.looks < 1:
+        raise InputError(f"{path}: looks {plan.looks} must be 1 or more")
     steps = plan.measured_after
     if not steps or steps != sorted(set(steps)) or steps[0] < 1:
         raise InputError(f"{path}: measured_after {steps} must be rising steps of the DiT, 1 or more")
@@ -158,6 +164,9 @@ def _read(path: Path, extending: list[Path]) -> StudyPlan:
     for name, arm in plan.arms.items():
         if not arm.shared:
             _check_arm(plan, name, arm, path)
+    for name, arm in plan.arms.items():
+        if not arm.shared:
+            _check_equal_macs(plan, name, path)
     if len({folder_name(arm) for arm in plan.arms}) < len(plan.arms):
         raise InputError(f"{path}: two arms would share a folder; choose clearer names")
     plan.claims = {
@@ -213,9 +222,14 @@ def _check_arm(plan: StudyPlan, name: str, arm: Arm, path: Path) -> None:
         if like in chain[:-1]:
             raise InputError(f"{path}: arm {name!r} is like itself: {' -> '.join(chain)}")
         like = plan.arms[like].like
+
+
+def _check_equal_macs(plan: StudyPlan, name: str, path: Path) -> None:
+    """Of an arm, with what it has from the one that it is `like`."""
+    arm = plan.arm(name)
     if arm.equal_macs_to is None:
         return
-    if plan.owner(arm.equal_macs_to).arms[arm.equal_macs_to].equal_macs_to is not None:
+    if plan.arm(arm.equal_macs_to).equal_macs_to is not None:
         raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
     if "max_train_steps" in arm.tokenizer:
         raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")
