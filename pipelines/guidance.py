@@ -2,6 +2,7 @@
 that it can do what it promises with the transformer at hand."""
 
 import contextlib
+import copy
 import logging as standard_logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,13 +25,14 @@ def guider_of_call(
     noise_levels: Sequence[float],
 ) -> BaseGuidance:
     """
-    The guider of one call: `guider` itself, or a copy of it with the scale and the interval that the call asks for.
+    The guider of one call: a copy of `guider`, with the scale and the interval that the call asks for.
 
     Args:
         guider ([`~diffusers.guiders.BaseGuidance`], *optional*): By default classifier-free guidance.
         guidance_scale (`float`, *optional*): Instead of the guider's own; 1 or less turns it off.
         guidance_interval (`tuple[float, float]`, *optional*):
-            Noise levels that are guided, instead of the guider's `start` and `stop`, which count steps.
+            Noise levels that are guided, instead of the guider's `start` and `stop`, which count steps; where it
+            weakens layers within a window of their own, that is narrowed.
         noise_levels (`Sequence[float]`): Of each step, from 1 (pure noise) to 0.
 
     Raises:
@@ -45,11 +47,14 @@ def guider_of_call(
         changes["guidance_scale"] = guidance_scale
         is_enabled = is_enabled and guidance_scale > 1
     if guidance_interval is not None:
-        window = fractions_of_steps(noise_levels, guidance_interval)
-        changes |= dict(zip(("start", "stop"), window or (), strict=False))
-        is_enabled = is_enabled and window is not None
-    if guider is not None and not changes:
-        return guider
+        inside = steps_within(noise_levels, guidance_interval)
+        is_enabled = is_enabled and inside is not None
+        if inside is not None:
+            changes |= dict(zip(("start", "stop"), fractions_of_steps(inside, len(noise_levels)), strict=True))
+            changes |= {} if guider is None else _layers_within(guider, inside, len(noise_levels))
+    if guider is not None and is_enabled and not changes:
+        # What a callback does to it must not outlast the call.
+        return copy.copy(guider)
     with without_notice():
         changed = ClassifierFreeGuidance(**changes) if guider is None else guider.new(**changes)
     if not is_enabled:
@@ -73,20 +78,32 @@ def _require_a_scale(guider: BaseGuidance | None, guidance_scale: float) -> None
         )
 
 
-def fractions_of_steps(
-    noise_levels: Sequence[float], guidance_interval: tuple[float, float]
-) -> tuple[float, float] | None:
-    """
-    `start` and `stop` with which a guider guides exactly the steps at noise levels within `guidance_interval`; `None`
-    if there are none.
-    """
+def steps_within(noise_levels: Sequence[float], guidance_interval: tuple[float, float]) -> tuple[int, int] | None:
+    """First and last of the steps at noise levels within `guidance_interval`; `None` if there are none."""
     low, high = guidance_interval
     inside = [step for step, level in enumerate(noise_levels) if low <= level <= high]
-    if not inside:
-        return None
+    return (inside[0], inside[-1]) if inside else None
+
+
+def fractions_of_steps(steps: tuple[int, int], count: int) -> tuple[float, float]:
+    """`start` and `stop` with which a guider guides exactly the steps from the first to the last of `count`."""
     # A guider rounds its fraction of the steps down; the half keeps that away from the rounding of floats.
-    count = len(noise_levels)
-    return (inside[0] + 0.5) / count, min((inside[-1] + 1.5) / count, 1.0)
+    return (steps[0] + 0.5) / count, min((steps[1] + 1.5) / count, 1.0)
+
+
+def _layers_within(guider: BaseGuidance, steps: tuple[int, int], count: int) -> dict[str, float]:
+    """What narrows the window in which a guider weakens layers, if it has one, to the steps from first to last."""
+    for prefix in ("skip_layer_guidance", "perturbed_guidance"):
+        if f"{prefix}_start" not in guider.config:
+            continue
+        # It guides the steps between these two, without either.
+        own = [int(guider.config[f"{prefix}_{end}"] * count) for end in ("start", "stop")]
+        start, stop = max(own[0], steps[0] - 1), min(own[1], steps[1] + 1)
+        if stop - start < 2:
+            return {f"{prefix}_scale": 0.0}
+        narrowed = {"start": (start, own[0]), "stop": (stop, own[1])}
+        return {f"{prefix}_{end}": (at + 0.5) / count for end, (at, before) in narrowed.items() if at != before}
+    return {}
 
 
 @contextlib.contextmanager

@@ -29,7 +29,10 @@ class PaddingImageProcessor(VaeImageProcessor):
 
     @register_to_config
     def __init__(self, vae_scale_factor: int = 32, padding_mode: str = "reflect"):
-        super().__init__(do_resize=False, vae_scale_factor=vae_scale_factor, do_convert_rgb=True)
+        # diffusers takes what has as many channels as its latents for latents, and leaves it as it is.
+        super().__init__(
+            do_resize=False, vae_scale_factor=vae_scale_factor, vae_latent_channels=None, do_convert_rgb=True
+        )
         if padding_mode not in ("reflect", "replicate"):
             raise ValueError(f"padding_mode {padding_mode!r} must be 'reflect' or 'replicate'.")
 

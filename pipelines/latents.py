@@ -4,6 +4,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 from diffusers.models.modeling_utils import ModelMixin
 
+# By name: their modules would import networks that nobody else needs.
+_DRAW_WHILE_DECODING = ("ConsistencyDecoderVAE",)
+
 
 def spatial_ratio_of(vae: ModelMixin) -> int:
     """Pixels per latent position along one side."""
@@ -37,10 +40,16 @@ def encode_images(vae: ModelMixin, images: torch.Tensor) -> torch.Tensor:
     return (latents.float() - shift) * scaling
 
 
-def decode_latents(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Images `(B, 3, H, W)`, fp32, in about `[-1, 1]`, of latents as [`encode_images`] returns them."""
+def decode_latents(
+    vae: ModelMixin, latents: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+) -> torch.Tensor:
+    """
+    Images `(B, 3, H, W)`, fp32, in about `[-1, 1]`, of latents as [`encode_images`] returns them; `generator` is for
+    autoencoders that draw noise while they decode.
+    """
     scaling, shift = _scaling_of(vae)
-    images = vae.decode((latents / scaling + shift).to(vae.dtype), return_dict=False)[0]
+    drawn_with = {"generator": generator} if type(vae).__name__ in _DRAW_WHILE_DECODING else {}
+    images = vae.decode((latents / scaling + shift).to(vae.dtype), return_dict=False, **drawn_with)[0]
     if isinstance(vae, AutoencoderRAE):
         images = images * 2.0 - 1.0
     return images.float()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.modular_pipelines.modular_pipeline import (
     BlockState,
@@ -231,15 +232,29 @@ class AutoencoderEncodeStep(ModularPipelineBlocks):
     description = "Encodes images with the autoencoder, scaled as pipelines take latents."
     expected_components: ClassVar = [VAE]
     inputs: ClassVar = [
-        InputParam("image", required=True, description="PIL images, arrays or tensors of one size, in [0, 1].")
+        InputParam(
+            "image",
+            required=True,
+            description="PIL images, arrays or tensors of one size, in [0, 1], whose sides are multiples of the "
+            "compression ratio.",
+        )
     ]
     intermediate_outputs: ClassVar = [OUT_LATENTS]
 
     @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         asked = self.get_block_state(state)
-        processor = VaeImageProcessor(vae_scale_factor=spatial_ratio_of(components.vae))
+        ratio = spatial_ratio_of(components.vae)
+        # Resizing would change the picture, and its aspect ratio too.
+        processor = VaeImageProcessor(vae_scale_factor=ratio, do_resize=False)
         pixels = processor.preprocess(as_rgb_of_one_size(asked.image)).to(components._execution_device)
+        height, width = pixels.shape[-2:]
+        # AutoencoderRAE resizes by itself.
+        if (height % ratio or width % ratio) and not isinstance(components.vae, AutoencoderRAE):
+            raise ValueError(
+                f"images of {height}x{width} pixels (height x width) have sides that are no multiples of the "
+                f"compression ratio {ratio}; resize them, or pad them with PaddingImageProcessor."
+            )
         asked.latents = encode_images(components.vae, pixels)
         self.set_block_state(state, asked)
         return components, state

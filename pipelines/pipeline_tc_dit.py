@@ -520,7 +520,13 @@ class TCDiTPipeline(DiffusionPipeline):
         return predictions
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil", vae: ModelMixin | None = None) -> Any:
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: str = "pil",
+        vae: ModelMixin | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Any:
         """
         Images of latents.
 
@@ -529,8 +535,10 @@ class TCDiTPipeline(DiffusionPipeline):
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for the pipeline.
             vae ([`AutoencoderTC`] or another diffusers autoencoder, *optional*):
                 Decodes instead of the pipeline's own, whose encoder and latent statistics it must have.
+            generator (`torch.Generator` or one per image, *optional*):
+                For an autoencoder that draws noise while it decodes ([`~diffusers.ConsistencyDecoderVAE`]).
         """
-        images = decode_latents(vae or self.vae, latents)
+        images = decode_latents(vae or self.vae, latents, generator)
         return self.image_processor.postprocess(images, output_type=output_type)
 
     # ------------------------------------------------------------------------------------------------------------ call
@@ -661,7 +669,9 @@ class TCDiTPipeline(DiffusionPipeline):
                 progress_bar.update()
 
         # 4. Decode
-        images = latents if output_type == "latent" else self.decode_latents(latents, output_type)
+        images = latents
+        if output_type != "latent":
+            images = self.decode_latents(latents, output_type, generator=generator)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

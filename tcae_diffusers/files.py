@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 
@@ -71,6 +70,9 @@ def place_to_write(path: Path) -> Path:
     Name for a file or folder beside `path` that is to be renamed to it once it is complete. It is this process's own,
     so that ranks can write the same file at the same time. What killed processes of this machine left is deleted.
     """
+    # Here, so that exports with remote code, which read files only, need diffusers alone.
+    import psutil
+
     # Process ids mean nothing on another machine that shares the folder; a hash keeps the name short.
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
     start, end = f".{path.name}.{host}-", ".writing"

@@ -73,6 +73,7 @@ def convert_checkpoint(
         ValueError: naming every weight that is missing, left over, of a wrong shape or given twice.
         FileNotFoundError: if `checkpoint` does not exist.
     """
+    _check_key_map(key_map)
     state_dict = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint, state_dict_key)
     config = read_config(config)
     with init_empty_weights():
@@ -196,6 +197,23 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
 
 
 _NO_RULE = object()
+
+
+def _check_key_map(key_map: Any) -> None:
+    """
+    Raises:
+        ValueError: it is neither a function nor regular expressions with what they stand for.
+    """
+    if callable(key_map):
+        return
+    if not isinstance(key_map, Mapping):
+        raise ValueError(f"key_map is a {type(key_map).__name__}; expected regular expressions, each with a new key.")
+    for pattern, target in key_map.items():
+        for one in target if isinstance(target, list) else [target]:
+            if not isinstance(one, str) and (one is not None or isinstance(target, list)):
+                raise ValueError(
+                    f"key_map: {pattern!r} to {target!r}; expected a new key, a list of new keys, or null to drop it."
+                )
 
 
 def _apply_key_map(key_map: KeyMap, key: str) -> Any:

@@ -146,6 +146,8 @@ BIAS = "module.encoder.patch_embed.bias"
         (put("module.encoder.blocks.0.qkv.bias", torch.zeros(47)), r"qkv\.bias \(47,\) cannot be split into 3 parts"),
         (put("module.latent_mean", torch.zeros(4)), r"missing: latent_std"),
         (rule(r"loss\..*", "encoder.patch_embed.bias"), r"encoder\.patch_embed\.bias expects"),
+        (first_rule("x", 5), r"key_map: 'x' to 5; expected a new key, a list of new keys, or null"),
+        (first_rule("x", ["a", None]), r"key_map: 'x' to \['a', None\]; expected"),
         (first_rule("(enc", None), r"key_map: '\(enc' to None cannot be applied: missing \)"),
         (
             first_rule(r"module\.encoder\.patch_embed\.bias", r"\2"),
@@ -158,6 +160,11 @@ def test_every_weight_that_does_not_fit_is_named(foreign, config, change, messag
     change(foreign, key_map)
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(foreign, config, key_map)
+
+
+def test_a_key_map_that_is_none_is_refused(foreign, config):
+    with pytest.raises(ValueError, match="key_map is a list; expected regular expressions"):
+        convert_checkpoint(foreign, config, [BIAS])
 
 
 def test_two_weights_for_one_place_are_refused(foreign, config):

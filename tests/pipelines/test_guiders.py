@@ -31,7 +31,7 @@ from diffusers.guiders import (
 from tcae_diffusers import TCDiTTransformer2DModel
 from tcae_diffusers.evaluation.arguments.sampling import GUIDERS
 from tcae_diffusers.pipelines import TCDiTPipeline, export_with_remote_code
-from tcae_diffusers.pipelines.guidance import fractions_of_steps
+from tcae_diffusers.pipelines.guidance import fractions_of_steps, steps_within
 
 from .conftest import make_transformer
 
@@ -117,10 +117,36 @@ def test_a_fraction_of_the_steps_stands_for_exactly_these_steps():
         for first in range(0, count, 7):
             for last in (first, (first + count - 1) // 2, count - 1):
                 if last >= first:
-                    start, stop = fractions_of_steps(levels, (levels[last], levels[first]))
+                    inside = steps_within(levels, (levels[last], levels[first]))
+                    start, stop = fractions_of_steps(inside, count)
                     assert int(start * count) == first and int(stop * count) == last + 1
                     assert 0 <= start < 1 and start <= stop <= 1
-    assert fractions_of_steps([1.0, 0.5], (0.6, 0.7)) is None
+    assert steps_within([1.0, 0.5], (0.6, 0.7)) is None
+
+
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 0.9), (0.0, 0.3), (0.9, 1.0)])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.9, 1.0), (0.3, 0.6), (0.0, 0.4), (0.45, 0.5)])
+@pytest.mark.parametrize("kind", [SkipLayerGuidance, PerturbedAttentionGuidance])
+def test_an_interval_holds_for_weakened_layers_too(make_pipeline, kind, interval, window):
+    prefix, name = {
+        SkipLayerGuidance: ("skip_layer_guidance", "skip_layer_guidance_layers"),
+        PerturbedAttentionGuidance: ("perturbed_guidance", "perturbed_guidance_layers"),
+    }[kind]
+    start, stop = window
+    settings = {f"{prefix}_start": start, f"{prefix}_stop": stop, name: [1], "guidance_scale": 1.0}
+    pipeline, calls, levels = make_pipeline(transformer=tc_dit(), guider=kind(**settings)), [0], []
+    pipeline.transformer.register_forward_hook(lambda *_: calls.append(calls.pop() + 1))
+
+    def count(pipe, step, timestep, tensors):
+        levels.append(float(timestep) / 1000)
+        calls.append(0)
+        return {}
+
+    # What diffusers makes of the window alone: all steps between its ends, without either.
+    guided = {step for step in range(STEPS) if int(start * STEPS) < step < int(stop * STEPS)}
+    draw(pipeline, guidance_interval=interval, callback_on_step_end=count)
+    inside = {step for step, level in enumerate(levels) if interval[0] <= level <= interval[1]}
+    assert [step for step in range(STEPS) if calls[step] == 2] == sorted(guided & inside)
 
 
 PLAIN = [
@@ -328,6 +354,18 @@ def test_a_callback_can_switch_guidance_off_for_the_rest(make_pipeline):
     expected = draw(make_pipeline(guider=ClassifierFreeGuidance(guidance_scale=3.0, stop=0.5)))
     assert torch.equal(drawn, expected)
     assert not torch.equal(drawn, draw(make_pipeline(), guidance_scale=3.0))
+
+
+def test_a_guider_switched_off_by_a_callback_guides_the_next_call(make_pipeline):
+    pipeline = make_pipeline(guider=ClassifierFreeGuidance(guidance_scale=3.0))
+    expected = draw(pipeline)
+
+    def stop(pipe, step, timestep, tensors):
+        pipe.current_guider.disable()
+        return {}
+
+    assert not torch.equal(draw(pipeline, callback_on_step_end=stop), expected)
+    assert torch.equal(draw(pipeline), expected)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_batches_of_tensors_and_arrays(processor):
     padded, size = processor.pad(images)
     assert padded.shape == (2, 3, 16, 16)
     torch.testing.assert_close(processor.crop(padded, size, output_type="pt"), images)
+    # diffusers would take four channels for a latent.
+    transparent = torch.rand(1, 4, 16, 16)
+    torch.testing.assert_close(processor.pad(transparent)[0], transparent * 2 - 1)
     from_array, _ = processor.pad(images.permute(0, 2, 3, 1).numpy())
     torch.testing.assert_close(from_array, padded)
 

@@ -277,6 +277,29 @@ def test_any_autoencoder_encodes_and_decodes_as_it_does_itself(name, tiny_vae):
     torch.testing.assert_close(found["images"], (images / 2 + 0.5).clamp(0, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_images_are_not_resized_in_secret(tiny_vae):
+    modular = AutoencoderReconstructionBlocks().init_pipeline()
+    modular.update_components(vae=tiny_vae)
+    with pytest.raises(ValueError, match=r"images of 21x35 pixels \(height x width\).*PaddingImageProcessor"):
+        modular(image=torch.rand(1, 3, 21, 35), output="images")
+
+
+def test_noise_that_is_drawn_while_decoding_comes_from_the_generator(make_pipeline):
+    class ConsistencyDecoderVAE(AutoencoderKL):
+        def decode(self, z, return_dict=True, generator=None):
+            (sample,) = super().decode(z, return_dict=False)
+            return (sample + torch.stack([torch.randn(sample.shape[1:], generator=each) for each in generator]),)
+
+    torch.manual_seed(0)
+    pipeline = make_pipeline(vae=ConsistencyDecoderVAE.from_config(tiny_kl().config).eval())
+
+    def drawn():
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        return pipeline([0, 1], num_inference_steps=1, generator=generators, output_type="pt").images
+
+    assert torch.equal(drawn(), drawn())
+
+
 def test_what_is_decoded_is_what_the_pipeline_decodes(make_pipeline, tiny_vae):
     pipeline = make_pipeline()
     modular = AutoencoderReconstructionBlocks().init_pipeline()

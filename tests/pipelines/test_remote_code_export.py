@@ -18,7 +18,8 @@ from .loopback_hub import LoopbackHub
 
 PROBE = """
 import json, os, sys
-sys.modules["tcae_diffusers"] = None   # an import of the package fails from here on, as if it were not installed
+# An import of the package, or of what diffusers does not need, fails from here on, as if it were not installed.
+sys.modules |= dict.fromkeys(["tcae_diffusers", "accelerate", "peft", "psutil", "transformers"])
 import numpy, torch
 from diffusers import AutoModel, DiffusionPipeline
 trust = json.loads(sys.argv[1])

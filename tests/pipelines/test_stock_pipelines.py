@@ -161,6 +161,23 @@ def test_a_wrapper_is_the_autoencoder_and_shares_its_weights(vae, wrapper_class,
     assert type(wrapper_class.from_config(wrapper.config)) is wrapper_class
 
 
+def test_a_wrapper_is_frozen_fused_tiled_and_sliced_as_the_autoencoder_is(vae):
+    vae.requires_grad_(False)
+    vae.decoder.proj_out.weight.requires_grad_(True)
+    vae.enable_tiling(tile_sample_min_height=64, tile_sample_stride_height=32)
+    vae.enable_slicing()
+    vae.fuse_qkv_projections()
+    flags = {name: parameter.requires_grad for name, parameter in vae.named_parameters()}
+    wrapper = AutoencoderTCWithFrames.wrap(vae)
+    for model in (vae, wrapper):
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert (wrapper.use_tiling, wrapper.tile_sample_min_height, wrapper.tile_sample_stride_height) == (True, 64, 32)
+    assert wrapper.use_slicing
+    images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(wrapper(images).sample, vae(images).sample)
+
+
 def test_statistics_for_pipelines_change_nothing(vae):
     batch_norm = AutoencoderTCWithBatchNorm.wrap(vae)
     deviation = torch.sqrt(batch_norm.bn.running_var + batch_norm.config.batch_norm_eps)

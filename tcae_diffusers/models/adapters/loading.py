@@ -20,7 +20,7 @@ def load_autoencoder(
 
     Args:
         path: A folder written by `save_pretrained` (also a pipeline folder: its `vae/` is taken), or a Hub repository.
-        device, dtype: Where and in which precision to run; weights keep their stored dtype if `dtype` is `None`.
+        device, dtype: Where and in which precision to run; fp32 if `dtype` is `None`, whatever the file holds.
 
     Raises:
         InputError: If the folder is missing a `config.json` or names a class that cannot be loaded, or its weights are

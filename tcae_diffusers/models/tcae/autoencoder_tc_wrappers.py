@@ -41,10 +41,21 @@ class _Wrapper(AutoencoderTC):
 
     @classmethod
     def wrap(cls: type[WrapperType], autoencoder: AutoencoderTC) -> WrapperType:
-        """A wrapper that shares the weights of `autoencoder`, with its device, data type and mode."""
+        """
+        A wrapper that shares the weights of `autoencoder`, with its device, data type and mode, its tiles and slices;
+        frozen and fused where it is.
+        """
         with torch.device("meta"):
             wrapper = cls.from_config(autoencoder.config)
+            if any(getattr(module, "fused_projections", False) for module in autoencoder.modules()):
+                wrapper.fuse_qkv_projections()
+        # Loading gives shared parameters the flag of those that they replace.
+        for name, parameter in wrapper.named_parameters():
+            parameter.requires_grad_(autoencoder.get_parameter(name).requires_grad)
         wrapper.load_state_dict(autoencoder.state_dict(keep_vars=True), assign=True)
+        for name, value in vars(autoencoder).items():
+            if name.startswith(("use_", "tile_")):
+                setattr(wrapper, name, value)
         return wrapper.train(autoencoder.training)
 
 
