@@ -43,7 +43,7 @@ def test_commands_are_understood(words):
     elif words[0] == "tcae-app":
         parse_arguments(AppArguments, words[1:])
     elif words[:2] == ["pip", "install"]:
-        (extra,) = re.findall(r"\[(\w+)\]", words[2])
+        (extra,) = re.findall(r"\[(\w+)\]", words[-1])
         assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     elif words[:2] == ["accelerate", "launch"]:
         parse_arguments(SCRIPTS[words[2]], words[3:])

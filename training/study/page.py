@@ -148,7 +148,7 @@ def _empty_page(title: str, plan_path: Path) -> str:
     )
     return (
         f"# {title}: results\n\n`python -m tcae_diffusers.training.study {plan} --page` writes what stands between the"
-        f" marks of this page from the\n[records](results) of [the plan]({plan_path.name}). What stands outside them"
+        f" marks of this page from the\nrecords (`results/`) of [the plan]({plan_path.name}). What stands outside them"
         f" is kept.\n{marks}\n"
     )
 
