@@ -20,7 +20,7 @@ help:
 
 # A stamp is newer than setup.cfg once everything that setup.cfg names for it is installed.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys, pip; assert sys.version_info >= (3, 11)' 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
@@ -28,6 +28,8 @@ demo: $(DEMO)
 	$(BIN)/python -m tcae_diffusers.training.demo $(DEMO_ARGS)
 
 # Files whose tests fork children that train need a process in which nothing has trained yet: the second run.
+# GPUs are hidden: children cannot be forked from a process that uses one, and results are compared with a CPU's.
+test: export CUDA_VISIBLE_DEVICES =
 test: $(TEST)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not fresh_process and not gpu" $(PYTEST_ARGS)
 ifeq ($(PYTEST_ARGS),)
@@ -43,6 +45,7 @@ SHARDED   := tests/invariant/test_dit_sharded.py tests/invariant/test_tokenizer_
 test-versions: versions-lowest versions-newest
 
 .PHONY: versions-lowest versions-newest
+versions-lowest versions-newest: export CUDA_VISIBLE_DEVICES =
 versions-lowest versions-newest: versions-%:
 	rm -rf build/versions/$* && mkdir -p build/versions
 	$(PYTHON) tests/packaging/lowest_versions.py > build/versions/lowest.txt

@@ -245,8 +245,8 @@ class AutoencoderEncodeStep(ModularPipelineBlocks):
     def __call__(self, components: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         asked = self.get_block_state(state)
         ratio = spatial_ratio_of(components.vae)
-        # Resizing would change the picture, and its aspect ratio too.
-        processor = VaeImageProcessor(vae_scale_factor=ratio, do_resize=False)
+        # Resizing would change the picture, and its aspect ratio too. Four channels are no latent here.
+        processor = VaeImageProcessor(vae_scale_factor=ratio, do_resize=False, vae_latent_channels=None)
         pixels = processor.preprocess(as_rgb_of_one_size(asked.image)).to(components._execution_device)
         height, width = pixels.shape[-2:]
         # AutoencoderRAE resizes by itself.
@@ -266,7 +266,7 @@ class AutoencoderDecodeStep(ModularPipelineBlocks):
     model_name = "tc-dit"
     description = "Decodes latents with the autoencoder; they stay what they are with output_type='latent'."
     expected_components: ClassVar = [VAE]
-    inputs: ClassVar = [InputParam("latents", required=True), OUTPUT_TYPE]
+    inputs: ClassVar = [InputParam("latents", required=True), OUTPUT_TYPE, GENERATOR]
     intermediate_outputs: ClassVar = [IMAGES]
 
     @torch.no_grad()
@@ -275,7 +275,7 @@ class AutoencoderDecodeStep(ModularPipelineBlocks):
         asked.images = asked.latents
         if asked.output_type != "latent":
             processor = VaeImageProcessor(vae_scale_factor=spatial_ratio_of(components.vae))
-            decoded = decode_latents(components.vae, asked.latents)
+            decoded = decode_latents(components.vae, asked.latents, asked.generator)
             asked.images = processor.postprocess(decoded, output_type=asked.output_type)
         self.set_block_state(state, asked)
         return components, state

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -229,7 +230,22 @@ def fork_ranks(function, world_size=2, wait=True) -> list[int]:
             finally:
                 os._exit(code)
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] if wait else children
+    return _codes_of(children) if wait else children
+
+
+def _codes_of(children) -> list[int]:
+    """Exit codes; ranks that wait for each other for ever are killed, so that a test fails and not the whole run."""
+    codes, deadline = {}, time.monotonic() + 600
+    while len(codes) < len(children):
+        for child in children:
+            if child not in codes:
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                pid, status = os.waitpid(child, 0 if time.monotonic() > deadline else os.WNOHANG)
+                if pid:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
 
 
 def assert_equal(ours, theirs):

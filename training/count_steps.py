@@ -102,12 +102,15 @@ def counting_accelerator() -> Accelerator:
     return cast(Any, CountingAccelerator())
 
 
-def tokenizer_step_cost(arguments: TokenizerArguments, batch: Batch | None = None) -> StepCost:
+def tokenizer_step_cost(
+    arguments: TokenizerArguments, batch: Batch | None = None, of_whole_run: bool = False
+) -> StepCost:
     """
     Mean cost of a step of train_tcae with every term that its arguments ask for, between two log entries.
 
     Args:
         batch: From the loader, with as many images as shall be counted; drawn if unset.
+        of_whole_run: The mean over all steps, also those before a discriminator begins.
 
     Raises:
         InputError: arguments that train_tcae refuses as well.
@@ -137,7 +140,7 @@ def tokenizer_step_cost(arguments: TokenizerArguments, batch: Batch | None = Non
     watch_losses(macs, losses, adversary)
     watch_method(macs, method)
     macs.watch(shaping, SHAPING)
-    return count_step(macs, training, batch)
+    return count_step(macs, training, batch, of_whole_run)
 
 
 def decoder_step_cost(arguments: DecoderArguments, batch: Batch | None = None) -> StepCost:
@@ -290,11 +293,13 @@ def watch_method(macs: MacsByPart, method: SelfSupervision) -> None:
         macs.watch(teacher, TEACHER)
 
 
-def count_step(macs: MacsByPart, training: ReconstructionTraining, batch: Batch) -> StepCost:
+def count_step(
+    macs: MacsByPart, training: ReconstructionTraining, batch: Batch, of_whole_run: bool = False
+) -> StepCost:
     """The mean over the kinds of steps of forward and backward passes of all sides, and the optimizer."""
     batches = [batch] * training.arguments.gradient_accumulation_steps
     costs = []
-    for step, share in kinds_of_steps(training).items():
+    for step, share in kinds_of_steps(training, of_whole_run).items():
         macs.clear()
         with macs:
             for micro_step in range(len(batches)):
@@ -314,19 +319,22 @@ def optimizer_cost(macs: MacsByPart, optimizer: torch.optim.Optimizer, arguments
     return StepCost.of(macs, arguments.train_batch_size * arguments.gradient_accumulation_steps)
 
 
-def kinds_of_steps(training: ReconstructionTraining) -> dict[int, float]:
+def kinds_of_steps(training: ReconstructionTraining, of_whole_run: bool = False) -> dict[int, float]:
     """
     A step of every kind that has a cost of its own, and the share of steps that are of this kind once every term is
-    on: equivariance gives the decoder fewer positions in some steps, and R1 is the penalty of some.
+    on, or of all steps: equivariance gives the decoder fewer positions in some steps, and R1 is the penalty of some.
     """
-    arguments, kinds = training.arguments, dict[tuple[int | None, bool], list[int]]()
+    arguments, kinds = training.arguments, dict[tuple[int | None, tuple[bool, ...]], list[int]]()
     end, begin = arguments.max_train_steps, 0
     if training.adversary is not None:
         begin = max(training.adversary.loss.start_step, training.adversary.side.first_step)
-    steps = range(max(0, end - LAST_STEPS, min(begin, end - 1)), end)
+    steps = range(0 if of_whole_run else max(0, end - LAST_STEPS, min(begin, end - 1)), end)
     for step in steps:
-        has_r1 = training.adversary is not None and training.adversary.loss.takes_r1(step)
-        kinds.setdefault((scaled_side(training, step), has_r1), []).append(step)
+        terms: tuple[bool, ...] = ()
+        if training.adversary is not None:
+            loss = training.adversary.loss
+            terms = loss.takes_r1(step), loss.discriminator_is_active(step), loss.generator_is_active(step)
+        kinds.setdefault((scaled_side(training, step), terms), []).append(step)
     return {ordinary_step(found, arguments): len(found) / len(steps) for found in kinds.values()}
 
 

@@ -54,12 +54,14 @@ class TransformerArguments(Arguments):
         "Transformer: diffusers' DiTTransformer2DModel or TC-DiT, with the dimensions of the options below, or a "
         "TC-DiT of a named size.",
     )
-    num_layers: int | None = option(None, "Transformer blocks; if unset, those of the named size, or 28 as in DiT-XL.")
+    num_layers: int | None = option(
+        None, "Transformer blocks; if unset, those of the named size, or 28 as in DiT-XL.", at_least=1
+    )
     num_attention_heads: int | None = option(
-        None, "Attention heads per block; if unset, those of the named size, or 16 as in DiT-XL."
+        None, "Attention heads per block; if unset, those of the named size, or 16 as in DiT-XL.", at_least=1
     )
     attention_head_dim: int | None = option(
-        None, "Channels per attention head; if unset, those of the named size, or 72 as in DiT-XL."
+        None, "Channels per attention head; if unset, those of the named size, or 72 as in DiT-XL.", at_least=1
     )
     patch_size: int = option(
         1, "Side of a token in latent positions; 1 suits deeply compressed latents (LightningDiT: 1).", at_least=1
@@ -71,6 +73,10 @@ class TransformerArguments(Arguments):
         "unset.",
         metavar="FOLDER",
     )
+
+
+# Options that flow matching alone reads.
+_FLOW = ("objective", "flow_matching")
 
 
 @dataclass
@@ -87,37 +93,35 @@ class ObjectiveArguments(Arguments):
         "velocity",
         "What the transformer predicts in flow matching: the velocity, or the clean latent, which is turned into a "
         "velocity for the loss and for sampling.",
+        needs=_FLOW,
     )
     timestep_distribution: Literal["lognormal", "uniform"] = option(
-        "lognormal", "Distribution from which flow matching draws noise levels."
+        "lognormal", "Distribution from which flow matching draws noise levels.", needs=_FLOW
     )
     timestep_shift: float = option(
-        1.0, "Shift of flow matching's noise levels; above 1 moves them towards noise, as large latents need.", above=0
+        1.0,
+        "Shift of flow matching's noise levels; above 1 moves them towards noise, as large latents need.",
+        above=0,
+        needs=_FLOW,
     )
     timestep_shift_base: int | None = option(
         None,
         "Multiply --timestep_shift by the square root of a latent's number of values over this (RAE: 4096); no factor"
         " if unset.",
         above=0,
+        needs=_FLOW,
     )
     direction_weight: float = option(
         0.0,
         "Weight of the cosine loss between predicted and true velocity in flow matching (LightningDiT: 1).",
         at_least=0,
+        needs=_FLOW,
     )
     min_snr_gamma: float | None = option(
-        None, "Gamma of Min-SNR weighting for epsilon and v_prediction (its paper: 5); no weighting if unset."
+        None,
+        "Gamma of Min-SNR weighting for epsilon and v_prediction (its paper: 5); no weighting if unset.",
+        needs=("objective", "epsilon", "v_prediction"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        is_flow = self.objective == "flow_matching"
-        self._require_default(
-            *("timestep_distribution", "timestep_shift", "timestep_shift_base", "direction_weight", "flow_prediction"),
-            unless=is_flow,
-            omitted="unless --objective is flow_matching",
-        )
-        self._require_default("min_snr_gamma", unless=not is_flow, omitted="with flow_matching")
 
 
 @dataclass
@@ -138,13 +142,17 @@ class AlignmentArguments(Arguments):
         "is REPA's 8 of 28.",
         metavar="BLOCK",
         at_least=1,
+        needs="repa_weight",
     )
     repa_projector: Literal["mlp", "conv"] = option(
         "mlp",
         "What maps the layer to the tokens: an MLP of three layers as in REPA, or one 3x3 convolution as in iREPA. It "
         "is trained and checkpointed with the transformer, but not saved in the pipeline.",
+        needs="repa_weight",
     )
-    repa_projector_width: int = option(2048, "Hidden width of --repa_projector mlp (REPA: 2048).", at_least=1)
+    repa_projector_width: int = option(
+        2048, "Hidden width of --repa_projector mlp (REPA: 2048).", at_least=1, needs="repa_weight"
+    )
     repa_spatial_normalization: float | None = option(
         None,
         "Share of an image's mean token that is subtracted from each of its tokens before they are divided by their "
@@ -152,15 +160,11 @@ class AlignmentArguments(Arguments):
         metavar="SHARE",
         at_least=0,
         at_most=1,
+        needs="repa_weight",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_default(
-            *("repa_layer", "repa_projector", "repa_spatial_normalization", "repa_projector_width"),
-            unless=self.repa_weight > 0,
-            omitted="unless --repa_weight is above 0",
-        )
         is_mlp = self.repa_projector == "mlp"
         self._require_default("repa_projector_width", unless=is_mlp, omitted="with --repa_projector conv")
 
@@ -197,7 +201,9 @@ class SampleArguments(Arguments):
     samples_per_class: int = option(2, "Images per class in the picture of samples.", at_least=1)
     sample_num_inference_steps: int = option(30, "Denoising steps for the picture of samples.", at_least=1)
     sample_guidance_scale: float = option(
-        2.0, "Guidance scale for the picture of samples; there is no guidance with --label_dropout 0."
+        2.0,
+        "Guidance scale for the picture of samples; there is no guidance with --label_dropout 0.",
+        needs="label_dropout",
     )
     pipeline_steps: int = option(
         0,
@@ -246,7 +252,3 @@ class DiTArguments(
     OnlineFrechetArguments,
 ):
     """Train a diffusion transformer on cached latents."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_default("sample_guidance_scale", unless=self.label_dropout > 0, omitted="with --label_dropout 0")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tcae_diffusers.data.latents.cache import LatentCache
+from tcae_diffusers.data.sample_randomness import step_seed
 from tcae_diffusers.errors import InputError
 from tcae_diffusers.objectives.flow_matching import FlowMatchingObjective, resolution_shift
 from tcae_diffusers.objectives.noise_prediction import NoisePredictionObjective
@@ -106,7 +107,7 @@ def draw_step_randomness(
     Noise, noise levels and label drops of a whole optimizer step, a function of (seed, step) alone. Each rank and
     forward pass takes its slots, so the result does not depend on how a step is divided.
     """
-    generator = torch.Generator(device).manual_seed((seed << 32) + step)
+    generator = torch.Generator(device).manual_seed(step_seed(seed, step))
     return {
         "noise": torch.randn((total_batch, *latent_shape), generator=generator, device=device),
         "levels": objective.draw_levels(total_batch, generator, device),

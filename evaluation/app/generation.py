@@ -177,7 +177,7 @@ def _draw(
             callback_on_step_end=on_step,
             return_dict=False,
         )[0]
-        drawn.append(as_uint8(own.decode_latents(latents, "np")))
+        drawn.append(as_uint8(own.decode_latents(latents, "np", generator=generators[chosen])))
     return np.concatenate(drawn)
 
 

@@ -58,11 +58,12 @@ class GenerationArguments(SampleSetArguments, HeldoutArguments, FeatureCacheArgu
     How close are sets of generated images to real ones? Fréchet distance, KID, MIND, Inception score, precision,
     recall, density and coverage.
 
-    Every figure is reported with its floor: the same measure between two disjoint random halves of the real images. A
-    perfect generator would score close to the floor, not zero, because both sets are finite.
+    Every figure is reported with its floor: the same measure between two disjoint random parts of the real images, as
+    large as the sets compared where there are enough. A perfect generator would score close to the floor, not zero,
+    because both sets are finite.
 
-    With fewer than 50,000 real images each sample set is compared with as many of them as it has samples, drawn at
-    random several times: the Fréchet distance is biased upwards for small sets, and figures and floor are comparable
+    With fewer than 50,000 samples each set is compared with as many real images as it has samples, drawn at random
+    several times: the Fréchet distance is biased upwards for small sets, and figures and floor are comparable
     only for equal numbers. KID is unbiased at any number, and FD-inf (FID-inf) extrapolates to infinitely many images.
 
     With --heldout, classifiers trained on the samples are tested on real images, beside classifiers trained on as many

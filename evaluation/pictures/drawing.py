@@ -163,11 +163,15 @@ def draw_latents(
     return _call(pipeline, labels, indices, seed, "latent", **sampling)
 
 
+def _generators(indices: list[int], seed: int) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(image_seed(seed, index)) for index in indices]
+
+
 def _call(
     pipeline: DiffusionPipeline, labels: list[int], indices: list[int], seed: int, output_type: str, **sampling: Any
 ) -> Any:
     # CPU generators give the same noise on every device.
-    generators = [torch.Generator("cpu").manual_seed(image_seed(seed, index)) for index in indices]
+    generators = _generators(indices, seed)
     known = inspect.signature(pipeline.__call__).parameters
     unknown = [name for name in sampling if name not in known]
     if unknown:
@@ -215,7 +219,11 @@ def generate_with_decoders(
 
     def draw_batch(batch: list[int]) -> list[np.ndarray]:
         latents = draw_latents(pipeline, labels, batch, seed, **sampling)
-        return [as_uint8(pipeline.decode_latents(latents, "np", vae=autoencoder)) for autoencoder, _ in sets]
+        # New ones for each decoder, which so have the same noise, if they draw any.
+        return [
+            as_uint8(pipeline.decode_latents(latents, "np", autoencoder, _generators(batch, seed)))
+            for autoencoder, _ in sets
+        ]
 
     _fill([store for _, store in sets], draw_batch, batch_size)
 

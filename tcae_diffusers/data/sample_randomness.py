@@ -56,6 +56,15 @@ def slot_generators(seed: int, step: int, first_slot: int, count: int) -> list[t
     return generators
 
 
+def step_seed(seed: int, step: int) -> int:
+    """
+    Seed, in [0, 2**32), of a `torch.Generator` for an optimizer step: a generator on a CPU looks at no more bits. Runs
+    whose seeds are small do not meet in any number of steps that is trained for.
+    """
+    # Multiples of 2**32 over the golden ratio are as far from each other, around the circle, as they can be.
+    return (seed * 0x9E3779B1 + step) % 2**32
+
+
 def step_generator(seed: int, step: int) -> np.random.Generator:
     """Generator for what all images of an optimizer step share, a function of (seed, step)."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((_STEP, seed, step))))

@@ -73,7 +73,6 @@ def convert_checkpoint(
         ValueError: naming every weight that is missing, left over, of a wrong shape or given twice.
         FileNotFoundError: if `checkpoint` does not exist.
     """
-    _check_key_map(key_map)
     state_dict = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint, state_dict_key)
     config = read_config(config)
     with init_empty_weights():
@@ -96,6 +95,7 @@ def convert_state_dict(
     Raises:
         ValueError: naming every weight that is missing, left over, of a wrong shape or given twice.
     """
+    _check_key_map(key_map)
     converted: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
     problems: dict[str, list[str]] = {"no rule for": [], "unexpected": [], "wrong shape": [], "given twice": []}

@@ -16,9 +16,10 @@ class TokenizerRun:
     lr_warmup_fraction: float
 
 
-# Methods that compare a student with a teacher, and those among them that hide tokens: what only they read.
-_DISTILLATION = ("ssl", "ibot", "dino", "dinov2")
-_MASKED = ("ssl", "ibot", "dinov2")
+# For options of self-distillation, and of those methods among them that hide tokens. A new method is taken for one of
+# them: what it reads is its own business.
+_DISTILLATION = ("ssl", *(method for method in available_methods() if method not in ("mae", "none")))
+_MASKED = tuple(method for method in _DISTILLATION if method != "dino")
 
 
 @dataclass

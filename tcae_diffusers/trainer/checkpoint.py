@@ -189,6 +189,7 @@ class CheckpointManager:
             for name in sorted(self.options.keys() | stored.keys())
             if stored.get(name) != self.options.get(name)
         )
+        _refuse_code(path)
         try:
             self._load_state(path)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -203,7 +204,6 @@ class CheckpointManager:
 
     def _load_state(self, path: Path) -> None:
         """accelerate's `load_state`, without what it takes from the run that wrote the checkpoint beside its state."""
-        _refuse_code(path)
         optimizers = self.accelerator._optimizers
         options = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -245,6 +245,8 @@ class CheckpointManager:
 
 def _refuse_code(path: Path) -> None:
     """
+    What torch unpickles of a sharded checkpoint is not looked at.
+
     Raises:
         CheckpointError: a file that accelerate would unpickle holds more than tensors and plain values. The hashes in
             the manifest say nothing of who wrote it.

@@ -31,6 +31,9 @@ def build_latent_shaping(
         require_whole_parameters(
             accelerator, "--latent_alignment weighs gradients within a step, which FSDP cannot take"
         )
+        if accelerator.mixed_precision == "fp16":
+            # The gradients that balance its weight are of losses without a scale, and underflow.
+            raise InputError("--mixed_precision fp16 cannot be combined with --latent_alignment; use bf16.")
         shapings.append(_alignment(arguments, adapter))
     if arguments.latent_equivariance:
         shapings.append(_equivariance(arguments, adapter))

@@ -248,6 +248,8 @@ def begin_run(
         if first_step == 0:
             for saved in SAVED_AT_THE_END:
                 set_aside(folder / saved, [path for path in (folder / saved).glob("*") if path.name != GIVEN_UP])
+            # A run without one would leave that of another beside its model.
+            set_aside(folder, [path for path in [folder / "discriminator"] if path.exists()])
     return Run(name, arguments, folder, accelerator, guard, checkpoints, total_batch, first_step)
 
 

@@ -47,6 +47,18 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, t
             *("--no_feature_cache", "--output", str(output), "--heldout", str(training)),
             *("--fdr_networks", "efficientnet-lite0"),
         ]
+        common = [
+            "--autoencoder",
+            str(pipeline_folder),
+            "--device",
+            "cpu",
+            "--batch_size",
+            "4",
+            "--output",
+            str(output),
+        ]
+        yield ["latents", "--data", str(image_folder), "--max_images", "13", "--extractor", "none", *common]
+        yield ["probing", "--train", str(training), "--test", str(image_folder), "--epochs", "2", *common]
         yield ["decoders", "--pipeline", str(pipeline_folder), "--decoders", f"same={pipeline_folder}"] + [
             *("--reference", str(image_folder), "--num_images", "9", "--num_inference_steps", "2"),
             *("--batch_size", "2", "--device", "cpu", "--no_feature_cache", "--output", str(output / "decoders")),
@@ -62,7 +74,7 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, t
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=180, env=environment)
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
     features = np.random.default_rng(0).normal(size=(2, 103, 6)).astype(np.float32)
@@ -80,14 +92,20 @@ def test_two_ranks_equal_one(pipeline_folder, image_folder, make_image_folder, t
         ours, theirs = (FolderImages(tmp_path / which / "decoders" / "samples" / name) for which in ("one", "two"))
         assert len(theirs) == 9
         assert all(np.abs(ours[index].astype(int) - theirs[index]).max() <= 1 for index in range(9))
+    kinds = ("reconstruction", "generation", "latents", "probing", "decoders/generation")
     one, two = (
-        [json.loads((tmp_path / which / f"{kind}.json").read_text()) for kind in ("reconstruction", "generation")]
-        for which in ("one", "two")
+        [json.loads((tmp_path / which / f"{kind}.json").read_text()) for kind in kinds] for which in ("one", "two")
     )
     assert (one[0]["settings"]["ranks"], two[0]["settings"]["ranks"]) == (1, 2)
-    for first, second in ((one[0], two[0]), (one[1]["sets"][0], two[1]["sets"][0])):
+    pairs = [(one[kind], two[kind]) for kind in (0, 2, 3)]
+    pairs += [(one[1]["sets"][0], two[1]["sets"][0]), (one[4]["sets"][0], two[4]["sets"][0])]
+    for first, second in pairs:
+        assert first["figures"]
         for ours, theirs in zip(first["figures"], second["figures"], strict=True):
-            assert ours["samples"] == theirs["samples"]
-            assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4, abs=1e-5)
+            assert (ours["name"], ours["samples"]) == (theirs["name"], theirs["samples"])
+            assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4, abs=1e-5), ours["name"]
+            # Of intervals, a jackknife or a bootstrap sees rounding more.
+            intervals = ours.get("interval"), theirs.get("interval")
+            assert intervals == (None, None) or intervals[0] == pytest.approx(intervals[1], rel=1e-2, abs=1e-4)
     for ours, theirs in zip(one[0]["figures"], two[0]["figures"], strict=True):
         assert ours["linear"]["value"] == pytest.approx(theirs["linear"]["value"], rel=1e-4, abs=1e-5)

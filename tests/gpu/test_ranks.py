@@ -26,7 +26,9 @@ def launch_two(folder, environment, **options) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "cuda"], indirect=True)
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True
+)
 def test_two_ranks_equal_one(device, tmp_path):
     if device == "cuda":
         needs_gpus(2)

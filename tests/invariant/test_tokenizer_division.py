@@ -81,7 +81,7 @@ def test_two_ranks_equal_one_and_end_with_equal_parameters(tmp_path, whole, ssl)
         assert_close_state(tmp_path / "run", whole)
 
 
-def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
+def test_a_run_of_one_rank_goes_on_with_two(tmp_path, whole):
     options = {**SMOOTH, "train_batch_size": 8}
     train(tmp_path / "run", **options)
     for part in ("model", "checkpoints/step-00000006"):
@@ -89,6 +89,7 @@ def test_a_run_of_one_rank_goes_on_with_two(tmp_path):
     halves = {**options, "train_batch_size": 4, "resume": "latest"}
     assert fork_ranks(lambda rank: train(tmp_path / "run", **halves)) == [0, 0]
     assert (tmp_path / "run" / "model" / "config.json").exists()
+    assert_close_state(tmp_path / "run", whole)
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(tmp_path):

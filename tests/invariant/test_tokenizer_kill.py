@@ -18,7 +18,8 @@ pytestmark = pytest.mark.fresh_process
 def test_killed_20_times_at_random_moments_and_resumed_equals_uninterrupted(tmp_path):
     whole = train(tmp_path / "whole", **LONG)
     hits = kill_and_resume(train, tmp_path / "run", whole, kills=20, seed=0)
-    assert len(hits) == 20
+    # Not all in the time before the first checkpoint.
+    assert len(hits) == 20 and len({step for step in hits if 0 < step < LONG["max_train_steps"]}) > 1
 
 
 @pytest.mark.parametrize("moment", ["torch.save", "sha256_of_file", "sync", "os.rename", "shutil.rmtree"])

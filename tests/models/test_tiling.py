@@ -198,6 +198,8 @@ def test_steps_at_the_edges_of_tiles_are_no_larger_than_inside_tiles(
     for along, (edges, others) in ratios.items():
         record_property(f"along {along} px", f"edges {edges:.4f}, other lines {others:.4f}")
     assert ratios[1][0] < 1
+    # What an eye sees of a step is its mean along some length.
+    assert ratios[64][0] < 1.05
     if size == 1024:
         # The measure does see seams: tiles that do not overlap.
         for edges, others in seam_ratios(tcae_of_photographs, images, 128, 128).values():

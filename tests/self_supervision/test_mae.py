@@ -81,10 +81,11 @@ def test_a_run_resumes_as_if_nothing_had_happened(tmp_path):
         ({"ssl_mask_ratio_max": 0.9}, "--ssl_mask_ratio_max 0.9 has no effect without --ssl ibot or dinov2"),
         ({"ssl_features": "first_stage"}, "--ssl_features first_stage has no effect without --ssl ibot or dino or"),
         ({"ssl": "ibot", "ssl_options": '{"mask_ratio": 0.5}'}, "ibot has no option 'mask_ratio'"),
-        ({"ssl": "simclr"}, "choose from 'dino', 'dinov2', 'ibot', 'mae', 'none'"),
+        ({"ssl": "simclr"}, "choose from dino, dinov2, ibot, mae, none"),
     ],
 )
 def test_options_that_make_no_sense_are_named(tmp_path, capsys, options, words):
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path / "run", **{**OPTIONS, **options})
-    assert stopped.value.code == 2 and words in capsys.readouterr().err
+    # Whether argparse quotes choices depends on the release of Python.
+    assert stopped.value.code == 2 and words.replace("'", "") in capsys.readouterr().err.replace("'", "")

@@ -216,9 +216,21 @@ def test_a_cache_of_before_is_still_the_same_job(tmp_path):
     assert set(json.loads(manifest.read_text())["tokenizer"]) == {
         *("class_name", "config_sha256", "weights_sha256", "latent_mean", "latent_std")
     }
+    content = json.loads(manifest.read_text())
+    # Added since; a cache without it is one of the third version.
+    assert content.pop("decoding") == 3
+    manifest.write_text(json.dumps(content))
     before = manifest.stat().st_mtime_ns
     cache(latents, **FAST, tokenizer=home() / "tokenizer")
     assert manifest.stat().st_mtime_ns == before
+
+
+def test_a_cache_of_other_pixels_is_another_job(tmp_path, capsys, monkeypatch):
+    latents = cache(tmp_path / "latents", **FAST, tokenizer=home() / "tokenizer")
+    monkeypatch.setattr("tcae_diffusers.data.latents.writer.DECODING_VERSION", 4)
+    options = {**FAST, "data": home() / "images", "tokenizer": home() / "tokenizer"}
+    line = ends_in_one_line(capsys, cache_latents.main, **options, output_dir=latents)
+    assert "holds latents of another job (different: decoding)" in line
 
 
 def test_one_scale_is_not_written_for_an_encoder_that_says_the_same_of_every_image(tmp_path, capsys):

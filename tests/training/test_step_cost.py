@@ -139,7 +139,15 @@ def test_steps_that_differ_count_as_often_as_they_occur(options, real_step, monk
         train_tcae, train_tcae.TokenizerArguments, options, steps=list(range(begin, 6))
     )
     assert count_steps.tokenizer_step_cost(arguments, batch).total == pytest.approx(measured, rel=1e-6)
-    monkeypatch.setattr(count_steps, "kinds_of_steps", lambda training: {4: 1.0})
+    if begin:
+        # A whole run has steps without the discriminator, too.
+        measured, arguments, batch = real_step(
+            train_tcae, train_tcae.TokenizerArguments, options, steps=list(range(6))
+        )
+        cost = count_steps.tokenizer_step_cost(arguments, batch, of_whole_run=True)
+        assert cost.total == pytest.approx(measured, rel=1e-6)
+        assert cost.total < 0.99 * count_steps.tokenizer_step_cost(arguments, batch).total
+    monkeypatch.setattr(count_steps, "kinds_of_steps", lambda training, of_whole_run: {4: 1.0})
     assert count_steps.tokenizer_step_cost(arguments, batch).total != pytest.approx(measured, rel=1e-3)
 
 

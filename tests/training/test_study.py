@@ -119,6 +119,16 @@ def test_a_bad_plan_is_named(tmp_path, change, message):
             {"arms": {"b": {"equal_macs_to": "SSL + STC"}, "SSL + STC": {"shared": True}}},
             r"arm 'b': equal_macs_to 'SSL \+ STC', which has it too",
         ),
+        (
+            {
+                "arms": {
+                    "b": {"equal_macs_to": "plain", "like": "longer"},
+                    "plain": {"shared": True},
+                    "longer": {"equal_macs_to": "plain", "tokenizer": {"max_train_steps": 3}},
+                }
+            },
+            "arm 'longer' has max_train_steps and equal_macs_to",
+        ),
         ({"arms": {"plain": {"shared": True, "dit": {"num_layers": 1}}}}, "omit its other keys, or shared"),
         ({"arms": {"plain": {"shared": True}}, "seeds": [3, 4]}, "base/plan.yaml has no seed 4; add it there"),
         ({"extends": None, **tiny_plan(), "arms": {"plain": {"shared": True}}}, "is shared with no plan; name one"),
@@ -157,7 +167,14 @@ def test_an_arm_has_what_the_one_has_that_it_is_like(tmp_path):
     arms |= {"as costly": {"equal_macs_to": "a"}, "too": {"like": "as costly"}}
     arms["longer"] = {"like": "as costly", "tokenizer": {"max_train_steps": 3}}
     plan = read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), "arms": arms}))
-    assert [plan.arm(name).equal_macs_to for name in ("too", "longer")] == ["a", None]
+    arms["as costly as longer"] = {"like": "longer", "equal_macs_to": "a"}
+    plan = read_study_plan(write_plan(tmp_path / "study", {**tiny_plan(), "arms": arms}))
+    names = ("too", "longer", "as costly as longer")
+    assert [plan.arm(name).equal_macs_to for name in names] == ["a", None, "a"]
+    # An arm of another plan is equal to one of that plan, whatever is called so here.
+    shared = {"arms": {"as costly": {"shared": True}, "wide": {"like": "as costly", "dit": {"num_layers": 2}}}}
+    other = read_study_plan(write_plan(tmp_path / "other", {"extends": "../study/plan.yaml", "title": "x", **shared}))
+    assert other.arm("wide").equal_macs_to is None
     assert plan.arm("b").tokenizer == {"ssl": "mae", "ssl_weight": 3.0}
 
 
@@ -349,6 +366,15 @@ def test_what_is_measured_on_is_looked_at_before_anything_is_trained(tmp_path, n
     plan["measures"][name] = str(tmp_path / "gone")
     arguments = StudyArguments(plan=write_plan(tmp_path / "study", plan), work=tmp_path / "work")
     with pytest.raises(InputError, match="gone"):
+        chosen_units(arguments)[0].settings()
+
+
+@pytest.mark.parametrize("section", ["tokenizer", "latents"])
+def test_images_of_several_sizes_are_refused_before_anything_is_trained(tmp_path, section):
+    plan = tiny_plan()
+    plan[section]["extra_resolutions"] = [48]
+    arguments = StudyArguments(plan=write_plan(tmp_path / "study", plan), work=tmp_path / "work")
+    with pytest.raises(InputError, match="omit extra_resolutions and aspect_ratio_buckets"):
         chosen_units(arguments)[0].settings()
 
 

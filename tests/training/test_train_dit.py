@@ -224,12 +224,31 @@ def test_latents_of_other_autoencoders_are_scaled_as_pipelines_undo_it(tmp_path,
     assert pipeline([0], num_inference_steps=1).images[0].size == (16, 16)
 
 
+@pytest.mark.parametrize(
+    ("preset", "off"),
+    [
+        ("imagenet256_tc_dit_xl_irepa", ["--repa_weight", "0"]),
+        ("imagenet256_tc_dit_xl_irepa", ["--objective", "v_prediction"]),
+        ("imagenet256_tc_dit_xl", ["--objective", "epsilon"]),
+        ("openmoji32_dit", ["--label_dropout", "0"]),
+    ],
+)
+def test_what_a_preset_asks_for_can_be_switched_off(preset, off):
+    paths = ["--latents", "a", "--tokenizer", "b", "--output_dir", "c"]
+    arguments = parse_arguments(train_dit.DiTArguments, ["--config", preset, *paths, *off])
+    assert str(getattr(arguments, off[0].removeprefix("--"))) in (off[1], f"{off[1]}.0")
+
+
 def test_a_step_draws_the_same_however_it_is_divided_and_drops_the_share_of_labels_asked_for():
     objective = FlowMatchingObjective()
     drawn = draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
     again = draw_step_randomness(0, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
     other = draw_step_randomness(0, 8, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
     assert all(torch.equal(drawn[name], again[name]) and not torch.equal(drawn[name], other[name]) for name in drawn)
+    # Seeds that differ above the bits that a generator on a CPU looks at would draw the same.
+    for seed in (1, 2, 2**31):
+        other = draw_step_randomness(seed, 7, 4000, (1, 1, 1), objective, 0.25, torch.device("cpu"))
+        assert all(not torch.equal(drawn[name], other[name]) for name in drawn)
     assert abs(drawn["drop"].float().mean() - 0.25) < 0.03
     labels = drop_labels(torch.arange(4), torch.tensor([True, False, False, True]), 9)
     assert labels.tolist() == [9, 1, 2, 9]

@@ -56,12 +56,19 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
         ({"transformer": "tc-dit-m"}, "invalid choice: 'tc-dit-m'"),
         (
             {"label_dropout": 0, "sample_guidance_scale": 3},
-            "--sample_guidance_scale 3.0 must be omitted with --label_dropout 0",
+            "--sample_guidance_scale 3.0 has no effect without --label_dropout;",
         ),
         ({"label_dropout": 1}, "--label_dropout 1.0 must be at least 0 and below 1"),
-        ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 must be omitted with flow_matching"),
-        ({"objective": "epsilon", "timestep_shift": 2}, "--timestep_shift 2.0 must be omitted unless"),
-        ({"objective": "epsilon", "flow_prediction": "sample"}, "--flow_prediction sample must be omitted unless"),
+        ({"num_layers": 0}, "--num_layers 0 must be at least 1"),
+        ({"min_snr_gamma": 5}, "--min_snr_gamma 5.0 has no effect without --objective epsilon or v_prediction"),
+        (
+            {"objective": "epsilon", "timestep_shift": 2},
+            "--timestep_shift 2.0 has no effect without --objective flow_matching",
+        ),
+        (
+            {"objective": "epsilon", "flow_prediction": "sample"},
+            "--flow_prediction sample has no effect without --objective flow_matching",
+        ),
         ({"extra_ema_decays": [0.5, 1.5]}, "must be at least 0 and below 1 each"),
         (
             {"transformer_weights": tmp_path},
@@ -80,7 +87,7 @@ def test_train_dit_names_what_is_wrong_and_writes_nothing(tmp_path, capsys, othe
             "--repa_layer 2 must be a block",
         ),
         ({"repa_weight": -1}, "--repa_weight -1.0 must be 0 or more"),
-        ({"repa_layer": 1}, "--repa_layer 1 must be omitted unless --repa_weight is above 0"),
+        ({"repa_layer": 1}, "--repa_layer 1 has no effect without --repa_weight;"),
         (
             {"repa_weight": 1, "repa_spatial_normalization": 2},
             "--repa_spatial_normalization 2.0 must be between",

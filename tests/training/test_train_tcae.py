@@ -245,6 +245,11 @@ def test_joint_training_with_a_discriminator_resumes_as_if_nothing_had_happened(
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
+def test_a_scaled_learning_rate_is_that_of_all_images_of_a_step(started):
+    run = started(learning_rate=0.1, scale_lr=True, train_batch_size=2, gradient_accumulation_steps=4).run
+    assert run.learning_rate(0) == pytest.approx(0.1 * 8 / 256)
+
+
 def test_fp16_and_a_discriminator_are_refused(tmp_path):
     # accelerate has no scaler for fp16 on a CPU.
     arguments = parse_arguments(

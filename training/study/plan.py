@@ -122,7 +122,10 @@ class StudyPlan:
         if arm.like is None:
             return arm
         base = self.arm(arm.like)
-        equal_macs_to = arm.equal_macs_to or (None if "max_train_steps" in arm.tokenizer else base.equal_macs_to)
+        equal_macs_to = arm.equal_macs_to
+        # What a shared arm is equal to is an arm of another plan.
+        if "max_train_steps" not in arm.tokenizer and not self.arms[arm.like].shared:
+            equal_macs_to = equal_macs_to or base.equal_macs_to
         return Arm(None, equal_macs_to, {**base.tokenizer, **arm.tokenizer}, {**base.dit, **arm.dit})
 
 
@@ -231,7 +234,7 @@ def _check_equal_macs(plan: StudyPlan, name: str, path: Path) -> None:
         return
     if plan.arm(arm.equal_macs_to).equal_macs_to is not None:
         raise InputError(f"{path}: arm {name!r}: equal_macs_to {arm.equal_macs_to!r}, which has it too; name another")
-    if "max_train_steps" in arm.tokenizer:
+    if "max_train_steps" in plan.arms[name].tokenizer:
         raise InputError(f"{path}: arm {name!r} has max_train_steps and equal_macs_to; omit one of them")
 
 

@@ -121,11 +121,16 @@ class Unit:
         What it is trained and measured with, except images, as a record holds it.
 
         Raises:
-            InputError: `measures` is no comparison, or a record would have no curves.
+            InputError: `measures` is no comparison, or a record would have no curves or no cost.
         """
         read_plan(self.write_comparison())
         named = ("output_dir", "train_data", "heldout_data", "data", "tokenizer", "latents", "resume")
         commands = {"tokenizer": self.tokenizer, "latents": self.latents, "dit": self.dit}
+        if self.tokenizer.has_several_sizes or self.latents.has_several_sizes:
+            raise InputError(
+                "tokenizer and latents: a record says what was computed, which is counted for images of one size; "
+                "omit extra_resolutions and aspect_ratio_buckets"
+            )
         if self.tokenizer.report_to != "tensorboard":
             raise InputError(
                 f"tokenizer: report_to {self.tokenizer.report_to!r} must be 'tensorboard', where a record takes its "
@@ -237,7 +242,8 @@ class Unit:
 
     def _result(self, settings: dict[str, Any], seconds: dict[str, float]) -> StudyUnitResult:
         cache = LatentCache(self.folder / "latents")
-        per_latent = transformer_step_cost(self.dit, cache.latent_shape, len(cache.manifest["id2label"])).total
+        classes = len(cache.manifest["id2label"])
+        per_latent = transformer_step_cost(self.dit, cache.latent_shape, classes, cache.token_shape).total
         dit_batch = self.dit.train_batch_size * self.dit.gradient_accumulation_steps
         steps = self.plan.measured_after[-1]
         cost: dict[str, dict[str, float]] = {stage: {"cpu_s": used} for stage, used in seconds.items()}
@@ -258,7 +264,7 @@ class Unit:
 def tokenizer_macs(arguments: TokenizerArguments) -> float:
     """Multiply-accumulates of the whole training, the same for every seed."""
     # Counting fills in sizes, and draws the masks of a batch.
-    cost = tokenizer_step_cost(replace(arguments, seed=0))
+    cost = tokenizer_step_cost(replace(arguments, seed=0), of_whole_run=True)
     return cost.total * arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.max_train_steps
 
 

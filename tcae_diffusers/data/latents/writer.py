@@ -28,6 +28,7 @@ from diffusers.utils import logging
 from safetensors.torch import save
 
 from ...models.fingerprint import TokenizerFingerprint
+from ..images.decoding import DECODING_VERSION
 from .cache import LatentCache
 from .channel_statistics import ChannelStatistics
 from .format import (
@@ -119,6 +120,7 @@ class LatentShardWriter:
                     "version": FORMAT_VERSION,
                     "tokenizer": tokenizer.to_dict(),
                     "transform": transform,
+                    "decoding": DECODING_VERSION,
                     "data_fingerprint": data_fingerprint,
                     "num_samples": num_samples,
                     "latent_shape": list(latent_shape),
@@ -149,7 +151,8 @@ class LatentShardWriter:
             raise explain_write_error(error, self.path, 0) from error
         for name in (MANIFEST, JOB):
             if (self.path / name).exists():
-                found = _read_job(self.path / name)
+                # Caches do not say how their images were decoded that are older than its third version.
+                found = {"decoding": 3, **_read_job(self.path / name)}
                 keys = {**self.job, "tokens": None, "buckets": None}
                 different = [key for key in keys if found.get(key) != self.job.get(key)]
                 if different:

@@ -29,7 +29,7 @@ def frechet_at_infinity(
     over `1 / n` is followed to zero. Against fixed statistics only the samples' side is extrapolated.
 
     Args:
-        most (`int`, *optional*): Images of the largest subset; as many as there are of the smaller set if unset.
+        most (`int`, *optional*): Real images that the distance itself is taken to, all if unset; no subset is larger.
 
     Returns:
         The estimate, whose interval is that of fit and draw of images together, with `method`, and `r_squared` and
@@ -52,7 +52,10 @@ def frechet_at_infinity(
             x.append(1.0 / size)
             y.append(frechet_distance(part, other))
     intercept, error, r_squared = _intercept(np.array(x), np.array(y))
-    drawn = frechet_interval(samples, reference, seed) or 0.0
+    compared = reference
+    if not isinstance(compared, FrechetStatistics) and most is not None and most < len(compared):
+        compared = compared[np.random.default_rng([seed, most]).choice(len(compared), most, replace=False)]
+    drawn = frechet_interval(samples, compared, seed) or 0.0
     sides = "the samples" if fixed else "both sides"
     return Estimate(
         value=intercept,
