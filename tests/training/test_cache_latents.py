@@ -230,7 +230,7 @@ def test_a_cache_of_other_pixels_is_another_job(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tcae_diffusers.data.latents.writer.DECODING_VERSION", 4)
     options = {**FAST, "data": home() / "images", "tokenizer": home() / "tokenizer"}
     line = ends_in_one_line(capsys, cache_latents.main, **options, output_dir=latents)
-    assert "holds latents of another job (different: decoding)" in line
+    assert "holds latents of another job (different: decoding" in line
 
 
 def test_one_scale_is_not_written_for_an_encoder_that_says_the_same_of_every_image(tmp_path, capsys):
