@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.latents.calibration import warn_of_noise_without_unit
@@ -32,7 +31,7 @@ from tcae_diffusers.metrics.model_cost import autoencoder_cost
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.decoder_finetuning import FrozenEncoderTokenizer, frozen_fingerprint
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
-from tcae_diffusers.trainer.averages import trained_parameters
+from tcae_diffusers.trainer.averages import WeightAverage, trained_parameters
 from tcae_diffusers.trainer.build_autoencoder import (
     build_autoencoder,
     require_weights,
@@ -138,7 +137,7 @@ def start(arguments: DecoderArguments) -> DecoderTraining:
     if arguments.compile:
         compile_blocks(tokenizer, names=tuple(autoencoder._repeated_blocks or ()))
 
-    ema = EMAModel(trained_parameters(autoencoder), decay=arguments.ema_decay, foreach=True)
+    ema = WeightAverage(autoencoder, arguments.ema_decay)
     ema.to(accelerator.device)
     groups = [{"params": trained_parameters(autoencoder), "weight_decay": arguments.weight_decay}]
     optimizer = build_optimizer(arguments, groups, autoencoder, adapt(autoencoder).pixel_layers)

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from diffusers import ModelMixin
-from diffusers.training_utils import EMAModel
 
 from tcae_diffusers.data.images.pixel_range import to_signed
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.models.adapters import adapt
 from tcae_diffusers.objectives.latent_shaping import Decoded
 from tcae_diffusers.objectives.schedules import weight_decay
@@ -33,7 +33,7 @@ from tcae_diffusers.self_supervision import build_method
 from tcae_diffusers.self_supervision.method import SelfSupervision, StudentOutput
 from tcae_diffusers.self_supervision.student import TokenizerStudent
 from tcae_diffusers.trainer.adversary import Pass, build_adversary
-from tcae_diffusers.trainer.averages import averaged_weights, trained_parameters
+from tcae_diffusers.trainer.averages import WeightAverage, averaged_weights, kept_batch_statistics
 from tcae_diffusers.trainer.build_autoencoder import build_autoencoder, require_weights, resolve_sizes
 from tcae_diffusers.trainer.compilation import compile_blocks
 from tcae_diffusers.trainer.fit import Hooks, Side, is_log_step
@@ -113,7 +113,7 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
         return StudentPass(output.shaped.target, output.reconstruction, generators, output, views)
 
     def forward_without_graph(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
-        with torch.no_grad():
+        with torch.no_grad(), kept_batch_statistics(self.autoencoder):
             return self.forward_from_latent(batch, step, micro_step)
 
     def forward_from_latent(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> StudentPass:
@@ -128,7 +128,8 @@ class TokenizerTraining(ReconstructionTraining[StudentPass]):
     def backward(self, batches: list[dict[str, torch.Tensor]], step: int, micro_step: int) -> dict[str, torch.Tensor]:
         def passes() -> Iterator[Decoded]:
             for index, batch in enumerate(batches):
-                seen = self.forward_from_latent(batch, step, index)
+                with kept_batch_statistics(self.autoencoder):
+                    seen = self.forward_from_latent(batch, step, index)
                 loss = self.reconstruction_loss(seen.sample, seen.images).loss
                 yield Decoded(seen.output.shaped, seen.output.latent, loss)
 
@@ -192,6 +193,11 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     # Statistics of the initial weights: training changes the latents, and cache_latents measures them again.
     adapt(autoencoder).reset_statistics()
     resolve_sizes(arguments, autoencoder)
+    if type(autoencoder).__name__ == "VQModel":
+        raise InputError(
+            f"--autoencoder {arguments.autoencoder} is a VQModel, whose codebook learns by a loss that this command"
+            " lacks; train another autoencoder, or its decoder alone with finetune_decoder."
+        )
     freeze_layers(autoencoder, arguments)
     if arguments.trained_layers != "all":
         require_whole_parameters(
@@ -218,7 +224,7 @@ def start(arguments: TokenizerArguments) -> TokenizerTraining:
     optimizer = build_optimizer(arguments, parameter_groups(student, arguments), student, edges)
     # What diffusers keeps on one device is called as a whole, which is what FSDP asks of a unit.
     model, optimizer = prepare(accelerator, student, optimizer, units=autoencoder._no_split_modules or ())
-    ema = EMAModel(trained_parameters(autoencoder), decay=arguments.ema_decay, foreach=True)
+    ema = WeightAverage(autoencoder, arguments.ema_decay)
     if is_sharded(autoencoder):
         start_optimizer_state(optimizer)
     side = Side(autoencoder, model, optimizer, [ema])

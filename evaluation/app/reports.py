@@ -17,7 +17,10 @@ ALL_RESULTS = "all results in one page"
 
 def report_names(folder: Path) -> list[str]:
     """[`ALL_RESULTS`] and the HTML files in the folder, relative to it; links that lead out of it are left out."""
-    return [ALL_RESULTS, *(name for name in file_names(folder) if name.endswith(".html") and _is_in(folder, name))]
+    return [
+        ALL_RESULTS,
+        *(name for name in file_names(folder) if name.endswith(".html") and _is_in(folder, folder / name)),
+    ]
 
 
 def read_report(folder: Path, name: str) -> str:
@@ -28,7 +31,10 @@ def read_report(folder: Path, name: str) -> str:
         InputError: There is no such report, or no results to make one of.
     """
     if name == ALL_RESULTS:
-        return build_report(collect_results([folder]), title=f"Results in {folder.resolve().name}")
+        results = [found for found in collect_results([folder]) if found.path and _is_in(folder, found.path)]
+        if not results:
+            raise InputError("there are no results in this folder; measure something first")
+        return build_report(results, title=f"Results in {folder.resolve().name}")
     if name not in report_names(folder):
         raise InputError(f"there is no report {name} in this folder; refresh the list and choose again")
     return (folder / name).read_text(encoding="utf-8")
@@ -42,5 +48,5 @@ def framed(document: str) -> str:
     )
 
 
-def _is_in(folder: Path, name: str) -> bool:
-    return (folder / name).resolve().is_relative_to(folder.resolve())
+def _is_in(folder: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

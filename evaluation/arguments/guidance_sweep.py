@@ -56,6 +56,9 @@ class GuidanceSweepArguments(SweepArguments, SamplingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("start", "stop"):
+            if name in self.guider_options:
+                raise InputError(f"--guider_options has {name!r}, which --intervals says too; omit it")
         for scale, interval in self.points():
             self.guidance_at(scale, interval)
 

@@ -65,7 +65,8 @@ class GuidanceArguments(Arguments):
     )
     guidance_interval: tuple[float, float] | None = option(
         None,
-        "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; all of it if unset.",
+        "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; if unset, that of the guider, or"
+        " all of it.",
         metavar=("FROM", "TO"),
     )
     guider: str | None = option(

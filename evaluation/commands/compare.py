@@ -80,12 +80,18 @@ def _comparison(
     convergence: ConvergenceResult | None,
     settings: Mapping[str, Any],
 ) -> ComparisonResult:
+    for name, parts in results.items():
+        if not any(result.is_comparable for result in parts):
+            kinds = ", ".join(sorted({result.kind for result in parts})) or "nothing"
+            raise InputError(f"--results {name} holds {kinds}, whose figures cannot be set side by side; see `report`")
     named = [
         replace(result, subject=name) for name, parts in results.items() for result in parts if result.is_comparable
     ]
     comparison = ComparisonResult(
         subjects=list(results),
-        sources={name: [str(result.path) for result in parts] for name, parts in results.items()},
+        sources={
+            name: [str(result.path) for result in parts if result.is_comparable] for name, parts in results.items()
+        },
         rows=comparison_table(named, arguments.figures),
         convergence=convergence,
         **provenance(**settings),

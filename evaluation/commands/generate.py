@@ -82,7 +82,8 @@ def drawn_settings(arguments: GenerateArguments, pipeline: DiffusionPipeline, va
     guide, guider = getattr(pipeline, "guidance_transformer", None), guider_of(pipeline)
     return {
         **_shared_settings(arguments),
-        **{"guidance_interval": None, "timestep_shift": None},
+        # Unset options too: a set must not go on where one was set.
+        **dict.fromkeys(("guidance_scale", "guidance_interval", "timestep_shift", "height", "width")),
         "guider": None if guider is None else recorded_guider(guider),
         "guidance_transformer": None if guide is None else model_fingerprint(guide),
         **arguments.sampling(guider is not None),

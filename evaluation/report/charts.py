@@ -11,6 +11,7 @@ import io
 import itertools
 import re
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,13 +57,17 @@ _STYLE = {
     "legend.handletextpad": 0.6,
     "svg.fonttype": "none",
 }
+_STYLE_LOCK = threading.RLock()
 _ROUND_STEPS = [1, 2, 2.5, 5, 10]
 
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """matplotlib's defaults and `_STYLE`, whatever the user's matplotlibrc says; afterwards as it was."""
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    """
+    matplotlib's defaults and `_STYLE`, whatever the user's matplotlibrc says; afterwards as it was. These are settings
+    of the process, so other threads wait.
+    """
+    with _STYLE_LOCK, matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         # Letters are measured in a font that may lack them; the reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield

@@ -150,6 +150,10 @@ class Result:
         """Lines that the command prints."""
         return []
 
+    def is_whole(self) -> bool:
+        """Whether what it stands for is there beside it, so that it need not be made again."""
+        return True
+
     def figures_by_subject(self) -> dict[str, list[Figure]]:
         """Its figures for the table of a report, by what they are of."""
         return {}

@@ -101,7 +101,8 @@ def run_unless_done(
     path = kind.path_in(arguments.output)
     stored = read_result(path, kind) if path.is_file() else None
     # All ranks do the same, whatever each of them sees of a shared file system.
-    if all(gather_in_rank_order(stored is not None and stored.inputs == inputs, state)) and stored is not None:
+    is_done = stored is not None and stored.inputs == inputs and stored.is_whole()
+    if all(gather_in_rank_order(is_done, state)) and stored is not None:
         return stored
     result = run(arguments)
     result.inputs, result.path = inputs, path

@@ -38,7 +38,7 @@ def speed_up(curve: list[dict[str, Any]], level: float, baseline_steps: float) -
     Returns:
         `reached`, and where it is: `steps`, `factor`, `at_least` (the curve was below the level at its first point)
         and `factor_range`, the factors if the whole curve lay at the upper or lower end of its intervals (`None` where
-        that end does not reach the level).
+        that end does not reach the level), and whether each is a bound, `factor_range_at_least`.
     """
     steps, values = [point["steps"] for point in curve], [point["value"] for point in curve]
     needed, exact = steps_to_reach(steps, values, level)
@@ -51,12 +51,13 @@ def speed_up(curve: list[dict[str, Any]], level: float, baseline_steps: float) -
         "at_least": not exact,
     }
     if all("interval" in point for point in curve):
-        ends = []
+        ends, bounds = [], []
         for sign in (1, -1):
             shifted = [point["value"] + sign * point["interval"] for point in curve]
-            end, _ = steps_to_reach(steps, shifted, level)
+            end, is_exact = steps_to_reach(steps, shifted, level)
             ends.append(None if end is None else baseline_steps / end)
-        result["factor_range"] = ends
+            bounds.append(end is not None and not is_exact)
+        result["factor_range"], result["factor_range_at_least"] = ends, bounds
     return result
 
 
@@ -88,6 +89,10 @@ def describe_speed_up(name: str, outcome: dict[str, Any], level: float) -> str:
     text += f"{'at least ' if outcome['at_least'] else ''}{outcome['factor']:.2f}x"
     ends = outcome.get("factor_range")
     if ends:
-        slow, fast = ("not reached" if end is None else f"{end:.2f}x" for end in ends)
+        bounds = outcome.get("factor_range_at_least", [False, False])
+        slow, fast = (
+            "not reached" if end is None else f"{'at least ' if is_bound else ''}{end:.2f}x"
+            for end, is_bound in zip(ends, bounds, strict=True)
+        )
         text += f" (at the ends of its intervals: {slow} and {fast})"
     return text

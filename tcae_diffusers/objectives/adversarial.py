@@ -1,12 +1,14 @@
 """Adversarial loss of the decoder (paper, section 3: L_GAN) and of its discriminator."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.distributed import is_distributed
 from ..models.frozen_network import FrozenNetworkHolder
@@ -239,7 +241,9 @@ class AdversarialLoss(FrozenNetworkHolder):
         with_r1 = self.takes_r1(step)
         target = target.detach().requires_grad_(with_r1)
         images = torch.cat([self._augmented(target, generator), self._augmented(sample.detach(), generator)])
-        logits = discriminator(self._discriminator_input(images))
+        # The fused kernels of attention, in a transformer's frozen features, have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH) if with_r1 else nullcontext():
+            logits = discriminator(self._discriminator_input(images))
         count = target.shape[0]
         real, fake = tuple(head[:count] for head in logits), tuple(head[count:] for head in logits)
         loss_gan = discriminator_criterion(self.kind, real, fake)

@@ -45,6 +45,8 @@ class FrozenEncoderTokenizer(nn.Module):
 
     def train(self, mode: bool = True) -> "FrozenEncoderTokenizer":
         super().train(mode)
+        # Of itself, too: AutoencoderRAE adds noise to latents where it trains.
+        self.autoencoder.training = False
         for name, module in self.autoencoder.named_children():
             if not adapt(self.autoencoder).is_decoder(name):
                 module.eval()

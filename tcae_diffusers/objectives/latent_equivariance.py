@@ -73,6 +73,9 @@ class LatentEquivariance(LatentShaping):
         if side is None or generators is None:
             return replace(shaped, logged=logged)
         turns = torch.cat([torch.randint(1, 4, (1,), generator=generator) for generator in generators]).tolist()
+        if side == 1:
+            # A single position cannot tell how it was turned.
+            turns = [0] * len(turns)
         return replace(
             shaped,
             latent=transformed(shaped.latent, side, turns),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 
 from ..errors import InputError
 from ..models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
@@ -17,6 +16,7 @@ from ..objectives.adversarial import AdversarialLoss
 from ..objectives.feature_backbones import build_feature_backbone
 from ..objectives.reconstruction import ReconstructionLoss
 from ..objectives.schedules import cosine_with_warmup
+from .averages import WeightAverage, trained_parameters
 from .fit import Side
 from .run import save_model
 from .sharding import require_whole_parameters
@@ -51,14 +51,14 @@ class Adversary:
         loss ([`AdversarialLoss`]): Of both sides.
         discriminator: Unwrapped.
         side ([`Side`]): The discriminator, for [`fit`].
-        average (`EMAModel`): Of its weights.
+        average ([`WeightAverage`]): Of its weights.
     """
 
     accelerator: Accelerator
     loss: AdversarialLoss
     discriminator: PatchGANDiscriminator | FrozenFeatureDiscriminator
     side: Side
-    average: EMAModel
+    average: WeightAverage
     # The adaptive weight of the step at hand, where it is not each pass's own.
     balance: torch.Tensor | None = None
 
@@ -134,7 +134,7 @@ class Adversary:
 
     def save(self, folder: Path) -> None:
         """Write the averaged discriminator."""
-        self.average.copy_to(self.discriminator.parameters())
+        self.average.copy_to(trained_parameters(self.discriminator))
         save_model(self.discriminator, folder)
 
     def describe(self, arguments: AdversarialArguments) -> str:
@@ -184,7 +184,7 @@ def build_adversary(arguments: AdversarialArguments, accelerator: Accelerator) -
         lecam_weight=arguments.discriminator_lecam_weight,
         feature_backbone=backbone,
     ).to(accelerator.device)
-    average = EMAModel(discriminator.parameters(), decay=arguments.discriminator_ema_decay, foreach=True)
+    average = WeightAverage(discriminator, arguments.discriminator_ema_decay)
     average.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         discriminator.parameters(),

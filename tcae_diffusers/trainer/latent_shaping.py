@@ -72,6 +72,11 @@ def _equivariance(arguments: LatentShapingArguments, adapter: AutoencoderAdapter
     )
     side = min(arguments.resolutions)
     positions = side // ratio
+    if positions < 2:
+        raise InputError(
+            f"--latent_equivariance turns latents, and one of a single position, as of {side} pixels here, looks the"
+            " same from all sides; pass --latent_equivariance 0."
+        )
     smallest = equivariance.smallest_side(positions) * ratio
     needed = max(arguments.perceptual_min_resolution, arguments.discriminator_min_resolution)
     if smallest < needed:

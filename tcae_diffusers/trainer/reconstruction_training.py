@@ -16,6 +16,7 @@ from ..data.images.streamed_images import StreamedImages
 from ..data.images.training_dataset import TokenizerTrainingDataset
 from ..objectives.reconstruction import ReconstructionLoss
 from .adversary import Adversary, Pass
+from .averages import kept_batch_statistics
 from .fit import Hooks, Side, fit
 from .image_batches import image_loader
 from .reconstruction_preview import ReconstructionPreview
@@ -54,7 +55,8 @@ class ReconstructionTraining(ABC, Generic[SomePass]):
     @torch.no_grad()
     def forward_without_graph(self, batch: dict[str, torch.Tensor], step: int, micro_step: int) -> Pass:
         """The reconstructions of [`forward`], before it: accumulated batches share one adaptive weight."""
-        return self.forward(batch, step, micro_step)
+        with kept_batch_statistics(self.autoencoder):
+            return self.forward(batch, step, micro_step)
 
     @abstractmethod
     def save(self) -> str:

@@ -1,5 +1,6 @@
 """What the page shows, without the page: reconstructions, generated images, reports, and how the command starts."""
 
+import json
 import sys
 import threading
 
@@ -27,6 +28,7 @@ from tcae_diffusers.evaluation.app.reports import ALL_RESULTS, framed, read_repo
 from tcae_diffusers.evaluation.app.shown import open_shown
 from tcae_diffusers.evaluation.arguments.app import AppArguments
 from tcae_diffusers.evaluation.pictures.drawing import class_choices, load_latent_pipeline, load_pipeline
+from tcae_diffusers.evaluation.report.embedding import embed_png
 from tcae_diffusers.pipelines import TCDiTPipeline
 
 from .conftest import draw_images
@@ -260,6 +262,21 @@ def test_reports_are_those_of_the_folder(results):
 def test_nothing_outside_the_folder_is_read(results, name):
     with pytest.raises(InputError, match="there is no report"):
         read_report(results, name)
+
+
+def test_results_behind_a_link_and_pictures_elsewhere_are_not_shown(results, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir()
+    cost = {"kind": "cost", "height": 8, "width": 8, "autoencoders": {}, "transformers": {}}
+    (private / "cost.json").write_text(json.dumps(cost))
+    (results / "old").symlink_to(private)
+    with pytest.raises(InputError, match="no results in this folder"):
+        read_report(results, ALL_RESULTS)
+    (tmp_path / "outside.png").write_bytes(b"secret")
+    (results / "link.png").symlink_to(tmp_path / "outside.png")
+    for name in ("../outside.png", str(tmp_path / "outside.png"), "link.png"):
+        with pytest.raises(InputError, match="which lies elsewhere"):
+            embed_png(results, name)
 
 
 def test_a_folder_without_results_says_so(results):

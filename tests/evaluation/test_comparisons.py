@@ -18,7 +18,7 @@ from tcae_diffusers.evaluation.results.figure_differences import comparison_tabl
 from tcae_diffusers.evaluation.results.kinds.generation import GenerationResult
 from tcae_diffusers.evaluation.results.kinds.reconstruction import ReconstructionResult
 from tcae_diffusers.evaluation.results.reading import collect_results, read_result
-from tcae_diffusers.evaluation.results.speed_up import compare_curves, speed_up, steps_to_reach
+from tcae_diffusers.evaluation.results.speed_up import compare_curves, describe_speed_up, speed_up, steps_to_reach
 from tcae_diffusers.files import write_json
 
 from ..latent_commands import FOREIGN
@@ -56,6 +56,9 @@ def test_speed_up_is_the_ratio_of_steps_at_equal_quality_or_says_that_there_is_n
     uncertain = speed_up(curve((1000, 32.0), (10_000, 29.0), interval=2.0), 30.0, 10_000)
     assert uncertain["factor_range"][0] is None
     assert uncertain["factor_range"][1] > uncertain["factor"]
+    # The lower end is below the level at the first point already.
+    bound = speed_up(curve((1000, 32.0), (10_000, 29.0), interval=3.0), 30.0, 10_000)
+    assert "not reached and at least 10.00x" in describe_speed_up("a", bound, 30.0)
 
 
 def result(folder, subject, figures, per_image=None, spec="openmoji:heldout"):

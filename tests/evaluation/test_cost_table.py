@@ -79,7 +79,12 @@ def test_transformers_are_counted_by_name_and_from_a_folder(pipeline_folder, tmp
     assert latency["encode_images_per_second"] == pytest.approx(2 / latency["encode_s"])
     assert {"command", "versions", "machine"} <= set(result)
     assert evaluate("report", "--results", str(tmp_path / "cost.json"), "--output", str(tmp_path / "r.html")) == 0
-    assert "kept for training" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "kept for training" in page and str(pipeline_folder) in page
+    # What has no figures to set side by side is not left out without a word.
+    costs = [f"{name}={tmp_path / 'cost.json'}" for name in ("a", "b")]
+    assert evaluate("compare", "--results", *costs, "--output", str(tmp_path / "c")) == 2
+    assert "--results a holds cost, whose figures cannot be set side by side" in capsys.readouterr().err
     assert evaluate("cost", "kl-f8", "--transformer", str(pipeline_folder)) == 2
     assert "takes 4 channels, --latent_shape has 128" in capsys.readouterr().err
     assert evaluate("cost", "kl-f8", "--transformer", "nothing") == 2

@@ -282,6 +282,22 @@ def test_the_samples_of_another_scheduler_do_not_stand_for_those_of_this_one(sav
     assert "holds samples generated with other settings (scheduler" in error and "FlowMatchHeun" in error
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--height", 32, "--width", 32),
+        ("--guider", "ClassifierFreeGuidance", "--guidance_scale", 3),
+        ("--guider", "ClassifierFreeGuidance", "--guidance_scale", 3, "--guidance_interval", 0.2, 0.8),
+    ],
+)
+def test_a_set_does_not_go_on_without_what_it_was_drawn_with(save_pipeline, tmp_path, capsys, options):
+    folder = save_pipeline(["circles"], scheduler=FlowMatchEulerDiscreteScheduler())
+    assert generate(folder, tmp_path / "set", "--num_images", 2, *options) == 0
+    kept = options[:2] if options[0] == "--guider" else ()
+    assert generate(folder, tmp_path / "set", "--num_images", 2, *kept) == 2
+    assert f"{options[2].removeprefix('--')}: {options[3]}" in capsys.readouterr().err
+
+
 def test_another_layout_does_not_mix_into_a_set(pipeline_folder, drawn, capsys):
     assert draw_again(pipeline_folder, drawn, "--layout", "flat") == 2
     assert "layout: 'folder' before, 'flat' now" in capsys.readouterr().err

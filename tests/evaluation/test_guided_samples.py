@@ -98,6 +98,9 @@ def test_a_sweep_uses_the_guider_where_it_guides(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="--guider_options has 'guidance_scale'"):
         twice = {**guided, "guider_options": {"guidance_scale": 2.0}}
         GuidanceSweepArguments(pipeline="p", output=tmp_path, reference=real, **twice)
+    with pytest.raises(InputError, match="--guider_options has 'stop', which --intervals says too"):
+        twice = {**guided, "guider_options": {"stop": 0.8}}
+        GuidanceSweepArguments(pipeline="p", output=tmp_path, reference=real, **twice)
 
 
 def test_a_sweep_with_a_guider_measures_its_points(pipeline_folder, image_folder, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import shutil
 
 import pytest
 import torch
@@ -92,10 +93,10 @@ def save_distances(folder):
     online_frechet.OnlineFrechet.log = written
 
 
-def train_on_two_ranks(folder, sharded, before=lambda rank: None, **options):
-    """`train_dit` in two forked processes; `before(rank)` is called in each. Returns their exit codes."""
+def train_on_ranks(folder, sharded, before=lambda rank: None, ranks=2, **options):
+    """`train_dit` in forked processes; `before(rank)` is called in each. Returns their exit codes."""
     folder.mkdir(exist_ok=True)
-    # Before there are two processes that would both make it.
+    # Before there are processes that would all make it.
     calibrated()
     if "repa_weight" in options:
         options["latents"] = with_tokens()
@@ -107,7 +108,7 @@ def train_on_two_ranks(folder, sharded, before=lambda rank: None, **options):
         save_distances(folder)
         train(folder / "run", **options)
 
-    return fork_ranks(rank_run)
+    return fork_ranks(rank_run, world_size=ranks)
 
 
 @functools.cache
@@ -116,7 +117,7 @@ def uninterrupted(name, sharded):
     if "gfd_steps" in options:
         options = {**options, "gfd_reference": home() / "images"}
     folder = home() / f"{name} {'sharded' if sharded else 'whole'}"
-    assert train_on_two_ranks(folder, sharded, **options) == [0, 0]
+    assert train_on_ranks(folder, sharded, **options) == [0, 0]
     return folder
 
 
@@ -203,10 +204,10 @@ def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, n
         train_dit.compute_losses = signalling(train_dit.compute_losses, second if rank == 1 else None)
 
     folder = tmp_path / "stopped"
-    assert train_on_two_ranks(folder, True, before=stop_in_second_step, **options) == [0, 0]
+    assert train_on_ranks(folder, True, before=stop_in_second_step, **options) == [0, 0]
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert not (folder / "run" / "pipeline").exists()
-    assert train_on_two_ranks(folder, True, **options, resume="latest") == [0, 0]
+    assert train_on_ranks(folder, True, **options, resume="latest") == [0, 0]
     expected = uninterrupted(name, sharded=True)
     ours, theirs = (sharded_state(last_checkpoint(run), tmp_path) for run in (folder, expected))
     assert any("exp_avg" in key for key in ours) and any("shadow_params" in key for key in ours)
@@ -215,12 +216,22 @@ def test_stopped_after_2_of_6_steps_and_resumed_equals_uninterrupted(tmp_path, n
     assert_equal(weights(folder / part), weights(expected / part))
 
 
+def test_four_sharded_ranks_go_on_where_two_stopped(tmp_path):
+    whole = uninterrupted("dit", sharded=True)
+    folder = shutil.copytree(whole, tmp_path / "four")
+    shutil.rmtree(last_checkpoint(folder))
+    options = {key: value for key, value in VARIANTS["dit"].items() if key not in ("gfd_steps", "gfd_samples")}
+    quarter = {**options, "train_batch_size": 1, "resume": "latest"}
+    assert train_on_ranks(folder, True, ranks=4, **quarter) == [0] * 4
+    assert_close(*(sharded_state(last_checkpoint(each), tmp_path) for each in (folder, whole)))
+
+
 def test_a_checkpoint_of_whole_parameters_is_refused_by_sharded_ranks_and_the_other_way(tmp_path, capfd):
     for sharded in (True, False):
         folder = tmp_path / f"{sharded}"
-        assert train_on_two_ranks(folder, sharded, **SMALL, max_train_steps=2) == [0, 0]
+        assert train_on_ranks(folder, sharded, **SMALL, max_train_steps=2) == [0, 0]
         capfd.readouterr()
-        assert train_on_two_ranks(folder, not sharded, **SMALL, max_train_steps=2, resume="latest") == [2, 2]
+        assert train_on_ranks(folder, not sharded, **SMALL, max_train_steps=2, resume="latest") == [2, 2]
         assert "its sharding is" in capfd.readouterr().err
 
 
@@ -238,7 +249,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(tmp_path):
     states = {}
     for sharded in (True, False):
         folder = tmp_path / f"{sharded}"
-        assert train_on_two_ranks(folder, sharded, before=spoil_third_step, **SMALL) == [0, 0]
+        assert train_on_ranks(folder, sharded, before=spoil_third_step, **SMALL) == [0, 0]
         states[sharded] = weights(folder / "run/pipeline/transformer")
     state = sharded_state(last_checkpoint(tmp_path / "True"), tmp_path)
     assert state["guard/skipped"] == 1 and state["guard/in_a_row"] == 0
@@ -259,6 +270,6 @@ def test_a_disk_that_fills_on_one_rank_ends_both_instead_of_leaving_one_waiting(
 
         torch.distributed.checkpoint.FileSystemWriter.write_data = full
 
-    assert train_on_two_ranks(tmp_path, True, before=fill, **SMALL) == [2, 2]
+    assert train_on_ranks(tmp_path, True, before=fill, **SMALL) == [2, 2]
     assert "the disk is full" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]

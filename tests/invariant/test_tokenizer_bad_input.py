@@ -227,6 +227,17 @@ CASES = {
     "unknown choice": (lambda t: {"ssl": "ibott"}, ["ibott", "ibot"]),
     "text for a number": (lambda t: {"train_batch_size": "many"}, ["many"]),
     "no steps": (lambda t: {"max_train_steps": 0}, ["--max_train_steps 0", "at least 1"]),
+    "turned latents of a single position": (
+        lambda t: {"latent_equivariance": 0.5, "resolution": 8, "ssl": "none"},
+        ["a single position, as of 8 pixels here", "--latent_equivariance 0"],
+    ),
+    "a codebook": (
+        lambda t: {
+            "autoencoder": text_file(t / "config.json", '{"_class_name": "VQModel", "norm_num_groups": 8}'),
+            **{"autoencoder_overrides": "{}", "ssl": "none", "resolution": 16},
+        },
+        ["is a VQModel", "finetune_decoder"],
+    ),
     "KoLeo without a neighbour": (
         lambda t: {"ssl": "dinov2", "train_batch_size": 1},
         ["--train_batch_size 1", "--ssl_koleo_weight 0"],

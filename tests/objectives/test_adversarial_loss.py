@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import nn
 
 from tcae_diffusers.models.discriminator import FrozenFeatureDiscriminator, PatchGANDiscriminator
@@ -193,6 +194,22 @@ def test_a_frozen_backbone_feeds_the_heads_and_stays_out_of_the_state():
     output.loss.backward()
     assert all(p.grad is not None for p in discriminator.parameters()) and output.loss_r1 > 0
     assert not any("conv" in name for name in loss_fn.state_dict())
+
+
+def test_r1_goes_through_the_attention_of_a_transformer():
+    class Backbone(nn.Module):
+        feature_channels = (3,)
+
+        def forward(self, x):
+            tokens = x.flatten(2).transpose(1, 2)[:, None]
+            attended = F.scaled_dot_product_attention(tokens, tokens, tokens)
+            return [attended[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])]
+
+    loss_fn = AdversarialLoss(feature_backbone=Backbone(), adaptive=False, r1_weight=1.0)
+    discriminator = FrozenFeatureDiscriminator([3])
+    output = loss_fn.discriminator_loss(discriminator, images(0), images(1), 0)
+    output.loss.backward()
+    assert output.loss_r1 > 0 and all(p.grad is not None for p in discriminator.parameters())
 
 
 @pytest.mark.parametrize(

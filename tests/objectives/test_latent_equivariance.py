@@ -94,6 +94,14 @@ def test_gradients_pass_to_the_latent_in_half_precision_too():
     assert (latent.grad != 0).all()
 
 
+def test_a_single_position_is_not_turned():
+    shaping = LatentEquivariance(seed=0, spatial_ratio=RATIO, probability=1.0, min_scale=0.25)
+    step = next(step for step, side in enumerate(sides(shaping, 4)) if side == 1)
+    shaped = Shaped(maps(4), maps(4 * RATIO))
+    found = shaping(shaped, [torch.Generator().manual_seed(seed) for seed in range(5)], step)
+    assert torch.equal(found.target, transformed(shaped.target, RATIO, [0] * 5))
+
+
 def test_the_smallest_side_is_at_least_one_position():
     for side, scale, smallest in ((4, 0.25, 1), (4, 0.3, 2), (2, 0.25, 1), (8, 1.0, 8), (32, 0.25, 8)):
         assert LatentEquivariance(0, RATIO, min_scale=scale).smallest_side(side) == smallest

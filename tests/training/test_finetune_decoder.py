@@ -182,6 +182,14 @@ def test_noise_is_in_units_of_all_channels_together_where_they_have_one_scale(ca
     assert [record.message.rpartition("; ")[2] for record in caplog.records] == ["choose a noise of that size"]
 
 
+def test_an_encoder_that_adds_noise_in_training_adds_none_while_it_is_frozen():
+    rae = FOREIGN["AutoencoderRAE"]()
+    rae.noise_tau = 0.8
+    tokenizer = FrozenEncoderTokenizer(rae).train()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(tokenizer(images), tokenizer(images)) and any(part.training for part in rae.decoder.modules())
+
+
 def test_noise_has_the_unit_of_the_latents_that_diffusion_models_see():
     plain = FrozenEncoderTokenizer(FOREIGN["AutoencoderKL"](), noise=0.6)
     latent = torch.zeros(64, 4, 8, 8)

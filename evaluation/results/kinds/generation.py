@@ -90,7 +90,8 @@ class GenerationResult(Result):
         return lines + [describe_difference(pair, pair) for pair in self.differences]
 
     def figures_by_subject(self) -> dict[str, list[Figure]]:
-        return {entry.name: entry.figures for entry in self.sets}
+        whose = f"{self.subject}: " if self.subject else ""
+        return {f"{whose}{entry.name}": entry.figures for entry in self.sets}
 
     def compared_figures(self) -> dict[str, list[Figure]]:
         if len(self.sets) == 1:
@@ -127,15 +128,15 @@ class GenerationResult(Result):
 
     def shown(self) -> dict[str, Any]:
         return {
-            "pictures": {entry.name: embed_png(self.folder / entry.grid) for entry in self.sets},
+            "pictures": {entry.name: embed_png(self.folder, entry.grid) for entry in self.sets},
             "chart": self._distance_chart(),
         }
 
-    def _distance_chart(self) -> dict[str, str] | None:
+    def _distance_chart(self) -> dict[str, Any] | None:
         """Bars of the Fréchet distance of every sample set as large as the first, with the floor as a line."""
         if not (distances := self._distances()):
             return None
         first = next(iter(distances.values()))
         marker = None if first.floor is None else ("real against real", first.floor.value)
         values = {name: figure.value for name, figure in distances.items() if figure.samples == first.samples}
-        return {"title": first.name, "svg": bar_chart(values, marker)}
+        return {"title": first.name, "svg": bar_chart(values, marker), "has_floor": marker is not None}

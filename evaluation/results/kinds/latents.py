@@ -45,7 +45,7 @@ class LatentsResult(AutoencoderResult):
         ]
 
     def shown(self) -> dict[str, Any]:
-        picture = self.picture and embed_png(self.folder / self.picture)
+        picture = self.picture and embed_png(self.folder, self.picture)
         return {"charts": [self._spectrum_chart(), *self._noise_charts()], "picture": picture}
 
     def _spectrum_chart(self) -> dict[str, str]:

@@ -73,7 +73,7 @@ class ReconstructionResult(AutoencoderResult):
     def shown(self) -> dict[str, Any]:
         names = ("grid", "best", "worst", *(["linear"] if self.linear_baseline else []))
         return {
-            "pictures": {name: embed_png(self.folder / f"reconstruction_{name}.png") for name in names},
+            "pictures": {name: embed_png(self.folder, f"reconstruction_{name}.png") for name in names},
             "about_linear": self._about_linear(),
             "differences_from_linear": [
                 (figure, difference_from_linear("this autoencoder", figure, figure.linear))

@@ -41,6 +41,12 @@ class SamplesResult(Result):
             return [f"{self.output} is complete already"]
         return [f"{self.images} images in {self.output}"]
 
+    def is_whole(self) -> bool:
+        if self.path is None:
+            return True
+        files = json.loads(self.path.read_text()).get("files", [])
+        return all((self.path.parent / entry["file"]).is_file() for entry in files)
+
     def save(self, output: str | Path) -> None:
         """Completes the set; in one that was complete before, only the inputs are noted, if there are any."""
         if self.store is not None:
