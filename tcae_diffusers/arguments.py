@@ -279,7 +279,8 @@ def _build_parser(arguments_type: type[Arguments], hints: dict[str, Any], prog: 
         allow_abbrev=False,
     )
     if arguments_type.presets:
-        presets = ", ".join(_presets_for(arguments_type))
+        # A class has a hash, whatever its instances have.
+        presets = ", ".join(_presets_for(arguments_type))  # type: ignore[arg-type]
         or_preset = f", or name of a preset: {presets}" if presets else " with options of this command"
         parser.add_argument("--config", metavar="FILE", help=f"YAML file{or_preset}.")
     for title, members in groups.items():
