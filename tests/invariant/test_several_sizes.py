@@ -285,10 +285,11 @@ def test_what_does_not_go_together_is_named(tmp_path, capsys):
             "trained on at 24x8 pixels, but the losses of this run need at least 12",
         ),
         (
-            {"extra_resolutions": [8], "latent_equivariance": 0.5, "discriminator": "patchgan"}
+            {"resolution": 32, "extra_resolutions": [16], "latent_equivariance": 0.5, "discriminator": "patchgan"}
             | {"discriminator_layers": 2, "latent_equivariance_min_scale": 0.5},
             "makes images of 8 pixels",
         ),
+        ({"extra_resolutions": [8], "latent_equivariance": 0.5}, "a single position, as of 8 pixels here"),
     ],
 )
 def test_a_tokenizer_that_cannot_have_several_sizes_says_so(tmp_path, capsys, change, message):
