@@ -52,11 +52,12 @@ def guider_of_call(
         if inside is not None:
             changes |= dict(zip(("start", "stop"), fractions_of_steps(inside, len(noise_levels)), strict=True))
             changes |= {} if guider is None else _layers_within(guider, inside, len(noise_levels))
-    if guider is not None and is_enabled and not changes:
-        # What a callback does to it must not outlast the call.
-        return copy.copy(guider)
     with without_notice():
-        changed = ClassifierFreeGuidance(**changes) if guider is None else guider.new(**changes)
+        if guider is None:
+            changed = ClassifierFreeGuidance(**changes)
+        else:
+            # What a callback does to it must not outlast the call.
+            changed = guider.new(**changes) if changes else copy.copy(guider)
     if not is_enabled:
         changed.disable()
     return changed

@@ -29,7 +29,7 @@ class WeightAverage(EMAModel):
     to them: DC-AE's authors average both.
 
     Args:
-        module (`nn.Module`): Its statistics may be on another device by the time of the first [`step`].
+        module (`nn.Module`): On the device where [`step`] will find it, unless [`to`] is called in between.
         decay (`float`): Largest decay.
     """
 
@@ -69,7 +69,8 @@ class WeightAverage(EMAModel):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        _copy(state_dict.get("shadow_statistics", []), self.shadow_statistics)
+        # Of checkpoints without them, those that the weights had, which are loaded before.
+        _copy(state_dict.get("shadow_statistics", batch_statistics(self.module)), self.shadow_statistics)
 
 
 def _copy(sources: Iterable[torch.Tensor], targets: Iterable[torch.Tensor]) -> None:
@@ -98,7 +99,10 @@ def averaged_weights(model: ModelMixin, average: EMAModel) -> Iterator[ModelMixi
         average (`EMAModel`): Of the [`trained_parameters`] of `model`.
     """
     if is_sharded(model):
-        yield whole_copy(model, average.shadow_params)
+        whole = whole_copy(model, average.shadow_params)
+        if isinstance(average, WeightAverage):
+            _copy(average.shadow_statistics, batch_statistics(whole))
+        yield whole
         return
     parameters = trained_parameters(model)
     # Module by module: a frozen encoder stays in evaluation mode.

@@ -253,10 +253,10 @@ def _refuse_code(path: Path) -> None:
     """
     for file in sorted(path.glob("custom_checkpoint_*.pkl")):
         try:
-            torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
             raise CheckpointError(
-                f"checkpoint {path} was not written by this program: {file.name} would run code when it is read"
+                f"checkpoint {path} was not written by this program: {file.name} may run code when it is read"
             ) from error
 
 

@@ -110,6 +110,12 @@ def test_a_sweep_with_a_guider_measures_its_points(pipeline_folder, image_folder
     result = json.loads((tmp_path / "guidance_sweep.json").read_text())
     assert result["guider"] == {"name": "AdaptiveProjectedGuidance", "eta": 0.2}
     assert [point["guidance_scale"] for point in result["points"]] == [1.0, 3.0]
+    # A sample that was lost is drawn again, not missed for ever.
+    lost = next(path for path in sorted(tmp_path.rglob("samples/**/*.png")))
+    before = lost.read_bytes()
+    lost.unlink()
+    assert evaluate(*arguments, *options, "--output", tmp_path) == 0
+    assert lost.read_bytes() == before
 
 
 def test_a_comparison_plan_names_a_guider():

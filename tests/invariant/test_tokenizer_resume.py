@@ -173,7 +173,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, caps
     (shared / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path / "run", resume=shared, learning_rate=1e-3)
-    assert stopped.value.code == 2 and "custom_checkpoint_1.pkl would run code" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "custom_checkpoint_1.pkl may run code" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 
 

@@ -55,12 +55,12 @@ How many times as many DiT steps {baseline} needs for the {figure} that an arm h
 interpolated likewise:"""
 _FAMILY = """\
 The effect is the mean over seeds of the first arm minus the second, paired by seed, with its 95 % t interval over
-seeds. A claim is decided if Holm's p-value among the {tested} claims that have two seeds or more is below {level}. The
-last column is the smallest effect that as many seeds of this spread would have shown with {power:.0f} % power at the
-strictest level of that family, {level}/{tested}."""
+seeds. A claim is decided if Holm's p-value among the {tested} claims that have two seeds or more is below {level:.3g}.
+The last column is the smallest effect that as many seeds of this spread would have shown with {power:.0f} % power at
+the strictest level of that family, {level:.3g}/{tested}."""
 _LOOKS = """ Seeds were added
-when the verdicts without them were known: the claims are judged {looks} times, at {level} each, so that the chance of
-a false one in all is {whole}."""
+when the verdicts without them were known: the claims are judged {looks} times, at {level:.3g} each, so that the chance
+of a false one in all is {whole}."""
 _ONE_SEED = """\
 The effect is that of a single seed, the first arm minus the second. With fewer than two seeds nothing is decided."""
 _SECTIONS = {
