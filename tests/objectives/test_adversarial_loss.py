@@ -201,7 +201,8 @@ def test_r1_goes_through_the_attention_of_a_transformer():
         feature_channels = (3,)
 
         def forward(self, x):
-            tokens = x.flatten(2).transpose(1, 2)[:, None]
+            # Contiguous, as queries of a network are: of others no fused kernel is chosen.
+            tokens = x.flatten(2).transpose(1, 2)[:, None].contiguous()
             attended = F.scaled_dot_product_attention(tokens, tokens, tokens)
             return [attended[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])]
 
