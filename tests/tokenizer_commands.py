@@ -95,6 +95,24 @@ def train(output, data=None, **options) -> Path:
     return Path(output)
 
 
+def lose_the_end(folder) -> None:
+    """Move the last checkpoint of a finished run, and all that was saved after it, out of its folder."""
+    *others, last = sorted((folder / "checkpoints").iterdir())
+    assert others
+    lost = folder.with_name(f"{folder.name}-lost")
+    lost.mkdir()
+    for part in (last, folder / "model", folder / "discriminator"):
+        if part.exists():
+            part.rename(lost / part.name)
+
+
+def train_interrupted(output, **options) -> Path:
+    """A run like that of [`train`] that was resumed from the checkpoint before the last."""
+    folder = train(output, **{**options, "checkpoints_total_limit": 9})
+    lose_the_end(folder)
+    return train(folder, **options, resume="latest")
+
+
 @functools.cache
 def uninterrupted() -> Path:
     """The run with which interrupted, killed and divided ones are compared."""

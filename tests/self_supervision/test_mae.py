@@ -9,7 +9,7 @@ from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.sample_randomness import slot_generators
 
 from ..latent_commands import assert_same_training_state, weights
-from ..tokenizer_commands import checkpoint, train
+from ..tokenizer_commands import checkpoint, train, train_interrupted
 from ..training.test_train_tcae import first_batch, losses_of, started
 
 __all__ = ["started"]
@@ -62,10 +62,7 @@ def test_every_part_learns_and_nothing_of_it_is_saved_with_the_model(started):
 
 def test_a_run_resumes_as_if_nothing_had_happened(tmp_path):
     whole = train(tmp_path / "whole", **OPTIONS)
-    run = train(tmp_path / "run", **OPTIONS, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000006"):
-        (run / part).rename(tmp_path / part.replace("/", "-"))
-    train(run, **OPTIONS, resume="latest")
+    run = train_interrupted(tmp_path / "run", **OPTIONS)
     assert_same_training_state(checkpoint(run), checkpoint(whole))
     assert all(not name.startswith("parts.") for name in weights(whole / "model"))
 

@@ -15,7 +15,7 @@ from tcae_diffusers.trainer.averages import (
 )
 
 from ..latent_commands import FOREIGN, assert_same_training_state, weights
-from ..tokenizer_commands import checkpoint, train
+from ..tokenizer_commands import checkpoint, train, train_interrupted
 
 
 def network():
@@ -66,10 +66,7 @@ def with_batch_norm(tmp_path):
 
 def test_a_run_with_batch_norms_resumes_as_if_nothing_had_happened(tmp_path, with_batch_norm):
     whole = train(tmp_path / "whole", **with_batch_norm)
-    run = train(tmp_path / "run", **with_batch_norm, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000006"):
-        (run / part).rename(tmp_path / part.replace("/", "-"))
-    train(run, **with_batch_norm, resume="latest")
+    run = train_interrupted(tmp_path / "run", **with_batch_norm)
     assert_same_training_state(checkpoint(run), checkpoint(whole))
     ours, theirs = weights(run / "model"), weights(whole / "model")
     means = [name for name in ours if name.endswith("running_mean")]

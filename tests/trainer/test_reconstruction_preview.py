@@ -13,7 +13,7 @@ from tcae_diffusers.trainer.reconstruction_preview import build_preview, latent_
 from tcae_diffusers.training.tokenizer_arguments import TokenizerArguments
 
 from ..latent_commands import home
-from ..tokenizer_commands import train
+from ..tokenizer_commands import train, train_interrupted
 
 
 def test_effective_rank_counts_the_directions_that_are_used():
@@ -79,12 +79,8 @@ def test_figures_go_to_the_tracker_and_pictures_to_the_folder(tmp_path):
 def test_a_resumed_run_continues_its_trackers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = {"report_to": "tensorboard", "log_steps": 1, "checkpoints_total_limit": 9}
-    run = train(tmp_path / "run", **options)
     # As after a kill at step 6: the last checkpoint is that of step 3, the log is ahead of it.
-    for part in ("model", "checkpoints/step-00000006"):
-        (run / part).rename(tmp_path / part.replace("/", "-"))
-    train(run, **options, resume="latest")
+    run = train_interrupted(tmp_path / "run", report_to="tensorboard", log_steps=1)
     events = EventAccumulator(str(run / "logs" / "train_tcae"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]

@@ -13,7 +13,7 @@ from tcae_diffusers.objectives.latent_shaping import Shaped
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import assert_same_training_state
-from ..tokenizer_commands import SHAPINGS, checkpoint, each_shaping, train, uninterrupted
+from ..tokenizer_commands import SHAPINGS, checkpoint, each_shaping, train, train_interrupted, uninterrupted
 from .test_train_tcae import ADVERSARY, BASELINES, first_batch, losses_of, started
 
 __all__ = ["started"]
@@ -56,10 +56,7 @@ def test_each_shaping_trains_any_autoencoder_and_is_described(started, tmp_path,
 def test_a_run_resumes_as_if_nothing_had_happened(tmp_path, autoencoder, name):
     options = {**options_of(autoencoder, tmp_path), **SHAPINGS[name], "max_train_steps": 4, "checkpointing_steps": 2}
     whole = train(tmp_path / "whole", **options)
-    run = train(tmp_path / "run", **options, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000004"):
-        (run / part).rename(tmp_path / part.replace("/", "-"))
-    train(run, **options, resume="latest")
+    run = train_interrupted(tmp_path / "run", **options)
     assert_same_training_state(checkpoint(run, 4), checkpoint(whole, 4))
 
 

@@ -27,7 +27,7 @@ from tcae_diffusers.trainer.progress import TrainingProgress
 from tcae_diffusers.training import train_tcae
 
 from ..latent_commands import FOREIGN, assert_same_training_state, home, reset_accelerate, weights
-from ..tokenizer_commands import OPTIONS, checkpoint, train, uninterrupted, with_effect
+from ..tokenizer_commands import OPTIONS, checkpoint, train, train_interrupted, uninterrupted, with_effect
 
 
 @pytest.fixture
@@ -236,10 +236,7 @@ def test_joint_training_with_a_discriminator_resumes_as_if_nothing_had_happened(
     halves = {**ADVERSARY, "train_batch_size": 2, "gradient_accumulation_steps": 2}
     whole = train(tmp_path / "whole", **halves)
     assert weights(whole / "discriminator")
-    folder = train(tmp_path / "run", **halves, checkpoints_total_limit=9)
-    for part in ("model", "discriminator", "checkpoints/step-00000006"):
-        (folder / part).rename(tmp_path / part.replace("/", "-"))
-    train(folder, **halves, resume="latest")
+    folder = train_interrupted(tmp_path / "run", **halves)
     assert_same_training_state(checkpoint(folder), checkpoint(whole))
     ours, theirs = weights(folder / "discriminator"), weights(whole / "discriminator")
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -380,10 +377,7 @@ def test_the_config_decides_the_class_and_baselines_train_resume_and_load(tmp_pa
     assert model(torch.rand(1, 3, 16, 16)).sample.shape == (1, 3, 16, 16)
     assert json.loads((whole / "run.json").read_text())["autoencoder"] == name
 
-    folder = train(tmp_path / "run", **options, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000006"):
-        (folder / part).rename(tmp_path / part.replace("/", "-"))
-    train(folder, **options, resume="latest")
+    folder = train_interrupted(tmp_path / "run", **options)
     ours, theirs = (load_file(checkpoint(run) / "model.safetensors") for run in (folder, whole))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
@@ -465,10 +459,7 @@ def test_a_stream_of_tar_shards_trains_and_resumes_where_it_was(tmp_path, tars):
     data = f"stream:webdataset:{tars}/part-*.tar"
     whole = train(tmp_path / "whole", data=data)
     assert "a stream of 2 shards" in (whole / "run.json").read_text()
-    run = train(tmp_path / "run", data=data, checkpoints_total_limit=9)
-    for part in ("model", "checkpoints/step-00000006"):
-        (run / part).rename(tmp_path / part.replace("/", "-"))
-    train(run, data=data, resume="latest")
+    run = train_interrupted(tmp_path / "run", data=data)
     ours, theirs = (load_file(checkpoint(folder) / "model.safetensors") for folder in (run, whole))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
