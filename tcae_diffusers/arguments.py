@@ -58,7 +58,7 @@ def option(
         needs (`str` or `tuple`, *optional*): Option without which this one has no effect: while that is unset, 0,
             false or none, this one is refused on a command line; a tuple goes on with the only values for which it has
             one. A preset may hold it, for those who switch the other one off.
-        bounds (`float`): `at_least`, `above`, `at_most` and `below` of the number, or of each number of a list;
+        bounds (`float`): `at_least`, `above`, `at_most` and `below` of the number, or of each of several;
             [`Arguments`] checks them, where the option is set.
     """
     if unknown := bounds.keys() - _BOUNDS.keys():
@@ -89,7 +89,7 @@ class Arguments:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            numbers = value if isinstance(value, list) else [] if value is None else [value]
+            numbers = value if isinstance(value, list | tuple) else [] if value is None else [value]
             for name, bound in each.metadata["bounds"].items():
                 is_within = all(_BOUNDS[name](number, bound) for number in numbers)
                 self._require(each.name, is_within, _bounds_in_words(each) + " each" * (numbers is value))

@@ -38,8 +38,10 @@ class TimeToQualityArguments(Arguments):
         " and dit.KEY an option of train_dit, which aligns with the tokenizer's own tokens if dit.repa_weight is set.",
         metavar="RECIPE",
     )
-    seeds: list[int] = option([0, 1, 2], "Seeds with which each recipe is trained.")
-    psnr: list[float] = option([20.0, 22.4], "Levels of held-out PSNR in dB up to which the time is measured.")
+    seeds: list[int] = option([0, 1, 2], "Seeds with which each recipe is trained.", at_least=0)
+    psnr: list[float] = option(
+        [20.0, 22.4], "Levels of held-out PSNR in dB up to which the time is measured.", above=0
+    )
     gfd: float | None = option(
         None,
         "Level of the Fréchet distance of samples down to which the time is measured, tokenizer, latents and DiT"

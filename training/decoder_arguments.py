@@ -30,15 +30,13 @@ class GeneratedLatentArguments(AdversarialArguments):
         50, "Denoising steps of each latent of --heldout_pipeline.", metavar="STEPS", at_least=1
     )
     heldout_guidance_scale: float = option(
-        1.0, "Scale of classifier-free guidance for the latents of --heldout_pipeline; 1 means no guidance."
+        1.0,
+        "Scale of classifier-free guidance for the latents of --heldout_pipeline; 1 means no guidance.",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Pipelines take what is below 1 for 1, without a word.
-        self._require(
-            "heldout_guidance_scale", self.heldout_guidance_scale >= 1, "at least 1, which means no guidance"
-        )
         for name in ("heldout_data", "heldout_rfd"):
             given = bool(getattr(self, name))
             self._require(name, given or self.heldout_pipeline is None, "given with --heldout_pipeline")
@@ -67,6 +65,7 @@ class DecoderArguments(GeneratedLatentArguments):
         "Standard deviation of the noise added to the latents, so that imperfect samples decode well: each image "
         "draws its own from |N(0, x^2)| (RAE: 0.8). Calibrate the autoencoder first, with cache_latents, so that 1 "
         "is the latents' own standard deviation.",
+        at_least=0,
     )
     perceptual: PerceptualName = option("lpips-vgg", PERCEPTUAL_HELP)
 

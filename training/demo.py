@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tcae_diffusers.arguments import Arguments, exit_with_error, option, parse_arguments
+from tcae_diffusers.errors import InputError
 from tcae_diffusers.training.stages import Stage, minutes_since, run_stage, run_stages, say
 
 # Nine categories say little about a picture, such as Objects; of 99 subcategories, a DiT's samples can be told apart.
@@ -34,16 +35,21 @@ class DemoArguments(Arguments):
         None,
         "Scale of the training steps: at 10, training takes about 25 minutes on two CPU cores. If unset, it is the "
         "environment variable DEMO_MINUTES, or 10.",
+        above=0,
     )
     output_dir: Path = option(Path("demo_output"), "Folder for everything that the demo writes.", metavar="FOLDER")
-    num_samples: int = option(500, "Number of images to generate and compare.")
-    seed: int = option(0, "Seed of training and sampling.")
+    num_samples: int = option(500, "Number of images to generate and compare.", at_least=1)
+    seed: int = option(0, "Seed of training and sampling.", at_least=0)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        # Before the bounds are checked: they hold for the environment too.
         if self.minutes is None:
-            self.minutes = float(os.environ.get("DEMO_MINUTES", DEFAULT_MINUTES))
-        self._require("minutes", self.minutes > 0, "positive")
+            given = os.environ.get("DEMO_MINUTES", str(DEFAULT_MINUTES))
+            try:
+                self.minutes = float(given)
+            except ValueError:
+                raise InputError(f"The environment variable DEMO_MINUTES is {given!r}; expected a number.") from None
+        super().__post_init__()
 
 
 def stages(folder: Path, minutes: float, num_samples: int, seed: int) -> list[Stage]:

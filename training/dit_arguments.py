@@ -40,6 +40,7 @@ class LabelArguments(Arguments):
         "Class id that stands for no label; if unset, 1000 for epsilon and v_prediction, as diffusers' DiTPipeline "
         "requires, and the number of classes for flow_matching.",
         metavar="ID",
+        at_least=0,
     )
 
 
@@ -121,6 +122,7 @@ class ObjectiveArguments(Arguments):
         None,
         "Gamma of Min-SNR weighting for epsilon and v_prediction (its paper: 5); no weighting if unset.",
         needs=("objective", "epsilon", "v_prediction"),
+        above=0,
     )
 
 
@@ -180,6 +182,7 @@ class FurtherEMAArguments(EMAArguments):
         [],
         "Relative lengths of post-hoc averages, such as 0.05 0.1, from which an average of any length can be built"
         " after training.",
+        above=0,
     )
     posthoc_ema_steps: int = option(
         1000,
@@ -204,6 +207,7 @@ class SampleArguments(Arguments):
         2.0,
         "Guidance scale for the picture of samples; there is no guidance with --label_dropout 0.",
         needs="label_dropout",
+        at_least=1,
     )
     pipeline_steps: int = option(
         0,

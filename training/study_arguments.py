@@ -21,7 +21,9 @@ class StudyArguments(Arguments):
 
     plan: Path = option(MISSING, "YAML file of the study; see docs/studies.md.", positional=True)
     only: list[str] = option([], "Arms to run, by their names; all of them if unset.", metavar="ARM")
-    seeds: list[int] = option([], "Seeds to run, of those in the plan; all of them if unset.", metavar="SEED")
+    seeds: list[int] = option(
+        [], "Seeds to run, of those in the plan; all of them if unset.", metavar="SEED", at_least=0
+    )
     page: bool = option(
         False, "Run nothing, and write results.md and its charts beside the plan, from the records that are there."
     )
@@ -31,7 +33,9 @@ class StudyArguments(Arguments):
         "with its verdict.",
         metavar="PAGE",
     )
-    processes: int = option(2, "Arms and seeds that run at the same time, in processes of one thread each.")
+    processes: int = option(
+        2, "Arms and seeds that run at the same time, in processes of one thread each.", at_least=1
+    )
     work: Path | None = option(
         None,
         "Folder for models, samples and reports, which stay on this machine; runs/NAME OF THE PLAN'S FOLDER if unset.",
@@ -40,6 +44,5 @@ class StudyArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("processes", self.processes >= 1, "at least 1")
         self._require_default("only", "seeds", "processes", "work", unless=not self.page, omitted="with --page")
         self._require_default("claims_page", unless=self.page, omitted="unless --page is given")

@@ -17,10 +17,14 @@ class WeightDecayArguments(AdversarialArguments):
     group: ClassVar[str] = "Optimiser"
 
     weight_decay: float = option(
-        0.04, "Weight decay of encoder and self-supervised head at the first step, and of the decoder throughout."
+        0.04,
+        "Weight decay of encoder and self-supervised head at the first step, and of the decoder throughout.",
+        at_least=0,
     )
     final_weight_decay: float = option(
-        0.4, "Weight decay of encoder and self-supervised head at the last step, reached by a cosine schedule."
+        0.4,
+        "Weight decay of encoder and self-supervised head at the last step, reached by a cosine schedule.",
+        at_least=0,
     )
 
 
@@ -45,9 +49,11 @@ class TokenizerArguments(WeightDecayArguments, LatentShapingArguments, SelfSuper
         "Layers to train: all of them, or those on both sides of the latent alone, which adapts a trained"
         " --autoencoder to larger images (DC-AE).",
     )
-    reconstruction_weight: float = option(1.0, "Weight of the whole reconstruction loss, alpha of the paper.")
+    reconstruction_weight: float = option(
+        1.0, "Weight of the whole reconstruction loss, alpha of the paper.", at_least=0
+    )
     kl_weight: float = option(
-        1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL)."
+        1e-6, "Weight of the KL divergence, for autoencoders that sample their latent (AutoencoderKL).", at_least=0
     )
 
     discriminator: DiscriminatorName = option(

@@ -19,8 +19,8 @@ class CountedModelArguments(Arguments):
         f"Saved folders, TC-AE presets, or {', '.join(OTHER_AUTOENCODERS)}; presets stands for all TC-AE presets.",
         positional=True,
     )
-    height: int = option(256, "Height of the image in pixels.", metavar="PIXELS")
-    width: int = option(256, "Width of the image in pixels.", metavar="PIXELS")
+    height: int = option(256, "Height of the image in pixels.", metavar="PIXELS", at_least=1)
+    width: int = option(256, "Width of the image in pixels.", metavar="PIXELS", at_least=1)
     transformer: list[str] = option(
         [],
         "Diffusion transformer to count too, repeatable: a saved or a pipeline folder, a TC-DiT preset or dit-xl.",
@@ -28,7 +28,7 @@ class CountedModelArguments(Arguments):
         repeat=True,
     )
     latent_shape: tuple[int, int, int] = option(
-        (128, 8, 8), "Channels, height and width of the transformers' latent.", metavar=("C", "H", "W")
+        (128, 8, 8), "Channels, height and width of the transformers' latent.", metavar=("C", "H", "W"), at_least=1
     )
     output: Path | None = option(
         None, "Folder for cost.json, or a path that ends in .json; nothing is written if unset.", metavar="PATH"

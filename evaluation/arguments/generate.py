@@ -48,7 +48,7 @@ class TransformerArguments(Arguments):
         metavar="FOLDER",
     )
     ema_sigma: float | None = option(
-        None, "Length of the average that is built from --ema_snapshots, relative to the run, such as 0.07."
+        None, "Length of the average that is built from --ema_snapshots, relative to the run, such as 0.07.", above=0
     )
     guidance_transformer: str | None = option(
         None,

@@ -40,7 +40,7 @@ class SampleSetArguments(Arguments):
         "Report how much the Fréchet distances of the sets differ, with paired intervals; image i of every set must "
         "have been drawn with the same seed and label.",
     )
-    seed: int = option(0, "Seed of the random draws from the real images.")
+    seed: int = option(0, "Seed of the random draws from the real images.", at_least=0)
     output: Path = option(MISSING, "Folder for generation.json and a picture of each sample set.", metavar="FOLDER")
 
     def __post_init__(self) -> None:

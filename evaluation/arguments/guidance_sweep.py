@@ -28,15 +28,11 @@ class SweepArguments(Arguments):
         None, "Class of diffusers.guiders that guides at every point, as in generate.", choices=GUIDERS
     )
     guider_options: dict[str, Any] = option({}, "Arguments of --guider as JSON, as in generate.", needs="guider")
-    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 means no guidance.")
+    scales: list[float] = option([1.0, 1.5, 2.0, 3.0], "Guidance scales; 1 means no guidance.", at_least=1)
     intervals: list[str] = option(
         ["0:1"], "Parts of the trajectory that are guided, between 0 and 1.", metavar="FROM:TO"
     )
     output: Path = option(MISSING, "Folder for guidance_sweep.json, a page and the samples.", metavar="FOLDER")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("scales", all(scale >= 1 for scale in self.scales), "at least 1 each; 1 means no guidance")
 
 
 @dataclass

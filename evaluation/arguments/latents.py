@@ -20,7 +20,7 @@ class LatentSpaceArguments(Arguments):
     noise_levels: list[float] = option(
         list(NOISE_LEVELS), "Sizes of the noise, in units of each channel's standard deviation.", at_least=0
     )
-    seed: int = option(0, "Seed of the noise.")
+    seed: int = option(0, "Seed of the noise.", at_least=0)
     output: Path = option(MISSING, "Folder for latents.json and a picture.", metavar="FOLDER")
 
 

@@ -38,7 +38,7 @@ class ProbeArguments(Arguments):
     )
     tsne: bool = option(False, "Also draw a t-SNE picture of each depth; needs scikit-learn.")
     epochs: int = option(50, "Passes of the linear probe over the training images.", at_least=1)
-    seed: int = option(0, "Seed of the linear probe and of t-SNE.")
+    seed: int = option(0, "Seed of the linear probe and of t-SNE.", at_least=0)
     output: Path = option(MISSING, "Folder for probing.json.", metavar="FOLDER")
 
 

@@ -35,7 +35,7 @@ class DrawingArguments(Arguments):
     )
     num_inference_steps: int = option(50, "Denoising steps of each image.", metavar="STEPS", at_least=1)
     timestep_shift: float | None = option(
-        None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset."
+        None, "Shift of the noise levels during sampling, for flow matching; the scheduler's own if unset.", above=0
     )
     height: int | None = option(
         None, "Height of the images in pixels; that of the pipeline if unset.", metavar="PIXELS", at_least=1
@@ -62,12 +62,15 @@ class GuidanceArguments(Arguments):
         None,
         "Scale of guidance; 1 means no guidance. If unset, that of --guider, or of the guider saved with the "
         "pipeline; without either, no guidance.",
+        at_least=1,
     )
     guidance_interval: tuple[float, float] | None = option(
         None,
         "Part of the trajectory that is guided, between 0 and 1 as in TCDiTPipeline; if unset, that of the guider, or"
         " all of it.",
         metavar=("FROM", "TO"),
+        at_least=0,
+        at_most=1,
     )
     guider: str | None = option(
         None,
@@ -78,9 +81,6 @@ class GuidanceArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Pipelines take what is below 1 for 1, without a word.
-        is_scale = self.guidance_scale is None or self.guidance_scale >= 1
-        self._require("guidance_scale", is_scale, "at least 1, which means no guidance")
         unguided = "unless --guidance_scale is above 1 or --guider is given"
         self._require_default("guidance_interval", unless=self.is_guided, omitted=unguided)
         self._require_default("guider", unless=self.guidance_scale != 1, omitted="with --guidance_scale 1")

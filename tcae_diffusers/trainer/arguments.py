@@ -71,14 +71,14 @@ class OptimizerArguments(Arguments):
         at_most=1,
     )
     final_learning_rate: float = option(
-        1e-6, "Learning rate at the last step, where the cosine schedule that follows the warm-up ends."
+        1e-6, "Learning rate at the last step, where the cosine schedule that follows the warm-up ends.", at_least=0
     )
-    adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.")
-    adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.")
-    adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.")
+    adam_beta1: float = option(0.9, "Decay rate of AdamW's first moment.", at_least=0, below=1)
+    adam_beta2: float = option(0.95, "Decay rate of AdamW's second moment.", at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "Epsilon in the denominator of AdamW's update.", at_least=0)
     muon_momentum: float = option(0.95, "Momentum of Muon.", at_least=0, below=1)
-    weight_decay: float = option(0.0, "Weight decay of the optimizer.")
-    max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.")
+    weight_decay: float = option(0.0, "Weight decay of the optimizer.", at_least=0)
+    max_grad_norm: float = option(3.0, "L2 norm to which gradients are clipped.", above=0)
     grad_clipping: Literal["norm", "per_tensor"] = option(
         "norm",
         "What --max_grad_norm limits: the norm of all gradients of a model together, or that of each parameter "

@@ -40,6 +40,7 @@ class LatentShapingArguments(AdversarialArguments):
         None,
         "Smallest number of leading latent channels that an image is reconstructed from: each image draws a number of"
         " channels from this one to all, and the others are zero (DC-AE 1.5); always all channels if unset.",
+        at_least=1,
     )
     latent_alignment: Literal["none", EfficientNetLiteName, "dinov2"] = option(
         "none",

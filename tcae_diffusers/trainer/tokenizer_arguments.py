@@ -42,10 +42,14 @@ class ReconstructionLossArguments(Arguments):
     group: ClassVar[str] = "Reconstruction loss"
 
     pixel_loss: Literal["l1", "charbonnier", "mse"] = option("l1", "Pixel loss.")
-    pixel_weight: float = option(1.0, "Weight of the pixel loss.")
-    mse_weight: float = option(0.0, "Weight of a mean squared error added to the pixel loss, which helps short runs.")
+    pixel_weight: float = option(1.0, "Weight of the pixel loss.", at_least=0)
+    mse_weight: float = option(
+        0.0, "Weight of a mean squared error added to the pixel loss, which helps short runs.", at_least=0
+    )
     perceptual: PerceptualName = option("none", PERCEPTUAL_HELP)
-    perceptual_weight: float = option(1.0, "Weight of the perceptual loss, lambda_p in the paper.", needs="perceptual")
+    perceptual_weight: float = option(
+        1.0, "Weight of the perceptual loss, lambda_p in the paper.", needs="perceptual", at_least=0
+    )
     perceptual_weights_path: str | None = option(
         None,
         "File with the weights of the perceptual network; downloaded or from torch's cache if unset.",
@@ -110,18 +114,19 @@ class AdversarialArguments(ReconstructionArguments):
         3,
         "Layers of stride 2 in a PatchGAN; images below 24 pixels need fewer than 3.",
         needs=("discriminator", "patchgan"),
+        at_least=1,
     )
     discriminator_channels: int = option(
-        64, "Channels of a PatchGAN's first layer.", needs=("discriminator", "patchgan")
+        64, "Channels of a PatchGAN's first layer.", needs=("discriminator", "patchgan"), at_least=1
     )
     discriminator_learning_rate: float = option(2e-4, "Peak learning rate of the discriminator.", above=0)
     discriminator_beta1: float = option(
-        0.5, "Decay rate of the first moment of the discriminator's AdamW (VQGAN: 0.5)."
+        0.5, "Decay rate of the first moment of the discriminator's AdamW (VQGAN: 0.5).", at_least=0, below=1
     )
     discriminator_beta2: float = option(
-        0.9, "Decay rate of the second moment of the discriminator's AdamW (VQGAN: 0.9)."
+        0.9, "Decay rate of the second moment of the discriminator's AdamW (VQGAN: 0.9).", at_least=0, below=1
     )
-    discriminator_weight_decay: float = option(0.0, "Weight decay of the discriminator's AdamW.")
+    discriminator_weight_decay: float = option(0.0, "Weight decay of the discriminator's AdamW.", at_least=0)
     discriminator_ema_decay: float = option(
         0.999,
         "Decay of the discriminator's averaged weights, which are saved in OUTPUT_DIR/discriminator.",
@@ -134,16 +139,16 @@ class AdversarialArguments(ReconstructionArguments):
     discriminator_diff_augment: list[str] = option(
         [], "DiffAugment of the discriminator's inputs: any of color, translation, cutout.", metavar="NAME"
     )
-    discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.")
+    discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.", at_least=0)
     discriminator_r1_interval: int = option(
-        16, "Steps from one R1 penalty to the next.", needs="discriminator_r1_weight"
+        16, "Steps from one R1 penalty to the next.", needs="discriminator_r1_weight", at_least=1
     )
     discriminator_lecam_weight: float = option(
-        0.0, "Weight of the discriminator's LeCam regularisation, for small data sets."
+        0.0, "Weight of the discriminator's LeCam regularisation, for small data sets.", at_least=0
     )
     adversarial_loss: Literal["hinge", "non_saturating"] = option("hinge", "Form of the adversarial loss.")
     adversarial_weight: float = option(
-        0.75, "Weight of the adversarial loss, lambda_q in the paper (RAE: 0.75); 0 trains without it."
+        0.75, "Weight of the adversarial loss, lambda_q in the paper (RAE: 0.75); 0 trains without it.", at_least=0
     )
     adversarial_start_step: int = option(
         0, "Step at which the adversarial loss starts to train the decoder.", at_least=0
@@ -155,6 +160,7 @@ class AdversarialArguments(ReconstructionArguments):
         1e4,
         "Largest factor by which --adversarial_adaptive_weight multiplies the adversarial loss.",
         needs="adversarial_adaptive_weight",
+        above=0,
     )
 
     @property

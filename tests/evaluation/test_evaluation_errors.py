@@ -98,7 +98,7 @@ GENERATION = "generation --output {0}/out --device cpu --no_feature_cache "
         (GENERATE + "--pipeline {0}/vae", "{0}/vae/model_index.json does not exist"),
         (GENERATE + "--num_images 0", "--num_images 0 must be at least 1"),
         (GENERATE + "--seed -1", "--seed -1"),
-        (GENERATE + "--guidance_scale 0.5", "--guidance_scale 0.5 must be at least 1, which means no guidance"),
+        (GENERATE + "--guidance_scale 0.5", "--guidance_scale 0.5 must be at least 1"),
         (GENERATE + "--guidance_scale nan", "--guidance_scale nan must be at least 1"),
         (GENERATE + "--resolution 0", "--resolution 0 must be at least 1 pixel"),
         (GENERATE + "--layout npz", "must end in .npz"),

@@ -131,7 +131,11 @@ CASES = {
     ),
     "local crops no multiple of the ratio": (lambda t: {"ssl_local_crop_size": 9}, ["local_crop_size 9", "8 or 16"]),
     "resolution of zero": (lambda t: {"resolution": -8}, ["--resolution -8", "at least 1"]),
-    "crop scale out of range": (lambda t: {"ssl_global_crop_min_scale": 1.5}, ["1.5", "(0, 1]"]),
+    "crop scale out of range": (lambda t: {"ssl_global_crop_min_scale": 1.5}, ["ssl_global_crop_min_scale", "1.5"]),
+    "local crops above global ones": (
+        lambda t: {"ssl_local_crop_min_scale": 0.3},
+        ["ssl_local_crop_min_scale", "at most --ssl_global_crop_min_scale, which is 0.25"],
+    ),
     # the model
     "unknown preset": (lambda t: {"autoencoder": "tc-ae-xs-f8c33"}, ["tc-ae-xs-f8c33", "tc-ae-xs-f8c32"]),
     "unknown config argument": (
@@ -170,21 +174,24 @@ CASES = {
     ),
     # losses
     "no reconstruction term": (lambda t: {"pixel_weight": 0, "mse_weight": 0}, ["all reconstruction weights are 0"]),
-    "negative weight": (lambda t: {"pixel_weight": -1}, ["pixel_weight is -1"]),
+    "negative weight": (lambda t: {"pixel_weight": -1}, ["--pixel_weight -1.0 must be 0 or more"]),
     "LPIPS of tiny images": (lambda t: {"perceptual": "lpips-vgg"}, ["32x32", "efficientnet-lite0"]),
     "LPIPS without its weights": (
         lambda t: {"perceptual": "lpips-alex", "perceptual_weights_path": t / "alex.pth", "resolution": 32},
         ["alex.pth", "ImageNet weights"],
     ),
     "head sizes that contradict": (lambda t: {"ssl_patch_out_dim": 32}, ["patch_out_dim is 32", "shared"]),
-    "temperature of zero": (lambda t: {"ssl_student_temperature": 0}, ["student_temperature is 0"]),
+    "temperature of zero": (
+        lambda t: {"ssl_student_temperature": 0},
+        ["--ssl_student_temperature 0.0 must be positive"],
+    ),
     "teacher temperature of zero": (
         lambda t: {"ssl_patch_teacher_temperature": 0},
         ["--ssl_patch_teacher_temperature 0", "positive"],
     ),
     "momentum of a centre out of range": (
         lambda t: {"ssl_patch_center_momentum": 1.5},
-        ["patch_center_momentum is 1.5"],
+        ["--ssl_patch_center_momentum 1.5 must be between 0 and 1"],
     ),
     "mask ratios the wrong way round": (lambda t: {"ssl_mask_ratio_min": 0.6}, ["--ssl_mask_ratio_max 0.5"]),
     "share of steps above one": (
@@ -208,7 +215,7 @@ CASES = {
         ["DINO weights", "none", "efficientnet-lite0"],
     ),
     "noise of negative strength": (lambda t: {"latent_denoising": -1}, ["--latent_denoising -1.0", "0 or more"]),
-    "no latent channel": (lambda t: {"latent_min_channels": 0}, ["--latent_min_channels 0", "from 1 to 4"]),
+    "no latent channel": (lambda t: {"latent_min_channels": 0}, ["--latent_min_channels 0", "at least 1"]),
     "more latent channels than there are": (
         lambda t: {"latent_min_channels": 5},
         ["--latent_min_channels 5", "from 1 to 4", "AutoencoderTC"],

@@ -55,6 +55,21 @@ def flags_of(arguments_type: type[Arguments]) -> list[str]:
     return sorted(lines)
 
 
+def is_number(hint: Any) -> bool:
+    return hint in (int, float) or any(map(is_number, get_args(hint)))
+
+
+def test_every_number_has_a_lower_bound():
+    """Or a weight, a rate or a size below zero would be taken without a word."""
+    unbounded = []
+    for arguments_type in commands():
+        hints = get_type_hints(arguments_type)
+        for each in fields(arguments_type):
+            if is_number(hints[each.name]) and not {"at_least", "above"} & each.metadata["bounds"].keys():
+                unbounded.append(f"{arguments_type.__name__} --{each.name}")
+    assert unbounded == []
+
+
 def all_flags() -> str:
     blocks = []
     for each in commands():

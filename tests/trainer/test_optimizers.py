@@ -1,6 +1,7 @@
 """Muon against torch's own, against the singular value decomposition, and in what torch's does not do."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -86,8 +87,13 @@ def small_model():
     return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
 
 
-def built(model, edges=()):
-    return build_optimizer(ARGUMENTS, [{"params": list(model.parameters()), "weight_decay": 0.1}], model, edges)
+def built(model, edges=(), arguments=ARGUMENTS):
+    return build_optimizer(arguments, [{"params": list(model.parameters()), "weight_decay": 0.1}], model, edges)
+
+
+def test_the_momentum_is_that_of_the_arguments():
+    optimizer = built(small_model(), arguments=dataclasses.replace(ARGUMENTS, muon_momentum=0.8))
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
 
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_state():

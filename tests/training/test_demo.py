@@ -125,6 +125,16 @@ def test_bad_minutes_are_refused(arguments, tmp_path, capsys):
     assert stopped.value.code == 2 and "minutes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("minutes", "words"), [("soon", "DEMO_MINUTES is 'soon'; expected a number"), ("-3", "-3.0 must be positive")]
+)
+def test_bad_minutes_in_the_environment_are_refused(minutes, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DEMO_MINUTES", minutes)
+    with pytest.raises(SystemExit) as stopped:
+        demo.main(["--output_dir", str(tmp_path / "demo")])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "demo").exists()
+
+
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):

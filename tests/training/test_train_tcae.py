@@ -232,6 +232,43 @@ def test_joint_training_has_an_adversarial_term_where_asked_for(started):
     assert started().adversary is None
 
 
+def test_options_of_the_adversarial_term_reach_it(started):
+    run = started(
+        **ADVERSARY,
+        adversarial_loss="non_saturating",
+        adversarial_weight=0.25,
+        adversarial_max_adaptive_weight=3.0,
+        discriminator_beta1=0.3,
+        discriminator_beta2=0.7,
+        discriminator_weight_decay=0.2,
+    )
+    loss = run.adversary.loss
+    assert (loss.kind, loss.weight, loss.max_adaptive_weight) == ("non_saturating", 0.25, 3.0)
+    (group,) = run.adversary.side.optimizer.param_groups
+    assert (group["betas"], group["weight_decay"]) == ((0.3, 0.7), 0.2)
+    assert "0.25 adaptive non_saturating (patchgan)" in run.describe()["losses"]
+
+
+def test_options_of_self_distillation_reach_it(started):
+    options = {"ssl_centering": "sinkhorn_knopp", "ssl_head_sharing": "separate", "ssl_center_momentum": 0.6}
+    chosen, default = started(**options, ssl_local_crop_min_scale=0.1), started(output_dir=home() / "method-s-own")
+    loss = chosen.method.distillation_loss
+    assert (loss.centering, loss.center_momentum) == ("sinkhorn_knopp", 0.6)
+    assert default.method.distillation_loss.centering == "momentum"
+    heads = [{name.split(".")[0] for name, _ in run.method.parts.head.named_parameters()} for run in (chosen, default)]
+    assert heads[0] - heads[1] == {"patch_mlp", "patch_last_layer"}
+    assert chosen.method.crops()["local_crop_scale"][0] == 0.1
+    # In the middle of a warm-up of half the run, the temperature is in the middle too.
+    run = started(
+        ssl_teacher_temperature_start=0.02,
+        ssl_teacher_temperature=0.06,
+        ssl_teacher_temperature_warmup_fraction=2 / 3,
+        output_dir=home() / "warming-up",
+    )
+    middle, _ = run.method.temperatures(2)
+    assert middle == pytest.approx(0.04) and run.method.temperatures(4)[0] == pytest.approx(0.06)
+
+
 def test_joint_training_with_a_discriminator_resumes_as_if_nothing_had_happened(tmp_path):
     halves = {**ADVERSARY, "train_batch_size": 2, "gradient_accumulation_steps": 2}
     whole = train(tmp_path / "whole", **halves)
