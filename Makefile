@@ -11,7 +11,7 @@ DOCS   := $(VENV)/.installed-docs
 
 .PHONY: help
 help:
-	@echo "make demo    train a tokenizer and a DiT on OpenMoji, sample, evaluate, write a report (DEMO_MINUTES=10 scales it)"
+	@echo "make demo    train a tokenizer and a DiT on OpenMoji, sample, evaluate, write a report (DEMO_MINUTES=20 trains twice as long)"
 	@echo "make test    run the test suite          make lint   check style and types"
 	@echo "make bench   print the speed tables      make clean  remove .venv, build and demo output"
 	@echo "make test-versions   the tests that depend on torch, diffusers, transformers and accelerate, with their lowest and newest"
