@@ -442,12 +442,13 @@ def _presets_for(arguments_type: type[Arguments]) -> list[str]:
 def _read_config(
     config: str, arguments_type: type[Arguments], hints: dict[str, Any], extended_by: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Values of a YAML file or preset, over those of the one that its key `extends` names."""
-    if config in extended_by:
+    """Values of a YAML file or preset, over those of the one that its key `extends` names, beside the file first."""
+    is_file = Path(config).is_file()
+    if config in extended_by or (is_file and any(_is_same_file(config, other) for other in extended_by)):
         raise InputError(f"--config {config} extends itself: {' -> '.join((*extended_by, config))}")
     options = {each.name: each for each in fields(arguments_type)}
     presets = _preset_names(arguments_type.presets)
-    if Path(config).is_file():
+    if is_file:
         text = Path(config).read_text(errors="surrogateescape")
     elif config in presets:
         text = (resources.files(arguments_type.presets) / f"{config}.yaml").read_text()
@@ -466,7 +467,13 @@ def _read_config(
         values[key] = config_value(key, hints[key], value, options[key].metadata["choices"])
     if base is None:
         return values
-    return {**_read_config(str(base), arguments_type, hints, (*extended_by, config)), **values}
+    beside = Path(config).parent / str(base)
+    base = str(beside) if is_file and beside.is_file() else str(base)
+    return {**_read_config(base, arguments_type, hints, (*extended_by, config)), **values}
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    return Path(other).is_file() and Path(path).samefile(other)
 
 
 def config_value(name: str, hint: Any, value: Any, choices: Sequence[Any] | None = None) -> Any:

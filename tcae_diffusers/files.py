@@ -1,5 +1,6 @@
 """Hashes of files and tensors, files that appear completely or not at all, and the files of a folder."""
 
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +40,10 @@ def sync(path: str | os.PathLike) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files but no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise
     finally:
         os.close(descriptor)
 

@@ -226,6 +226,21 @@ def test_a_config_is_read_as_the_command_line_is(tmp_path):
     )
 
 
+def test_a_config_extends_one_beside_it(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "base.yaml").write_text("{output: from-base, rate: 1e-4}")
+    (folder / "mine.yaml").write_text("{extends: base.yaml, rate: 2e-4}")
+    (tmp_path / "base.yaml").write_text("{output: of-another-folder}")
+    monkeypatch.chdir(tmp_path)
+    read = parse_arguments(Draw, ["--config", "configs/mine.yaml"], prog="draw")
+    assert (read.output, read.rate) == (Path("from-base"), 2e-4)
+    (folder / "base.yaml").write_text("{extends: ../configs/mine.yaml}")
+    with pytest.raises(SystemExit):
+        parse_arguments(Draw, ["--config", "configs/mine.yaml"], prog="draw")
+    assert "extends itself: configs/mine.yaml -> configs/base.yaml ->" in capsys.readouterr().err
+
+
 def test_only_what_wants_a_config_has_one(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(Picture, ["--config", "openmoji32"], prog="picture")

@@ -1,7 +1,10 @@
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -19,6 +22,21 @@ def killed_while_writing(path, monkeypatch):
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_a_folder_that_cannot_be_synced_is_no_failure_and_a_disk_that_fails_is(tmp_path, monkeypatch, code):
+    sync = os.fsync
+
+    def without_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", without_folders)
+    with nullcontext() if code == errno.EINVAL else pytest.raises(OSError, match="Input/output error"):
+        write_json(tmp_path / "a.json", {"whole": True})
+    assert (tmp_path / "a.json").exists()
 
 
 def test_a_write_clears_what_a_killed_one_left(tmp_path, monkeypatch):

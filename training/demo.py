@@ -24,9 +24,9 @@ DIT_STEPS = 1000
 @dataclass
 class DemoArguments(Arguments):
     """
-    The complete workflow on OpenMoji, in about a quarter of an hour on two CPU cores: train a tokenizer, first with coarse
-    patches, cache its latents, adapt its decoder to noisy ones, train a DiT on them, sample, evaluate, and write a
-    report. An interrupted demo resumes where it stopped.
+    The complete workflow on OpenMoji, in about a quarter of an hour on two CPU cores: train a tokenizer, first with
+    coarse patches, cache its latents, adapt its decoder to noisy ones, train a DiT on them, sample, evaluate, and
+    write a report. An interrupted demo resumes where it stopped.
     """
 
     group: ClassVar[str] = "Demo"

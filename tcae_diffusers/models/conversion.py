@@ -193,7 +193,22 @@ def read_config(config: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]
         raise ValueError(
             f"config {str(config)!r} is neither a file, nor a folder with a config.json, nor one of {presets}."
         )
-    return json.loads(path.read_text())
+    return read_json(path, "config")
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the content is no JSON, or no JSON object.
+        OSError: there is no such file.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{name} {path} is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} {path} is no JSON object.")
+    return content
 
 
 _NO_RULE = object()

@@ -1,6 +1,5 @@
 """The command that converts foreign checkpoints: `python -m tcae_diffusers.models.convert`, see [`conversion`]."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -37,10 +36,10 @@ class ConversionArguments(Arguments):
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = start_command(ConversionArguments, argv)
-    from .conversion import convert_checkpoint
+    from .conversion import convert_checkpoint, read_json
 
     try:
-        key_map = json.loads(arguments.key_map.read_text())
+        key_map = read_json(arguments.key_map, "--key_map")
         model = convert_checkpoint(arguments.checkpoint, arguments.config, key_map, arguments.state_dict_key)
         model.save_pretrained(arguments.output)
     except (ValueError, OSError) as error:

@@ -183,13 +183,24 @@ class SelfDistillation(SelfSupervision):
         self.hides_patches = mim_weight != 0
         self._check_tokens()
         self._resolve_crop_sizes()
+        sharing = recipe["sharing"] if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing
+        if (
+            self.hides_patches
+            and sharing == "shared"
+            and arguments.ssl_patch_out_dim not in (None, arguments.ssl_out_dim)
+        ):
+            raise InputError(
+                f"--ssl_patch_out_dim {arguments.ssl_patch_out_dim} must be --ssl_out_dim, which is"
+                f" {arguments.ssl_out_dim}: a shared head has one last layer. Or pass --ssl_head_sharing semi_shared"
+                " or separate."
+            )
         head = SelfDistillationHead(
             adapter.token_width,
             arguments.ssl_out_dim,
             arguments.ssl_patch_out_dim,
             arguments.ssl_hidden_dim,
             arguments.ssl_bottleneck_dim,
-            sharing=recipe["sharing"] if arguments.ssl_head_sharing == "method" else arguments.ssl_head_sharing,
+            sharing=sharing,
             predict_patches=self.hides_patches,
         )
         super().__init__(DistillationParts(head, adapter.token_width, self.place))

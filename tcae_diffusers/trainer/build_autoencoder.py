@@ -185,6 +185,7 @@ def resolve_sizes(arguments: ImageSizeArguments, autoencoder: ModelMixin) -> Non
     arguments.resolution = arguments.resolution or adapter.image_size
     if not isinstance(arguments.resolution, int):
         raise InputError(f"the config of {adapter.class_name} has no sample_size; pass --resolution.")
+    arguments.check_extra_resolutions()
     arguments.data_resolution = arguments.data_resolution or drawing_resolution(max(arguments.resolutions))
     if adapter.decodes_any_size:
         adapter.check_side("--resolution", arguments.resolution)

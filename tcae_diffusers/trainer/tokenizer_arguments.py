@@ -136,8 +136,8 @@ class AdversarialArguments(ReconstructionArguments):
     discriminator_start_step: int | None = option(
         None, "Step at which the discriminator starts to train; --adversarial_start_step if unset.", at_least=0
     )
-    discriminator_diff_augment: list[str] = option(
-        [], "DiffAugment of the discriminator's inputs: any of color, translation, cutout.", metavar="NAME"
+    discriminator_diff_augment: list[Literal["color", "translation", "cutout"]] = option(
+        [], "DiffAugment of the discriminator's inputs, any number of them."
     )
     discriminator_r1_weight: float = option(0.0, "Weight of the discriminator's R1 gradient penalty.", at_least=0)
     discriminator_r1_interval: int = option(

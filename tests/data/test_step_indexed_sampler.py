@@ -195,7 +195,7 @@ def test_broken_images_are_replaced_by_the_next_counted_once_and_named(workers, 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_broken_image_too_many_stops_with_its_name(workers):
     with pytest.raises(
-        TooManyBrokenImagesError, match=r"2 broken images, 1 allowed \(max_broken_images\).*image-\d+.png"
+        TooManyBrokenImagesError, match=r"2 broken images, 1 allowed \(--max_broken_images\).*image-\d+.png"
     ):
         _batches(ColourSource(broken=(4, 5)), workers, max_broken=1, steps=9)
 

@@ -244,6 +244,7 @@ def test_what_does_not_go_together_is_named(tmp_path, capsys):
     for change, message in [
         ({"extra_resolutions": [20]}, "--extra_resolutions 20 is not a multiple of 8"),
         ({"extra_resolutions": [16], "resolution": 16}, "--extra_resolutions [16] must be all different, and none of"),
+        ({"extra_resolutions": [16]}, "--extra_resolutions [16] must be all different, and none of them --resolution"),
         ({"extra_resolutions": [24, 24]}, "--extra_resolutions [24, 24] must be all different"),
         ({"extra_resolutions": [0]}, "--extra_resolutions [0] must be at least 1 pixel each"),
         ({**SEVERAL, "aspect_ratio_divisor": 12}, "--aspect_ratio_divisor 12 is not a multiple of 8"),

@@ -180,7 +180,10 @@ CASES = {
         lambda t: {"perceptual": "lpips-alex", "perceptual_weights_path": t / "alex.pth", "resolution": 32},
         ["alex.pth", "ImageNet weights"],
     ),
-    "head sizes that contradict": (lambda t: {"ssl_patch_out_dim": 32}, ["patch_out_dim is 32", "shared"]),
+    "head sizes that contradict": (
+        lambda t: {"ssl_patch_out_dim": 32},
+        ["--ssl_patch_out_dim 32 must be --ssl_out_dim, which is 16", "--ssl_head_sharing"],
+    ),
     "temperature of zero": (
         lambda t: {"ssl_student_temperature": 0},
         ["--ssl_student_temperature 0.0 must be positive"],

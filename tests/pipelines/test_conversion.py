@@ -91,6 +91,19 @@ def test_the_command_writes_a_model_folder(foreign, tiny_vae, tmp_path):
     assert_converted(AutoencoderTC.from_pretrained(tmp_path / "out"), tiny_vae)
 
 
+@pytest.mark.parametrize(("text", "words"), [('{"a": "b",}', "is not JSON"), ("[]", "is no JSON object")])
+def test_a_key_map_or_config_that_is_damaged_is_named(tiny_vae, tmp_path, capsys, text, words):
+    tiny_vae.save_pretrained(tmp_path / "model")
+    weights = str(tmp_path / "model" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "bad.json").write_text(text)
+    (tmp_path / "map.json").write_text("{}")
+    for config, key_map, name in (("model", "bad.json", "--key_map"), ("bad.json", "map.json", "config")):
+        files = ["--config", str(tmp_path / config), "--key_map", str(tmp_path / key_map)]
+        with pytest.raises(SystemExit):
+            main([weights, str(tmp_path / "out"), *files])
+        assert f"{name} {tmp_path}/bad.json {words}" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_from_single_file_reads_our_layout_and_takes_a_key_map(foreign, tiny_vae, tmp_path):
     tiny_vae.save_pretrained(tmp_path)
     ours = AutoencoderTC.from_single_file(str(tmp_path / "diffusion_pytorch_model.safetensors"))

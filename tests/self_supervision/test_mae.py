@@ -7,6 +7,7 @@ import torch
 
 from tcae_diffusers.data.images.pixel_range import to_signed
 from tcae_diffusers.data.sample_randomness import slot_generators
+from tcae_diffusers.errors import InputError
 
 from ..latent_commands import assert_same_training_state, weights
 from ..tokenizer_commands import checkpoint, train, train_interrupted
@@ -35,6 +36,15 @@ def test_hidden_patches_are_hidden_and_the_share_is_that_of_the_options(started)
         hidden = run.side.model(torch.where(pixels, -images, images), views).method["pixels"]
         visible = run.side.model(torch.where(pixels, images, -images), views).method["pixels"]
     assert torch.equal(first, hidden) and not torch.allclose(first, visible)
+
+
+def test_a_token_is_always_left_to_see_and_a_single_one_is_refused(started):
+    run = started(**OPTIONS, ssl_options=json.dumps({"mask_ratio": 0.99}))
+    batch, views = prepared(run)
+    assert (views.on_tokens.sum(1) == 15).all()
+    small = {**batch, "pixel_values": batch["pixel_values"][..., :4, :4]}
+    with pytest.raises(InputError, match="images of 4x4 have a single one"):
+        run.method.prepare(small, [torch.Generator() for _ in range(4)], torch.device("cpu"))
 
 
 def test_the_loss_is_that_of_the_hidden_pixels_alone_and_zero_for_the_right_answer(started):

@@ -412,7 +412,10 @@ BAD_INPUT = {
     "another kind of model": ({"autoencoder": home}, "config.json"),
     "images too small for the discriminator": ({"discriminator_layers": 3}, "discriminator_layers 3"),
     "LPIPS of tiny images": ({"perceptual": "lpips-vgg"}, "32x32"),
-    "unknown augmentation": ({"discriminator_diff_augment": ["blur"]}, "blur"),
+    "unknown augmentation": (
+        {"discriminator_diff_augment": ["blur"]},
+        "--discriminator_diff_augment: invalid choice",
+    ),
     "negative noise": ({"latent_noise": -1}, "--latent_noise -1.0 must be 0 or more"),
     "noise that is no number": ({"latent_noise": "nan"}, "--latent_noise nan must be 0 or more"),
     "samples of no pipeline": ({"heldout_samples": 9}, "--heldout_samples 9 has no effect without --heldout_pipeline"),

@@ -2,6 +2,9 @@
 
 from PIL import Image
 
+# Up to this many times the area asked for, an image is scaled as a whole.
+_MOST_COVERING = 16
+
 
 def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     """The central part of an image at another size: the preprocessing of ADM's ImageNet figures.
@@ -20,6 +23,11 @@ def center_crop(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     if scale != 1:
         # Rounding could take a pixel too many off the longer side.
         covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        if covering[0] * covering[1] > _MOST_COVERING * width * height:
+            # Of a strip a pixel thick, what covers the size is a thousand times as large as what is left of it.
+            left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
+            box = (left, top, left + width / scale, top + height / scale)
+            return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         image = image.resize(covering, resample=Image.Resampling.BICUBIC)
     if image.size == (width, height):
         return image

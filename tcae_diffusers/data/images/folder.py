@@ -200,7 +200,12 @@ def _warn_of_hidden_images(root: str | os.PathLike[str]) -> None:
     with os.scandir(root) as entries:
         hidden = [entry.path for entry in entries if entry.name.startswith(".") and entry.is_dir()]
     for folder in hidden:
-        if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in os.listdir(folder)):
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            # Nothing of it is read, such as the wastebasket of a disk's owner.
+            continue
+        if any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names):
             logger.warning(f"{printable_name(folder)} is hidden, so its images are left out")
 
 

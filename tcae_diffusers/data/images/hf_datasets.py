@@ -171,10 +171,17 @@ class HuggingFaceDatasetSource:
 
 def _digests_of_rows(contents: pa.Array, paths: pa.Array, pool: ThreadPoolExecutor) -> Iterator[bytes]:
     in_files = contents.is_null().to_numpy(zero_copy_only=False) & paths.is_valid().to_numpy(zero_copy_only=False)
-    of_files = iter(content_digests(paths.filter(pa.array(in_files)).to_pylist()))
+    named = paths.filter(pa.array(in_files)).to_pylist()
+    found = iter(content_digests([path for path in named if not _is_url(path)]))
+    # What is behind a URL is not fetched to tell images apart.
+    of_files = (hashlib.sha256(f"URL {path}".encode()).digest() if _is_url(path) else next(found) for path in named)
     of_bytes = pool.map(_sha256_of_value, contents)
     for in_file, content in zip(in_files, of_bytes, strict=True):
         yield next(of_files) if in_file else content
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
 
 
 def _sha256_of_value(value: pa.BinaryScalar) -> bytes:
@@ -198,7 +205,7 @@ def read_row(encoded: dict | None, name: Callable[[], str]) -> bytes:
         raise BrokenImageError(name(), "the row holds no image")
     try:
         # Rows of a stream name files on the Hub and in archives by URL.
-        with fsspec.open(path) if "://" in path else open(path, "rb") as file:
+        with fsspec.open(path) if _is_url(path) else open(path, "rb") as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise BrokenImageError(name(), error.strerror or type(error).__name__) from error

@@ -38,6 +38,13 @@ class ImageSizeArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_extra_resolutions()
+
+    def check_extra_resolutions(self) -> None:
+        """
+        Raises:
+            InputError: two sizes are the same; to be asked again once `resolution` is known.
+        """
         for each in self.extra_resolutions:
             is_new = each != self.resolution and self.extra_resolutions.count(each) == 1
             self._require("extra_resolutions", is_new, "all different, and none of them --resolution")

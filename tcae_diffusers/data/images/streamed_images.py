@@ -133,7 +133,9 @@ class StreamedImages:
             self._state["next_reader"] = (reader + 1) % len(self._state["positions"])
             for row, problem in broken.items():
                 self._count_broken(row, problem)
-            yield views
+            # Without any, only broken rows were met, and all of them are known.
+            if views:
+                yield views
 
     def _count_broken(self, row: str, problem: str) -> None:
         known = self._state["broken"]
@@ -147,6 +149,12 @@ class StreamedImages:
     def _resumed_state(self, rank: int, world_size: int, readers: int) -> dict[str, Any]:
         states = self._loaded
         if len(states) == world_size and all(len(state["positions"]) == readers for state in states):
+            known = len(states[rank]["broken"])
+            if known > self.max_broken_images:
+                raise InputError(
+                    f"--max_broken_images {self.max_broken_images}: the checkpoint knows of {known} broken images"
+                    " already; allow as many or start anew"
+                )
             return json.loads(json.dumps(states[rank]))
         epoch = 0
         if states:

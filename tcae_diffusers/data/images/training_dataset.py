@@ -23,7 +23,7 @@ class TooManyBrokenImagesError(RuntimeError):
     @classmethod
     def of(cls, count: int, allowed: int, last: object) -> "TooManyBrokenImagesError":
         """Say how many there are, and what is wrong with the last one."""
-        return cls(f"{count} broken images, {allowed} allowed (max_broken_images); the last: {last}")
+        return cls(f"{count} broken images, {allowed} allowed (--max_broken_images); the last: {last}")
 
 
 class TokenizerTrainingDataset(Dataset):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,9 @@ from .format import (
 from .mapped_shard import MappedShard
 
 Batch = TypeVar("Batch")
+
+# Each keeps a file open, of 1,024 that a process commonly may; 512 of the default size hold two million images.
+MAX_MAPPED_SHARDS = 512
 
 
 class LatentCache(torch.utils.data.Dataset):
@@ -109,7 +113,7 @@ class LatentCache(torch.utils.data.Dataset):
         if "buckets" in self.manifest:
             self.images = torch.cat([self._read_integers(shard, "image") for shard in shards])
             self._check_images(len(self.manifest["transform"]["resolution"]))
-        self._mapped: dict[int, MappedShard] = {}
+        self._mapped: OrderedDict[int, MappedShard] = OrderedDict()
         if verify == "sha256":
             self.verify_hashes()
         if expected_tokenizer is not None:
@@ -365,12 +369,15 @@ class LatentCache(torch.utils.data.Dataset):
 
     def _map(self, number: int) -> MappedShard:
         if number not in self._mapped:
+            if len(self._mapped) == MAX_MAPPED_SHARDS:
+                self._mapped.popitem(last=False)
             self._mapped[number] = MappedShard(self.path / self.manifest["shards"][number]["file"])
+        self._mapped.move_to_end(number)
         return self._mapped[number]
 
     def __getstate__(self) -> dict:
         # Mapped tensors would be pickled as their whole content; each DataLoader worker maps the files itself.
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": OrderedDict()}
 
     def latents_of_shard(self, number: int, view: str = PLAIN_VIEW) -> torch.Tensor:
         """

@@ -193,8 +193,13 @@ class LatentShardWriter:
 
     def _record_of(self, shard: LatentShard) -> dict:
         if self.is_finalized:
-            return json.loads((self.path / MANIFEST).read_text())["shards"][shard.number]
+            return self._final_records[shard.number]
         return json.loads(self._record_path(shard).read_text())
+
+    @functools.cached_property
+    def _final_records(self) -> list[dict]:
+        # Read once: with thousands of shards the manifest takes a while, and what it says of them stays.
+        return json.loads((self.path / MANIFEST).read_text())["shards"]
 
     def _record_path(self, shard: LatentShard) -> Path:
         return self.path / Path(shard_file(shard.number)).with_suffix(".json")

@@ -134,7 +134,13 @@ class MaskedAutoencoding(SelfSupervision):
     ) -> HiddenGroups:
         images = batch["pixel_values"]
         rows, columns = (length // self.side for length in images.shape[-2:])
-        hidden = max(1, round(self.options.mask_ratio * rows * columns))
+        if rows * columns < 2:
+            height, width = images.shape[-2:]
+            raise InputError(
+                f"--ssl mae predicts hidden tokens from the others, and images of {height}x{width} have a single one;"
+                " use larger images, or pass --ssl none."
+            )
+        hidden = min(max(1, round(self.options.mask_ratio * rows * columns)), rows * columns - 1)
         on_tokens = torch.zeros(len(images), rows * columns, dtype=torch.bool)
         for mask, generator in zip(on_tokens, generators, strict=True):
             mask[torch.randperm(rows * columns, generator=generator)[:hidden]] = True

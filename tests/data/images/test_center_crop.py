@@ -21,6 +21,23 @@ def test_center_crop_takes_the_middle_of_either_orientation():
         assert np.asarray(center_crop(picture, 10)).reshape(-1, 3).tolist() == [[0, 0, 255]] * 100
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (200, 1)])
+def test_of_a_thin_strip_only_what_is_wanted_is_scaled(size, monkeypatch):
+    """The middle of 3,000 pixels of one row, 32 times as high, would be 98 thousand pixels wide."""
+    image = Image.fromarray(np.repeat(np.linspace(0, 255, max(size)).astype(np.uint8)[:, None], 3, axis=1)[None])
+    image = image if size[0] > 1 else image.transpose(Image.Transpose.ROTATE_270)
+    largest, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda self, to, *args, **kwargs: (largest.append(to), resize(self, to, *args, **kwargs))[1],
+    )
+    result = center_crop(image, 32)
+    assert result.size == (32, 32) and max(map(max, largest)) == 32
+    # One pixel of the strip, in the middle of a slope from black to white.
+    assert abs(np.asarray(result).astype(int) - 127).max() <= 2
+
+
 def test_an_image_of_the_size_is_untouched():
     image = noise(16, 16)
     assert center_crop(image, 16) is image

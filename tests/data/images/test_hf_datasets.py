@@ -139,6 +139,15 @@ def test_the_fingerprint_is_of_the_images_and_labels_alone(tmp_path):
     assert len({first, *others}) == 5 and others[2] == others[3]
 
 
+def test_images_behind_urls_are_told_apart_by_the_urls():
+    def fingerprint(names):
+        rows = [{"bytes": None, "path": f"https://images.example/{name}.png"} for name in names]
+        return _source(_image_column(rows).add_column("label", [0, 1, 1])).fingerprint
+
+    assert fingerprint("abc") == fingerprint("abc")
+    assert len({fingerprint("abc"), fingerprint("abd"), fingerprint("bac")}) == 3
+
+
 def test_images_in_arrow_are_hashed_once_while_their_file_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TCAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(content_fingerprint, "_SETTLED_NS", 0)

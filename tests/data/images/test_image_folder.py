@@ -105,7 +105,7 @@ def test_images_of_other_endings_count(tmp_path, ending):
     assert len(source) == 2 and source.image(1).getpixel((0, 0))[0] > 250
 
 
-def test_a_class_that_is_a_link_to_nothing_or_hidden_is_named(two_classes, caplog):
+def test_a_class_that_is_a_link_to_nothing_or_hidden_is_named(two_classes, caplog, monkeypatch):
     logging.enable_propagation()
     try:
         _folder(two_classes / ".NET", {"a.png": "red"})
@@ -113,6 +113,16 @@ def test_a_class_that_is_a_link_to_nothing_or_hidden_is_named(two_classes, caplo
     finally:
         logging.disable_propagation()
     assert ".NET is hidden, so its images are left out" in caplog.text
+    # What nobody reads may be closed to us, such as the wastebasket of a disk.
+    listdir = os.listdir
+
+    def closed(folder="."):
+        if os.path.basename(folder) == ".NET":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    assert ".NET" not in build_image_source(two_classes).classes
     os.symlink(two_classes / "gone", two_classes / "zebra")
     with pytest.raises(InputError, match="zebra is a link to something that does not exist"):
         build_image_source(two_classes)

@@ -219,6 +219,15 @@ def test_broken_images_are_not_counted_again_after_a_resume(broken):
     assert len(_flat(_numbers(_take(resumed, 15)))) == 30
 
 
+def test_a_resume_with_fewer_broken_images_than_are_known_says_so(broken):
+    images = _images(broken, max_broken=3)
+    _take(images, 7)
+    resumed = _images(broken, max_broken=1)
+    resumed.load_state_dict([images.state_dict()])
+    with pytest.raises(InputError, match="--max_broken_images 1: the checkpoint knows of 3 broken images already"):
+        _take(resumed, 1)
+
+
 def test_a_stream_of_nothing_readable_ends(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.png": b"0", "1.png": b"1"})
     with pytest.raises(TooManyBrokenImagesError, match="none of the 2 images of the stream can be read"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from tcae_diffusers import files
+from tcae_diffusers.data.latents import cache as latent_cache
 from tcae_diffusers.data.latents import format as latent_format
 from tcae_diffusers.data.latents.channel_statistics import ChannelStatistics
 from tcae_diffusers.data.latents.format import LatentCacheError, shard_file, shard_ranges
@@ -162,6 +163,23 @@ def test_each_sample_of_each_epoch_gets_the_view_that_seed_epoch_and_index_choos
     assert torch.equal(cache.read(order, [5] * NUM_SAMPLES)[0], chosen[5][order])
     assert torch.equal(cache[5, 11]["latents"], chosen[5, 11])
     assert not torch.equal(LatentCache(made, seed=4).read(range(NUM_SAMPLES), 0)[0], chosen[0])
+
+
+def test_no_more_files_are_open_than_shards_may_be_mapped(made, monkeypatch):
+    cache = LatentCache(made)
+    expected = cache.read(range(NUM_SAMPLES))[0].clone()
+    monkeypatch.setattr(latent_cache, "MAX_MAPPED_SHARDS", 2)
+    cache = LatentCache(made)
+    kept = cache.latents_of_shard(0)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for _ in range(2):
+        order = torch.randperm(NUM_SAMPLES).numpy()
+        assert torch.equal(cache.read(order)[0], expected[order])
+    assert len(cache._mapped) == 2
+    # A tensor outlives the place of its shard among the mapped ones.
+    assert torch.equal(kept, LatentCache(made).latents_of_shard(0))
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 def test_choices_are_balanced_and_independent_of_the_batch():
