@@ -425,7 +425,7 @@ def test_a_shift_that_cannot_be_drawn_with_is_refused(save_pipeline, pipeline_fo
     assert "needs a flow matching scheduler" in capsys.readouterr().err
     # Nothing was drawn, so the place is free.
     assert generate(pipeline_folder, tmp_path / "set", "--num_images", 2, "--timestep_shift", 0) == 2
-    assert "timestep_shift 0.0 must be above 0" in capsys.readouterr().err
+    assert "--timestep_shift 0.0 must be positive" in capsys.readouterr().err
 
 
 def test_plans_pass_the_shift_and_the_held_out_images_on(monkeypatch, tmp_path):
