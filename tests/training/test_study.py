@@ -279,6 +279,8 @@ def test_units_run_side_by_side_and_leave_records_that_stand_for_their_settings(
     main(options)
     assert "0 of 2 done" in capsys.readouterr().out
     results = {path.stem: read_result(path, StudyUnitResult) for path in (tmp_path / "study" / "results").iterdir()}
+    # Records are committed: a path of the machine has no place in them.
+    assert all(str(tmp_path) not in result.command for result in results.values())
     assert set(results) == {"plain-seed3", "SSL-STC-seed3"}
     plain = results["plain-seed3"]
     assert (plain.arm, plain.seed, plain.study) == ("plain", 3, "tiny")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -257,8 +258,14 @@ class Unit:
             parts=measured_parts(self.folder / "measured" / folder_name(self.arm)),
             cost=cost,
             curves=thinned_curves(self.folder / "tokenizer"),
-            **provenance(**settings),
+            # Of this unit alone: records are committed, and a machine's folders have no place in them.
+            **{**provenance(**settings), "command": self._command()},
         )
+
+    def _command(self) -> str:
+        plan = f"{self.plan.path.absolute().parent.name}/{self.plan.path.name}"
+        arguments = ["--only", self.arm, "--seeds", str(self.seed)]
+        return shlex.join(["python", "-m", "tcae_diffusers.training.study", plan, *arguments])
 
 
 def tokenizer_macs(arguments: TokenizerArguments) -> float:
