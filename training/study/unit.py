@@ -263,9 +263,10 @@ class Unit:
         )
 
     def _command(self) -> str:
-        plan = f"{self.plan.path.absolute().parent.name}/{self.plan.path.name}"
+        path, here = self.plan.path.resolve(), Path.cwd()
+        plan = path.relative_to(here) if path.is_relative_to(here) else path.name
         arguments = ["--only", self.arm, "--seeds", str(self.seed)]
-        return shlex.join(["python", "-m", "tcae_diffusers.training.study", plan, *arguments])
+        return shlex.join(["python", "-m", "tcae_diffusers.training.study", str(plan), *arguments])
 
 
 def tokenizer_macs(arguments: TokenizerArguments) -> float:

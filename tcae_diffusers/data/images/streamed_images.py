@@ -133,9 +133,7 @@ class StreamedImages:
             self._state["next_reader"] = (reader + 1) % len(self._state["positions"])
             for row, problem in broken.items():
                 self._count_broken(row, problem)
-            # Without any, only broken rows were met, and all of them are known.
-            if views:
-                yield views
+            yield views
 
     def _count_broken(self, row: str, problem: str) -> None:
         known = self._state["broken"]
